@@ -1,0 +1,169 @@
+"""Callbacks: what a run writes to its store and to W&B."""
+
+from __future__ import annotations
+
+import math
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_info
+
+from loraens.adapters import member_files
+from loraens.metrics import predictions, probabilities
+from loraens.module import Population
+from loraens.reading import Split
+from loraens.store import Logits, MemberStore, logits_to_bytes
+from loraens.tasks import LOWER_IS_BETTER, Task
+
+
+def score_of(module: Population, index: int) -> float:
+    """The score that chooses a member's best epoch, higher is better: the task's metric, its sign turned where lower is better;
+    of several tasks the paper's overall score, or, where they are others, the mean."""
+    together = module.overall(index)
+    if together is not None:
+        return together
+    signs = [-1 if task.metric in LOWER_IS_BETTER else 1 for task in module.tasks]
+    return float(np.mean([sign * module.scores[index][task.name][task.metric] for sign, task in zip(signs, module.tasks)]))
+
+
+class MemberWriter(Callback):
+    """Writes every member after each validation: weights, logits of dev and test, and the manifest.
+
+    The best epoch is the one with the best dev score (the first of equals); best and last are kept.
+
+    Args:
+        directory: The run's directory; members lie right below it.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._progress: list[dict[str, Any]] = []
+        self._seconds, self._started = 0.0, 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run must know: the history of every member and the seconds spent."""
+        return {"progress": self._progress, "seconds": self._spent()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with a former run's history."""
+        self._progress, self._seconds = state_dict["progress"], state_dict["seconds"]
+
+    def _spent(self) -> float:
+        return self._seconds + time.monotonic() - self._started
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._started = time.monotonic()
+        if not self._progress:
+            self._progress = [{"best": None, "score": None, "history": []} for _ in cast(Population, pl_module).members]
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write every member."""
+        if trainer.state.fn != "fit" or trainer.sanity_checking or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        module = cast(Population, pl_module)
+        epoch = trainer.current_epoch + 1
+        for index, progress in enumerate(self._progress):
+            score = score_of(module, index)
+            if progress["best"] is None or math.isnan(progress["score"]) or score > progress["score"]:
+                progress["best"], progress["score"] = epoch, score
+            progress["history"].append({"epoch": epoch, "dev": module.scores[index]})
+            files = member_files(module.model, index, module.backbone, module.options["targets"])
+            for task, split in module.outputs:
+                files[f"{task}-{split}.npz"] = logits_to_bytes(self._logits(module, index, task, split))
+            self._store(module, index).write({_epoch_name(epoch): files}, self._manifest(module, index, "training"))
+
+    def _store(self, module: Population, index: int) -> MemberStore:
+        return MemberStore(self.directory / module.members[index].name)
+
+    @staticmethod
+    def _logits(module: Population, index: int, task: str, split: str) -> Logits:
+        source: Split = module.data.splits[task, split].split
+        rows = module.rows[task, split]
+        labels = None if source.labels is None else source.labels[rows]
+        return Logits(module.outputs[task, split][index].numpy(), np.array(source.ids)[rows], labels)
+
+    def _manifest(self, module: Population, index: int, status: str) -> dict[str, Any]:
+        progress, member = self._progress[index], module.members[index]
+        history: list[dict[str, Any]] = progress["history"]
+        last = history[-1]["epoch"]
+        by_epoch = {entry["epoch"]: entry["dev"] for entry in history}
+        return {
+            "name": member.name,
+            "status": status,
+            "member": member.to_dict(),
+            "settings": module.settings(),
+            "epochs": {"best": _epoch_name(progress["best"]), "last": _epoch_name(last)},
+            "dev": {"best": by_epoch[progress["best"]], "last": by_epoch[last]},
+            "history": history,
+            "dropped": {
+                f"{task}-{split}": part.split.dropped for (task, split), part in module.data.splits.items() if part.split.dropped
+            },
+            "truncated": {f"{task}-{split}": part.tokens.truncated for (task, split), part in module.data.splits.items()},
+            "trainable_parameters": module.model.trainable_parameters(index),
+            "seconds": round(self._spent(), 1),
+            "versions": {name: version(name) for name in ("loraens", "torch", "transformers", "lightning")},
+        }
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Mark every member as finished."""
+        module = cast(Population, pl_module)
+        for index, progress in enumerate(self._progress):
+            if progress["history"]:
+                store = self._store(module, index)
+                store.write({}, self._manifest(module, index, "finished"))
+                rank_zero_info(f"member {module.members[index].name} lies in {store.directory}")
+
+
+def _epoch_name(epoch: int) -> str:
+    return f"epoch-{epoch:03d}"
+
+
+class WandbRun(Callback):
+    """Completes a W&B run: settings at the start, and the table of dev predictions of the best epoch at the end.
+
+    Args:
+        directory: The run's directory.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the settings to every logger."""
+        module = cast(Population, pl_module)
+        for logger in trainer.loggers:
+            logger.log_hyperparams({**module.members[0].to_dict(), **module.settings()})
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log one table a task, and the best scores as the run's summary."""
+        module = cast(Population, pl_module)
+        store = MemberStore(self.directory / module.members[0].name)
+        for logger in trainer.loggers:
+            if not isinstance(logger, WandbLogger) or not (store.directory / "manifest.json").is_file():
+                continue
+            best = store.manifest()["dev"]["best"]
+            for task in module.tasks:
+                columns, rows = prediction_table(task, module.data.splits[task.name, "dev"].split, store.logits(task.name, "dev"))
+                logger.log_table(f"dev/{task.name}/predictions", columns, rows)
+                logger.experiment.summary.update({f"best/{task.name}/{k}": v for k, v in best[task.name].items()})
+
+
+def prediction_table(task: Task, split: Split, logits: Logits) -> tuple[list[str], list[list[Any]]]:
+    """Columns and rows of a table of predictions beside texts and labels."""
+    texts = dict(zip(split.ids, split.texts))
+    found = predictions(task, logits.logits).tolist()
+    columns = ["id", *task.text_columns, "label", "prediction"]
+    labels = [] if logits.labels is None else logits.labels.tolist()
+    if task.kind == "number":
+        cells = [[label, value] for label, value in zip(labels, found)]
+    else:
+        columns += [f"probability_{name}" for name in task.class_names]
+        names, shares = task.class_names, probabilities(task, logits.logits).tolist()
+        cells = [[names[int(label)], names[value], *share] for label, value, share in zip(labels, found, shares)]
+    return columns, [[key, *texts[key], *cell] for key, cell in zip(logits.example_id.tolist(), cells)]

@@ -1,0 +1,65 @@
+"""The command line: one table from command to function, each imported only when it runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any
+
+from loraens import __version__
+from loraens.errors import InputError
+
+COMMANDS: dict[str, tuple[str, str, str]] = {
+    # name: (module, function of the remaining arguments, what it does)
+    "quickstart": ("loraens.quickstart", "main", "train a few members on a small made-up corpus and join them"),
+    "fit": ("loraens.training", "main", "train one member"),
+    "validate": ("loraens.training", "main", "score a checkpoint on dev"),
+    "test": ("loraens.training", "main", "score a checkpoint on a labelled test split"),
+    "predict": ("loraens.predict", "main", "write a trained member's predictions for a file or a text"),
+}
+TRAINER_COMMANDS = ("fit", "validate", "test")
+
+
+def usage() -> str:
+    """What `loraens --help` prints."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {purpose}" for name, (_, _, purpose) in COMMANDS.items()]
+    return "\n".join(
+        ["usage: loraens COMMAND [options]", "", "commands:", *lines, "", "`loraens COMMAND --help` lists a command's options."]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run a command; bad input ends in one sentence and exit code 2.
+
+    Args:
+        argv: Arguments without the program's name; those of the process by default.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        sys.exit(0 if arguments else 2)
+    if arguments[0] == "--version":
+        print(f"loraens {__version__}")
+        return
+    name, rest = arguments[0], arguments[1:]
+    if name not in COMMANDS:
+        _fail(f"{name!r} is not a command: use one of {', '.join(COMMANDS)}")
+    module, function, _ = COMMANDS[name]
+    try:
+        run: Callable[[list[str]], Any] = getattr(import_module(module), function)
+        run([name, *rest] if name in TRAINER_COMMANDS else rest)
+    except InputError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        _fail("interrupted", code=130)
+    except BrokenPipeError:  # the reader of our output, such as `head`, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _fail(message: str, code: int = 2) -> None:
+    print(f"loraens: {message}", file=sys.stderr)
+    sys.exit(code)

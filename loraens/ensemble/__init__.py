@@ -1,0 +1,1 @@
+"""Ensembles of trained members: plain arrays in, plain arrays out."""

@@ -1,0 +1,154 @@
+"""One frozen backbone, the adapters of every member, and their heads.
+
+Shape letters: M members, B examples of a member, N tokens, D width of the encoder, C outputs of a task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from loraens.backbone import position_offset
+from loraens.grid import Member
+from loraens.lora import Routing, dropout_mask, inject, route_dropout
+from loraens.packing import PackedBatch, attention_layouts
+from loraens.seeding import derive_seed
+from loraens.tasks import Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Mode = Literal["lora", "frozen", "full"]
+Pooling = Literal["pooler", "cls", "mean"]
+
+
+class Heads(nn.Module):
+    """Dropout, then one linear layer, for one task and every member: `(M, B, D)` -> `(M, B, C)`.
+
+    Weights are drawn from N(0, 0.02^2), as BERT's are; biases are zero.
+    """
+
+    def __init__(self, task: Task, width: int, members: Sequence[Member], routing: Routing) -> None:
+        super().__init__()
+        self.dropouts = tuple(member.head_dropout for member in members)
+        self.routing = routing
+        weights = []
+        for member in members:
+            generator = torch.Generator().manual_seed(derive_seed(member.seed, "head", task.name))
+            weights.append(torch.empty(task.num_outputs, width).normal_(0, 0.02, generator=generator))
+        self.weight = nn.Parameter(torch.stack(weights))
+        self.bias = nn.Parameter(torch.zeros(len(members), task.num_outputs))
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """`(M, B, D)` -> `(M, B, C)`."""
+        if self.training and any(self.dropouts):
+            masks = [
+                dropout_mask(pooled.shape[1:], p, generator, pooled.dtype)
+                for p, generator in zip(self.dropouts, self.routing.generators)
+            ]
+            pooled = pooled * torch.stack(masks)
+        return torch.baddbmm(self.bias[:, None], pooled, self.weight.transpose(1, 2))
+
+
+class MemberModel(nn.Module):
+    """Backbone, adapters and heads of a population.
+
+    Args:
+        encoder: The backbone, as `backbone.load_encoder` gives it.
+        tasks: One head for each.
+        members: The population; one member in the modes `frozen` and `full`.
+        mode: "lora" trains adapters and heads; "frozen" heads only, over features without dropout; "full" everything.
+        targets: Names of the linear layers to adapt, in mode "lora".
+        pooling: "pooler" (the backbone's own, over [CLS]), "cls" ([CLS] as it is) or "mean" (over real tokens).
+        init_std: Standard deviation of A at the start.
+        encoder_dropout: Whether the backbone's own dropout is on while training.
+
+    Raises:
+        ValueError: A target matches no layer, or a mode that has no member axis got several members.
+    """
+
+    def __init__(
+        self,
+        encoder: PreTrainedModel,
+        tasks: Sequence[Task],
+        members: Sequence[Member],
+        mode: Mode = "lora",
+        targets: Sequence[str] = ("query", "value"),
+        pooling: Pooling = "pooler",
+        init_std: float = 0.02,
+        encoder_dropout: bool = True,
+    ) -> None:
+        super().__init__()
+        if mode != "lora" and len(members) != 1:
+            raise ValueError(f"mode {mode!r} trains one member at a time, got {len(members)}")
+        self.mode, self.pooling, self.members = mode, pooling, tuple(members)
+        self.routing = Routing()
+        self.encoder = encoder.requires_grad_(mode == "full")
+        route_dropout(encoder, self.routing, enabled=encoder_dropout and mode != "frozen")
+        self.adapters = {}
+        if mode == "lora":
+            ranks, scales = [member.rank for member in members], [member.scale for member in members]
+            self.adapters = inject(encoder, targets, ranks, scales, self.routing)
+            for name, layer in self.adapters.items():
+                layer.reset([member.seed for member in members], name, init_std)
+        self.heads = nn.ModuleDict(
+            {task.name: Heads(task, encoder.config.hidden_size, members, self.routing) for task in tasks}
+        )
+        self._offset = position_offset(encoder)
+        self._has_types = getattr(encoder.config, "type_vocab_size", 0) > 1
+
+    def trainable_parameters(self, index: int) -> int:
+        """Trained numbers of one member, at its own rank."""
+        heads = sum(parameter[index].numel() for parameter in self.heads.parameters())
+        if self.mode == "full":
+            return heads + sum(parameter.numel() for parameter in self.encoder.parameters())
+        adapters = self.adapters.values()
+        return heads + sum(a.ranks[index] * (a.base.in_features + a.base.out_features) for a in adapters)
+
+    def seed_dropout(self, *counter: int) -> None:
+        """Name the dropout masks of the next training forward; the same counter gives the same masks."""
+        device = next(self.parameters()).device
+        self.routing.seed([member.seed for member in self.members], device, *counter)
+
+    def forward(self, batch: PackedBatch) -> Tensor:
+        """Logits `(M, B, C)` of a packed batch."""
+        return self.head(self.pooled(batch), batch.task)
+
+    def head(self, pooled: Tensor, task: str) -> Tensor:
+        """Logits `(M, B, C)` of pooled features `(M, B, D)`."""
+        logits: Tensor = self.heads[task](pooled)
+        return logits
+
+    def pooled(self, batch: PackedBatch) -> Tensor:
+        """Features `(M, B, D)` of a packed batch, before the head."""
+        self.routing.tokens = [sum(lengths) for lengths in batch.member_lengths]
+        device = batch.input_ids.device
+        types = {"token_type_ids": batch.token_type_ids[None]} if self._has_types else {}
+        hidden = self.encoder(
+            input_ids=batch.input_ids[None],
+            position_ids=batch.position_ids[None] + self._offset,
+            routing=self.routing,
+            layouts=attention_layouts(batch.member_lengths, device),
+            **types,
+        ).last_hidden_state[0]
+        lengths = torch.tensor(batch.lengths, device=device)
+        if self.pooling == "mean":
+            pooled = torch.segment_reduce(hidden.float() if hidden.dtype.itemsize < 4 else hidden, "mean", lengths=lengths)
+        else:
+            first = hidden[lengths.cumsum(0) - lengths]
+            pooled = first if self.pooling == "cls" else self.encoder.pooler(first[:, None])
+        return pooled.view(batch.members, -1, hidden.shape[-1])
+
+
+def member_losses(task: Task, logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean loss of each member, `(M,)`, of logits `(M, B, C)` and labels `(M, B)`."""
+    if task.loss == "cross_entropy":
+        return F.cross_entropy(logits.transpose(1, 2), labels.long(), reduction="none").mean(1)
+    targets = labels.to(logits.dtype)
+    if task.loss == "binary_cross_entropy":
+        return F.binary_cross_entropy_with_logits(logits[..., 0], targets, reduction="none").mean(1)
+    return F.mse_loss(logits[..., 0], targets, reduction="none").mean(1)

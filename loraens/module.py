@@ -1,0 +1,296 @@
+"""The LightningModule: steps, losses, optimiser, scores.
+
+Shape letters: M members, B examples of a member, N examples of a split, C outputs, D width of the encoder.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+from transformers import get_scheduler
+
+from loraens.backbone import fingerprint, load_encoder, max_positions
+from loraens.data import TextData, eval_loader
+from loraens.errors import InputError
+from loraens.grid import Member
+from loraens.metrics import overall, scores
+from loraens.model import MemberModel, Mode, Pooling, member_losses
+from loraens.packing import PackedBatch
+from loraens.tasks import Task
+
+Schedule = Literal["constant", "linear", "cosine"]
+Key = tuple[str, str]  # task, split
+
+
+class Population(LightningModule):
+    """Members trained side by side on one backbone; the loss is the sum of the members' mean losses.
+
+    Args:
+        members: The population.
+        tasks: What is predicted; linked from the data.
+        backbone: Hub name or directory of a BERT-family encoder, or "minilm", the packaged one.
+        mode: "lora" trains adapters and heads, "frozen" heads alone on features computed once, "full" the whole encoder.
+        targets: Names of the encoder's linear layers that get an adapter.
+        pooling: What the head reads: "pooler" (the backbone's own), "cls" or "mean".
+        init_std: Standard deviation of A at the start; B is zero.
+        encoder_dropout: Whether the backbone's own dropout is on while training.
+        schedule: Learning rate after the warm-up: constant, or linear or cosine decay to zero.
+        warmup: Share of the steps in which the learning rate rises from zero, in [0, 1).
+
+    Raises:
+        InputError: An option is out of range or does not fit the backbone.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        tasks: Sequence[Task],
+        backbone: str = "bert-base-uncased",
+        mode: Mode = "lora",
+        targets: Sequence[str] = ("query", "value"),
+        pooling: Pooling = "pooler",
+        init_std: float = 0.02,
+        encoder_dropout: bool = True,
+        schedule: Schedule = "constant",
+        warmup: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if not 0 <= warmup < 1:
+            raise InputError(f"--model.warmup {warmup:g} is not a share of the steps: a number from 0 to below 1 is expected")
+        if mode == "lora" and any(member.rank < 1 for member in members):
+            raise InputError("--model.rank must be at least 1 in mode lora")
+        self.strict_loading = False  # checkpoints hold no frozen weights
+        self.members, self.tasks = tuple(members), tuple(tasks)
+        self.options: dict[str, Any] = {
+            "mode": mode,
+            "targets": list(targets),
+            "pooling": pooling,
+            "init_std": init_std,
+            "encoder_dropout": encoder_dropout,
+        }
+        self.backbone, self.schedule, self.warmup = backbone, schedule, warmup
+        self.model: MemberModel
+        self.backbone_fingerprint = ""
+        self.outputs: dict[Key, Tensor] = {}  # (M, N, C) of the last evaluation
+        self.rows: dict[Key, np.ndarray] = {}  # (N,) rows of the split that were evaluated
+        self.scores: list[dict[str, dict[str, float]]] = []  # by member, task, metric: of dev, last evaluation
+        self._parts: dict[Key, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        self._features: dict[Key, Tensor] = {}
+
+    @property
+    def data(self) -> TextData:
+        """The trainer's data module."""
+        data: TextData = self.trainer.datamodule  # type: ignore[attr-defined]
+        return data
+
+    def configure_model(self) -> None:
+        """Load the backbone and build the members on it, once."""
+        if hasattr(self, "model"):
+            return
+        with torch.device("cpu"):
+            encoder = load_encoder(self.backbone, pooler=self.options["pooling"] == "pooler")
+        self.backbone_fingerprint = fingerprint(encoder)
+        if self.data.max_length > max_positions(encoder):
+            raise InputError(
+                f"--data.max_length {self.data.max_length} is more than backbone {self.backbone!r} can read: "
+                f"at most {max_positions(encoder)} is expected"
+            )
+        try:
+            self.model = MemberModel(encoder, self.tasks, self.members, **self.options)
+        except ValueError as error:
+            raise InputError(f"--model.targets: {error}") from None
+        self.model.to(torch.get_default_dtype())
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW (Loshchilov and Hutter 2019) with the members' rate, and the schedule stepped every batch."""
+        (lr,), (weight_decay,) = {m.lr for m in self.members}, {m.weight_decay for m in self.members}
+        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
+        steps = int(self.trainer.estimated_stepping_batches)
+        name = "constant_with_warmup" if self.schedule == "constant" else self.schedule
+        scheduler = get_scheduler(name, optimizer, num_warmup_steps=round(self.warmup * steps), num_training_steps=steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that a member's weights depend on beside its own settings, as JSON can hold it."""
+        return {
+            **self.options,
+            "backbone": self.backbone,
+            "backbone_fingerprint": self.backbone_fingerprint,
+            "schedule": self.schedule,
+            "warmup": self.warmup,
+            "tasks": [task.to_dict() for task in self.tasks],
+            "batch_size": self.data.batch_size,
+            "max_length": self.data.max_length,
+            "temperature": self.data.temperature,
+            "precision": str(self.trainer.precision),
+            "accumulate_grad_batches": self.trainer.accumulate_grad_batches,
+            "gradient_clip_val": self.trainer.gradient_clip_val,
+            "data": {f"{task}-{split}": part.fingerprint() for (task, split), part in self.data.splits.items()},
+        }
+
+    # Training
+
+    def on_fit_start(self) -> None:
+        """Compute the features that the mode `frozen` trains on; put everything else in training mode."""
+        if self.options["mode"] == "frozen":
+            self._compute_features()
+        self.model.train()
+
+    @torch.no_grad()
+    def _compute_features(self) -> None:
+        self.model.eval()
+        for key, part in self.data.splits.items():
+            rank_zero_info(f"computing the features of {len(part)} records of {key[0]} {key[1]}")
+            found = []
+            for batch in eval_loader(part, self.data.eval_batch_size, members=1):
+                with self.trainer.precision_plugin.forward_context():
+                    found.append((batch.rows[0], self.model.pooled(batch.to(self.device))[0].float()))
+            rows, features = (torch.cat(column) for column in zip(*found))
+            self._features[key] = features[rows.argsort().to(features.device)].to(self.dtype)
+
+    def _logits(self, batch: PackedBatch) -> Tensor:
+        features = self._features.get((batch.task, batch.split))
+        if features is None:
+            logits: Tensor = self.model(batch)
+            return logits
+        return self.model.head(features[batch.rows], batch.task)
+
+    def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
+        """Sum of the members' losses.
+
+        Raises:
+            InputError: The loss is not finite.
+        """
+        self.model.seed_dropout(self.current_epoch, batch_idx)
+        assert batch.labels is not None
+        losses = member_losses(self._task(batch.task), self._logits(batch), batch.labels)
+        if not bool(losses.isfinite().all()):
+            raise InputError(
+                f"the loss is {losses.detach().max().item()} at epoch {self.current_epoch} step {self.global_step}: "
+                "choose a lower --model.lr or --model.scale"
+            )
+        self.log("train/loss", losses.mean(), prog_bar=True, batch_size=batch.rows.numel())
+        if len(self.tasks) > 1:
+            self.log(f"train/{batch.task}/loss", losses.mean(), batch_size=batch.rows.numel())
+        return losses.sum()
+
+    def _task(self, name: str) -> Task:
+        return next(task for task in self.tasks if task.name == name)
+
+    # Evaluation
+
+    def _eval_step(self, batch: PackedBatch) -> None:
+        logits = self._logits(batch)
+        self._parts[batch.task, batch.split].append((batch.rows[0].cpu(), logits.float().cpu()))
+
+    def validation_step(self, batch: PackedBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Keep the logits of one batch."""
+        self._eval_step(batch)
+
+    def test_step(self, batch: PackedBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Keep the logits of one batch."""
+        self._eval_step(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Score dev, and keep the logits of all splits for the callbacks."""
+        self._finish("dev")
+
+    def on_test_epoch_end(self) -> None:
+        """Score test."""
+        self._finish("test")
+
+    def _finish(self, scored: str) -> None:
+        for key, parts in self._parts.items():
+            rows = torch.cat([rows for rows, _ in parts])
+            order = rows.argsort()
+            self.rows[key] = rows[order].numpy()
+            self.outputs[key] = torch.cat([logits for _, logits in parts], dim=1)[:, order]
+        self._parts.clear()
+        self.scores = [self._member_scores(index, scored) for index in range(len(self.members))]
+        for task in self.tasks:
+            for metric in self.scores[0][task.name]:
+                values = [found[task.name][metric] for found in self.scores]
+                self.log(f"{scored}/{task.name}/{metric}", float(np.mean(values)), prog_bar=metric == task.metric)
+        together = [self.overall(index) for index in range(len(self.members))]
+        if together[0] is not None:
+            self.log(f"{scored}/overall", float(np.mean(together)), prog_bar=True)  # type: ignore[arg-type]
+
+    def _member_scores(self, index: int, split: str) -> dict[str, dict[str, float]]:
+        found = {}
+        for task in self.tasks:
+            labels = self.data.splits[task.name, split].split.labels
+            assert labels is not None
+            logits = self.outputs[task.name, split][index].numpy()
+            found[task.name] = scores(task, logits, labels[self.rows[task.name, split]])
+        return found
+
+    def overall(self, index: int) -> float | None:
+        """The paper's overall score of a member over the three tasks, if all are there."""
+        return overall({task.name: self.scores[index][task.name][task.metric] for task in self.tasks})
+
+    # Checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave the frozen weights out, and note the settings."""
+        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
+        checkpoint["loraens"] = {"members": [member.to_dict() for member in self.members], **self.settings()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of other settings or data.
+
+        Raises:
+            InputError: It names the first difference.
+        """
+        found = checkpoint.get("loraens")
+        if found is None:
+            raise InputError("--ckpt_path is not a checkpoint of loraens: give the last.ckpt of a run")
+        expected = {"members": [member.to_dict() for member in self.members], **self.settings()}
+        for name, value in expected.items():
+            if found.get(name) != value:
+                raise InputError(
+                    f"--ckpt_path was written with {name} {found.get(name)!r}, now it is {value!r}: "
+                    "use the run's config.yaml and data, or start a new run without --ckpt_path"
+                )
+
+
+class LoraModule(Population):
+    """One member: a rank, a scale, a seed, a learning rate."""
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        rank: int = 8,
+        scale: float = 1.0,
+        seed: int = 0,
+        lr: float = 1e-4,
+        weight_decay: float = 0.01,
+        head_dropout: float = 0.3,
+        mode: Mode = "lora",
+        **kwargs: Any,
+    ) -> None:
+        """See the class.
+
+        Args:
+            tasks: What is predicted; linked from the data.
+            rank: Rank r of the adapter.
+            scale: Scale c = alpha / r of the adapter's effect c B A.
+            seed: Names the initial weights, the data order and the dropout masks.
+            lr: Learning rate.
+            weight_decay: Decoupled weight decay of AdamW.
+            head_dropout: Dropout before the heads.
+            mode: "lora" trains adapter and heads, "frozen" heads alone on features computed once, "full" the whole encoder.
+        """
+        try:
+            member = Member(rank if mode == "lora" else 0, scale, seed, lr, weight_decay, head_dropout)
+        except ValueError as error:
+            raise InputError(f"--model: {error}") from None
+        super().__init__([member], tasks, mode=mode, **kwargs)

@@ -1,0 +1,133 @@
+"""`loraens quickstart`: a few members for each of the three tasks, joined, in minutes on two cores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from loraens.backbone import PACKAGED
+from loraens.grid import Member, cross
+from loraens.store import MemberStore
+
+if TYPE_CHECKING:
+    from loraens.data import TextData
+    from loraens.tasks import Task
+
+TASKS = ("sst", "quora", "sts")
+EPOCHS = {"sst": 3, "quora": 2, "sts": 3}
+RANKS, SCALES, LR = (4, 16), (1.0, 3.0), 1e-3
+
+
+@dataclass
+class Data:
+    """Where the texts come from.
+
+    Args:
+        root: Directory of the course's files; without it, a made-up corpus is written and used.
+        limit: At most this many records of each split, drawn by a fixed seed.
+    """
+
+    root: str | None = None
+    limit: int = 960
+
+
+@dataclass
+class Result:
+    """Dev scores of one task's members and of all of them joined."""
+
+    task: Task
+    members: list[tuple[Member, float]]
+    omni: float
+    directory: Path
+
+
+def quickstart(data: Data = Data(), store: str = "checkpoints", backbone: str = PACKAGED) -> None:  # noqa: B008
+    """Train four members (two ranks by two scales) for each of three tasks and join them (Omni-LoRA).
+
+    Prints dev scores of every member's last epoch and of their ensemble, in which nothing was chosen on dev.
+
+    Args:
+        data: Where the texts come from.
+        store: Directory of all runs.
+        backbone: Hub name or directory of a BERT-family encoder, or "minilm", the packaged one.
+    """
+    from loraens import data as modules
+    from loraens.training import quiet, run_directory
+
+    quiet()
+    directory = run_directory(store, None, "quickstart", None)
+    root = data.root
+    if root is None:
+        from loraens.made_up import write_corpus
+
+        root = str(directory / "data")
+        write_corpus(Path(root))
+        print(f"The texts are made up, by a seeded grammar: they lie in {root}. Real ones: --data.root DIR")
+    results = []
+    for name, kind in zip(TASKS, (modules.SST, modules.Quora, modules.STS)):
+        texts = kind(root, backbone=backbone, limit=data.limit)
+        results.append(train_task(texts, EPOCHS[name], cross(RANKS, SCALES, lrs=[LR]), directory / name, backbone))
+    print_table(results, made_up=data.root is None)
+    print(f"\nEverything lies in {directory}; try\n  loraens predict --model {results[0].directory / results[0].members[0][0].name} --text 'a charming , clever film'")
+
+
+def train_task(data: TextData, epochs: int, members: Sequence[Member], directory: Path, backbone: str) -> Result:
+    """Train members one after another and join them."""
+    from lightning.pytorch import Trainer
+
+    from loraens.callbacks import MemberWriter
+    from loraens.ensemble.combine import omni
+    from loraens.metrics import prediction_score
+    from loraens.module import Population
+
+    (task,) = data.tasks
+    for number, member in enumerate(members, start=1):
+        print(f"{task.name}: member {number} of {len(members)}, rank {member.rank}, scale {member.scale:g}", flush=True)
+        module = Population([member], data.tasks, backbone=backbone, pooling="mean")
+        trainer = Trainer(
+            max_epochs=epochs,
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            callbacks=[MemberWriter(directory)],
+        )
+        trainer.fit(module, data)
+    found = [MemberStore(directory / member.name).logits(task.name, "dev", "last") for member in members]
+    labels = found[0].labels
+    assert labels is not None
+    scores = [MemberStore(directory / member.name).manifest()["dev"]["last"][task.name][task.metric] for member in members]
+    joined = omni(task, np.stack([logits.logits for logits in found]), [member.rank for member in members])
+    return Result(task, list(zip(members, scores)), prediction_score(task, joined, labels), directory)
+
+
+def print_table(results: Sequence[Result], made_up: bool) -> None:
+    """Print members and ensembles as rows, tasks as columns, and the paper's overall score."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from loraens.metrics import overall
+
+    title = "Dev scores" + (" on made-up texts" if made_up else "")
+    table = Table(title=title, caption="accuracy; for sts Pearson's r. Last epoch: nothing was chosen on dev.")
+    for column in ("member", *(result.task.name for result in results), "overall"):
+        table.add_column(column, justify="left" if column == "member" else "right")
+    rows = [
+        (f"rank {member.rank}, scale {member.scale:g}", [result.members[index][1] for result in results])
+        for index, (member, _) in enumerate(results[0].members)
+    ]
+    for name, scores in [*rows, ("Omni (all joined)", [result.omni for result in results])]:
+        together = overall({result.task.name: score for result, score in zip(results, scores)})
+        table.add_row(name, *(f"{score:.3f}" for score in scores), "" if together is None else f"{together:.3f}")
+    Console().print(table)
+
+
+def main(args: list[str]) -> None:
+    """Run `quickstart` with the options of the command line."""
+    from jsonargparse import auto_cli
+
+    auto_cli(quickstart, args=args, as_positional=False, prog="loraens quickstart")

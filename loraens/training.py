@@ -1,0 +1,156 @@
+"""`loraens fit | validate | test`: Lightning's command line over our module and data."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import WandbLogger
+
+from loraens.callbacks import MemberWriter, WandbRun
+from loraens.data import TextData
+from loraens.errors import InputError
+from loraens.module import LoraModule, Population
+from loraens.store import write_atomically
+
+CHECKPOINT = "last.ckpt"
+TRAINER_DEFAULTS: dict[str, Any] = {"num_sanity_val_steps": 0, "max_epochs": 10, "log_every_n_steps": 20}
+NOISE = (
+    r".*does not have many workers.*",  # batches are gathered from memory
+    r".*The number of training batches .* is smaller than the logging interval.*",
+    r".*Checkpoint directory .* exists and is not empty.*",
+    r".*`LightningCLI`'s args parameter is intended.*",
+)
+
+
+def quiet() -> None:
+    """Silence what Lightning and transformers say of choices that are made here on purpose."""
+    for message in NOISE:
+        warnings.filterwarnings("ignore", message)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
+
+
+def _is_no_advertisement(record: logging.LogRecord) -> bool:
+    return "litlogger" not in record.getMessage() and "litmodels" not in record.getMessage()
+
+
+def run_name(module: Population) -> str:
+    """Name of a run of one member: its tasks, its mode unless that is LoRA, and the member."""
+    mode = module.options["mode"]
+    parts = ["-".join(task.name for task in module.tasks), *([] if mode == "lora" else [mode]), module.members[0].name]
+    return "-".join(parts)
+
+
+def run_directory(root: str, given: str | None, default: str, ckpt_path: str | None) -> Path:
+    """The directory of a run: that of the checkpoint which it goes on from, else a new one below `root`.
+
+    Raises:
+        InputError: The name was given and is taken.
+    """
+    if ckpt_path and Path(ckpt_path).parent.joinpath("config.yaml").is_file():
+        return Path(ckpt_path).parent
+    if given is not None:
+        if (directory := Path(root) / given).exists():
+            raise InputError(f"--store.run {directory} exists: choose another name, or go on with --ckpt_path {directory / CHECKPOINT}")
+        return directory
+    names = (default if number == 1 else f"{default}-{number}" for number in count(1))
+    return next(directory for name in names if not (directory := Path(root) / name).exists())
+
+
+def default_logger(directory: Path, project: str = "loraens", **options: Any) -> WandbLogger:
+    """W&B, without a question: online if an account is set up, else offline; `WANDB_MODE` decides where it is set."""
+    import wandb
+
+    os.environ.setdefault("WANDB_SILENT", "true")
+    if "WANDB_MODE" not in os.environ and not wandb.login(prompt=False):
+        options["mode"] = "offline"
+    directory.mkdir(parents=True, exist_ok=True)
+    return WandbLogger(name=directory.name, save_dir=directory, project=project, **options)
+
+
+def run_callbacks(directory: Path) -> list[Any]:
+    """The callbacks that every training needs."""
+    checkpoint = ModelCheckpoint(
+        directory, filename=CHECKPOINT.removesuffix(".ckpt"), enable_version_counter=False, save_on_train_epoch_end=True
+    )
+    return [MemberWriter(directory), WandbRun(directory), checkpoint]
+
+
+class RunConfig(SaveConfigCallback):
+    """Writes the settings of a run to its directory."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write config.yaml beside the run's members."""
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if stage == "fit" and isinstance(callback, MemberWriter):
+                text = self.parser.dump(self.config, skip_none=False)
+                write_atomically(callback.directory / "config.yaml", text.encode())
+
+
+class Cli(LightningCLI):
+    """Lightning's command line, with our store, logger and links."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the store's options, and link what data and model share."""
+        parser.add_argument("--store.root", type=str, default="checkpoints", help="Directory of all runs.")
+        parser.add_argument(
+            "--store.run", type=str | None, default=None, help="Name of this run; made from task and member by default."
+        )
+        parser.link_arguments("model.backbone", "data.init_args.backbone")
+        parser.link_arguments("data.tasks", "model.tasks", apply_on="instantiate")
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The trainer's methods that are commands, and their arguments that are no options."""
+        skipped = {"model", "datamodule", "weights_only"}
+        return {
+            "fit": skipped | {"train_dataloaders", "val_dataloaders"},
+            "validate": skipped | {"dataloaders"},
+            "test": skipped | {"dataloaders"},
+        }
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The trainer, with the run's callbacks and its default logger while fitting."""
+        store, ckpt_path = self._get(self.config, "store"), self._get(self.config, "ckpt_path")
+        if ckpt_path and not Path(ckpt_path).is_file():
+            raise InputError(f"--ckpt_path {ckpt_path} does not exist: give the {CHECKPOINT} of a run")
+        trainer_config = self._get(self.config_init, "trainer")
+        if self.subcommand != "fit":
+            return super().instantiate_trainer(**{"logger": trainer_config.logger or False, **kwargs})
+        assert isinstance(self.model, Population)
+        if trainer_config.fast_dev_run:
+            return super().instantiate_trainer(**kwargs)
+        directory = run_directory(store.root, store.run, run_name(self.model), ckpt_path)
+        callbacks = [*(trainer_config.callbacks or []), *run_callbacks(directory)]
+        if trainer_config.enable_checkpointing is False:
+            callbacks.pop()
+        logger = default_logger(directory) if trainer_config.logger in (None, True) else trainer_config.logger
+        return super().instantiate_trainer(**{"logger": logger, "callbacks": callbacks, **kwargs})
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
+
+
+def main(args: list[str]) -> None:
+    """Run `fit`, `validate` or `test` with its options."""
+    quiet()
+    sys.argv = [sys.argv[0], *args]
+    Cli(
+        LoraModule,
+        TextData,
+        subclass_mode_data=True,
+        save_config_callback=RunConfig,
+        trainer_defaults=TRAINER_DEFAULTS,
+        seed_everything_default=False,
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+        parser_kwargs={"prog": "loraens"},
+    )

@@ -1,0 +1,84 @@
+"""A tiny random BERT with a tokenizer of its own, and a small made-up corpus; nothing is downloaded."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="disabled", TOKENIZERS_PARALLELISM="false")
+
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import BertConfig, BertModel, BertTokenizerFast
+
+from loraens import cli, made_up
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _cache(tmp_path_factory):
+    os.environ["LORAENS_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("corpus")
+    made_up.write_corpus(directory, {"train": 48, "dev": 24, "test": 10})
+    return directory
+
+
+def write_tiny_bert(directory: Path, corpus: Path) -> Path:
+    """A BERT of two layers, 32 wide, with a WordPiece tokenizer trained on the corpus."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.train([str(path) for path in sorted(corpus.glob("*.csv"))], trainers.WordPieceTrainer(vocab_size=400, special_tokens=SPECIAL))
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    BertTokenizerFast(tokenizer_object=tokenizer, model_max_length=64).save_pretrained(directory)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        initializer_range=0.3,
+    )
+    BertModel(config).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory, corpus) -> Path:
+    return write_tiny_bert(tmp_path_factory.mktemp("tiny-bert"), corpus)
+
+
+@pytest.fixture(scope="session")
+def run_command():
+    """Runs the command line in this process; returns the exit code."""
+
+    def run(*args: object) -> int:
+        try:
+            cli.main([str(arg) for arg in args])
+        except SystemExit as stop:
+            return int(stop.code or 0)
+        return 0
+
+    return run
+
+
+@pytest.fixture
+def fails(run_command, capsys):
+    """Runs a command that must end with exit code 2 and one sentence; returns the sentence."""
+
+    def run(*args: object) -> str:
+        assert run_command(*args) == 2
+        message = capsys.readouterr().err.strip().splitlines()[-1]
+        assert "Traceback" not in message
+        return message
+
+    return run

@@ -1,0 +1,164 @@
+"""What must hold of an adapter whatever the model."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from loraens.adapters import member_files
+from loraens.backbone import load_encoder
+from loraens.grid import Member
+from loraens.lora import LoRALinear, Routing, dropout_mask, linear_names, merge
+from loraens.model import MemberModel, member_losses
+from loraens.packing import pack
+from loraens.tasks import QUORA, SST, STS
+
+MEMBERS = [Member(1, 10.0), Member(5, 3.0, seed=1), Member(3, 1.0, seed=2)]
+
+
+def batch_of(members, task="sst"):
+    rng = np.random.default_rng(3)
+    lengths = rng.integers(3, 20, 12)
+    tokens, offsets = rng.integers(5, 100, lengths.sum()), np.concatenate([[0], np.cumsum(lengths)])
+    rows = np.stack([rng.permutation(12)[:4] for _ in range(members)])
+    return pack(tokens, np.zeros(len(tokens), np.int8), offsets, rows, rng.integers(0, 5, 12).astype(float), task, "train")
+
+
+def build(tiny_bert, members=MEMBERS, **options):
+    encoder = load_encoder(str(tiny_bert), pooler=options.get("pooling") == "pooler")
+    return MemberModel(encoder, [SST], members, **{"pooling": "cls", **options}).double()
+
+
+def test_layer_against_a_loop():
+    routing = Routing([4, 2, 3])
+    layer = LoRALinear(nn.Linear(6, 5), [1, 3, 2], [2.0, 1.0, 0.5], routing).double()
+    for parameter in (layer.lora_A, layer.lora_B):
+        nn.init.normal_(parameter)
+    x = torch.randn(1, 9, 6, dtype=torch.float64)
+    got, start = layer(x), 0
+    for index, tokens in enumerate(routing.tokens):
+        for place in range(start, start + tokens):
+            expected = layer.base.weight @ x[0, place] + layer.base.bias
+            expected += layer.scales[index] * layer.lora_B[index] @ (layer.lora_A[index] @ x[0, place])
+            torch.testing.assert_close(got[0, place], expected, rtol=0, atol=1e-12)
+        start += tokens
+
+
+def test_zero_b_gives_the_backbone(tiny_bert):
+    model, plain = build(tiny_bert), load_encoder(str(tiny_bert), pooler=False).double()
+    assert all((layer.lora_B == 0).all() for layer in model.adapters.values())
+    adapted = MemberModel(plain, [SST], [MEMBERS[0]], targets=("key",), pooling="cls").double().eval()
+    batch = batch_of(1)
+    torch.testing.assert_close(adapted.pooled(batch), build(tiny_bert, MEMBERS[:1]).eval().pooled(batch), rtol=0, atol=1e-13)
+
+
+def test_step_leaves_base_and_padded_ranks_alone(tiny_bert):
+    model = build(tiny_bert).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=0.01, weight_decay=0.1)
+    for step in range(3):
+        model.seed_dropout(step)
+        batch = batch_of(3)
+        optimizer.zero_grad()
+        member_losses(SST, model(batch), batch.labels).sum().backward()
+        optimizer.step()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]) != ("lora_" in name or name.startswith("heads"))
+    assert all(p.grad is None for p in model.parameters() if not p.requires_grad)
+    for layer in model.adapters.values():
+        for index, rank in enumerate(layer.ranks):
+            assert (layer.lora_A[index, :rank] != 0).all()
+            assert (layer.lora_B[index, :, :rank] != 0).any()
+            assert (layer.lora_A[index, rank:] == 0).all()
+            assert (layer.lora_B[index, :, rank:] == 0).all()
+
+
+def test_frozen_weights_exist_once(tiny_bert):
+    encoder = load_encoder(str(tiny_bert), pooler=False)
+    plain = sum(parameter.numel() for parameter in encoder.parameters())
+    model = MemberModel(encoder, [SST], MEMBERS, pooling="cls")
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    assert sum(parameter.numel() for parameter in frozen) == plain
+    assert len({parameter.data_ptr() for parameter in frozen}) == len(frozen)
+
+
+def test_merge_is_exact_and_idempotent(tiny_bert):
+    model = build(tiny_bert, MEMBERS[:1]).eval()
+    for layer in model.adapters.values():
+        nn.init.normal_(layer.lora_B)
+    expected = {name: layer.base.weight + 10.0 * layer.lora_B[0] @ layer.lora_A[0] for name, layer in model.adapters.items()}
+    batch = batch_of(1)
+    before = model.pooled(batch)
+    merge(model.encoder, 0)
+    after = model.pooled(batch)
+    torch.testing.assert_close(after, before, rtol=0, atol=1e-11)
+    for name, weight in expected.items():
+        torch.testing.assert_close(model.encoder.get_submodule(name).weight, weight, rtol=0, atol=1e-12)
+    assert not any(isinstance(module, LoRALinear) for module in model.modules())
+    merge(model.encoder, 0)
+    assert torch.equal(model.pooled(batch), after)
+
+
+def test_a_member_starts_the_same_in_any_pack(tiny_bert):
+    together, alone = build(tiny_bert), build(tiny_bert, MEMBERS[1:2])
+    for name, layer in alone.adapters.items():
+        assert torch.equal(layer.lora_A[0], together.adapters[name].lora_A[1, :5])
+        assert layer.lora_A.std().item() == pytest.approx(0.02, rel=0.3)
+    assert torch.equal(alone.heads["sst"].weight[0], together.heads["sst"].weight[1])
+    assert not torch.equal(together.heads["sst"].weight[0], together.heads["sst"].weight[1])
+
+
+def test_targets(tiny_bert):
+    model = build(tiny_bert, targets=("layer.1.attention.self.key", "intermediate.dense"))
+    names = {name.removeprefix("encoder.") for name in model.adapters}
+    assert names == {"layer.1.attention.self.key", "layer.0.intermediate.dense", "layer.1.intermediate.dense"}
+    with pytest.raises(ValueError, match="'q_lin' matches no linear layer; the encoder has query, key, value, dense"):
+        build(tiny_bert, targets=("q_lin",))
+    assert linear_names(load_encoder(str(tiny_bert), pooler=False)) == ["query", "key", "value", "dense"]
+
+
+def test_saved_keys_hold_no_frozen_weight(tiny_bert):
+    from safetensors.torch import load
+
+    files = member_files(build(tiny_bert), 1, "tiny", ("query", "value"))
+    assert set(files) == {"adapter_config.json", "adapter_model.safetensors", "heads.safetensors"}
+    keys = {
+        f"base_model.model.encoder.layer.{layer}.attention.self.{target}.lora_{part}.weight": shape
+        for layer in range(2)
+        for target in ("query", "value")
+        for part, shape in (("A", (5, 32)), ("B", (32, 5)))
+    }
+    assert {name: tuple(tensor.shape) for name, tensor in load(files["adapter_model.safetensors"]).items()} == keys
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_dropout_mask(dtype):
+    generator = torch.Generator().manual_seed(0)
+    mask = dropout_mask((300, 401), 0.3, generator, dtype)
+    assert mask.dtype == dtype
+    assert mask.unique().tolist() == pytest.approx([0, 1 / 0.7], rel=1e-4 if dtype.itemsize > 2 else 1e-2)
+    assert (mask == 0).double().mean().item() == pytest.approx(0.3, abs=0.005)
+    generator.manual_seed(0)
+    assert torch.equal(mask == 0, dropout_mask((300, 401), 0.3, generator, torch.float64) == 0)
+    every_fourth = (mask.flatten()[: 4 * 30000].view(-1, 4) == 0).double().mean(0)  # the four lanes of a draw are alike
+    assert every_fourth.tolist() == pytest.approx([0.3] * 4, abs=0.01)
+
+
+@pytest.mark.parametrize("task", [SST, QUORA, STS])
+def test_losses_against_a_loop(task):
+    torch.manual_seed(0)
+    logits = torch.randn(2, 3, task.num_outputs, dtype=torch.float64)
+    labels = torch.tensor([[0.0, 1, 1], [1, 0, 1]], dtype=torch.float64)
+    losses = member_losses(task, logits, labels)
+    for member in range(2):
+        total = 0.0
+        for example in range(3):
+            row, label = logits[member, example], labels[member, example]
+            if task is SST:
+                total += (row.logsumexp(0) - row[int(label)]).item()
+            elif task is QUORA:
+                total += -torch.log(torch.sigmoid(row[0] if label else -row[0])).item()
+            else:
+                total += ((row[0] - label) ** 2).item()
+        assert losses[member].item() == pytest.approx(total / 3, abs=1e-12)
