@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -26,6 +26,7 @@ def locate(name: str) -> str:
 
     Raises:
         InputError: The packaged backbone is asked for and its package is not installed.
+
     """
     if name != PACKAGED:
         return name
@@ -53,6 +54,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
     Raises:
         InputError: It cannot be had.
+
     """
     from transformers import AutoTokenizer
 
@@ -74,11 +76,13 @@ def load_encoder(name: str, pooler: bool) -> PreTrainedModel:
 
     Raises:
         InputError: It cannot be had, or the pooler is needed and the pre-trained weights have none.
+
     """
     from transformers import AutoModel
 
     try:
         with _no_progress_bar():
+            encoder: PreTrainedModel
             encoder, info = AutoModel.from_pretrained(
                 locate(name),
                 dtype=torch.float32,
@@ -90,10 +94,12 @@ def load_encoder(name: str, pooler: bool) -> PreTrainedModel:
         raise _unusable(name, error) from None
     missing = [key for key in info["missing_keys"] if not key.startswith("pooler.")]
     if missing:
-        raise InputError(f"backbone {name!r} lacks weights ({missing[0]} and {len(missing) - 1} more): its files are incomplete")
+        raise InputError(
+            f"backbone {name!r} lacks weights ({missing[0]} and {len(missing) - 1} more): its files are incomplete"
+        )
     if not pooler:
         if hasattr(encoder, "pooler"):
-            encoder.pooler = None
+            setattr(encoder, "pooler", None)  # noqa: B010
     elif getattr(encoder, "pooler", None) is None or info["missing_keys"]:
         raise InputError(f"backbone {name!r} has no pre-trained pooler: choose --model.pooling cls or mean")
     return encoder
@@ -115,7 +121,7 @@ def _no_progress_bar() -> Iterator[None]:
 
 def position_offset(encoder: PreTrainedModel) -> int:
     """Position id of a sequence's first token: 0, but the padding index plus 1 in RoBERTa's family."""
-    embeddings = encoder.embeddings
+    embeddings: Any = encoder.embeddings
     if hasattr(embeddings, "create_position_ids_from_input_ids"):
         return int(embeddings.padding_idx) + 1
     return 0

@@ -23,7 +23,8 @@ from loraens.tasks import LOWER_IS_BETTER, Task
 
 def score_of(module: Population, index: int) -> float:
     """The score that chooses a member's best epoch, higher is better: the task's metric, its sign turned where lower is better;
-    of several tasks the paper's overall score, or, where they are others, the mean."""
+    of several tasks the paper's overall score, or, where they are others, the mean.
+    """
     together = module.overall(index)
     if together is not None:
         return together
@@ -38,6 +39,7 @@ class MemberWriter(Callback):
 
     Args:
         directory: The run's directory; members lie right below it.
+
     """
 
     def __init__(self, directory: Path) -> None:
@@ -102,7 +104,9 @@ class MemberWriter(Callback):
             "dev": {"best": by_epoch[progress["best"]], "last": by_epoch[last]},
             "history": history,
             "dropped": {
-                f"{task}-{split}": part.split.dropped for (task, split), part in module.data.splits.items() if part.split.dropped
+                f"{task}-{split}": part.split.dropped
+                for (task, split), part in module.data.splits.items()
+                if part.split.dropped
             },
             "truncated": {f"{task}-{split}": part.tokens.truncated for (task, split), part in module.data.splits.items()},
             "trainable_parameters": module.model.trainable_parameters(index),
@@ -129,6 +133,7 @@ class WandbRun(Callback):
 
     Args:
         directory: The run's directory.
+
     """
 
     def __init__(self, directory: Path) -> None:
@@ -149,7 +154,9 @@ class WandbRun(Callback):
                 continue
             best = store.manifest()["dev"]["best"]
             for task in module.tasks:
-                columns, rows = prediction_table(task, module.data.splits[task.name, "dev"].split, store.logits(task.name, "dev"))
+                columns, rows = prediction_table(
+                    task, module.data.splits[task.name, "dev"].split, store.logits(task.name, "dev")
+                )
                 logger.log_table(f"dev/{task.name}/predictions", columns, rows)
                 logger.experiment.summary.update({f"best/{task.name}/{k}": v for k, v in best[task.name].items()})
 

@@ -6,7 +6,7 @@ Shape letters: M members, B examples of a member.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from lightning.pytorch import LightningDataModule
@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from loraens.backbone import load_tokenizer
 from loraens.errors import InputError
+from loraens.grid import Member
 from loraens.packing import PackedBatch
 from loraens.reading import Split
 from loraens.seeding import derive_seed
@@ -48,6 +49,7 @@ class TrainSampler(Sampler[Place]):
         batch_size: Records of a member in one batch; the last batch of a pass may be smaller.
         seeds: One a member.
         temperature: T, at least 1.
+
     """
 
     def __init__(self, sizes: Sequence[int], batch_size: int, seeds: Sequence[int], temperature: float = 1.0) -> None:
@@ -117,6 +119,7 @@ class TextData(LightningDataModule):
 
     Raises:
         InputError: An option is out of range.
+
     """
 
     def __init__(
@@ -150,6 +153,7 @@ class TextData(LightningDataModule):
 
         Raises:
             InputError: A file cannot be used, or train or dev has no labels.
+
         """
         if self.splits:
             return
@@ -182,9 +186,7 @@ class TextData(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[PackedBatch]:
         """Packed batches of the trainer's population."""
-        assert self.trainer is not None
-        splits = self.of("train")
-        seeds = [member.seed for member in self.trainer.lightning_module.members]
+        splits, seeds = self.of("train"), [member.seed for member in self._members()]
         sampler = TrainSampler([len(split) for split in splits], self.batch_size, seeds, self.temperature)
         return DataLoader(PackedDataset(splits), sampler=sampler, batch_size=None)
 
@@ -199,6 +201,7 @@ class TextData(LightningDataModule):
 
         Raises:
             InputError: A task has no test split, or one without labels.
+
         """
         for task in self.tasks:
             split = self.splits.get((task.name, "test"))
@@ -211,9 +214,14 @@ class TextData(LightningDataModule):
 
     def eval_loaders(self, split: str) -> list[DataLoader[PackedBatch]]:
         """One loader for each task that has the split, in the order of `of(split)`."""
+        return [eval_loader(part, self.eval_batch_size, len(self._members())) for part in self.of(split)]
+
+    def _members(self) -> Sequence[Member]:
+        """The population of the trainer's module."""
         assert self.trainer is not None
-        members = len(self.trainer.lightning_module.members)
-        return [eval_loader(part, self.eval_batch_size, members) for part in self.of(split)]
+        module: Any = self.trainer.lightning_module
+        members: Sequence[Member] = module.members
+        return members
 
 
 class SST(TextData):
@@ -224,6 +232,7 @@ class SST(TextData):
 
         Args:
             root: Directory of the course's files (ids-sst-*.csv); without it, SetFit/sst5 from the Hugging Face hub.
+
         """
         super().__init__([course_source("sst", root)], **kwargs)  # type: ignore[arg-type]
 
@@ -236,6 +245,7 @@ class Quora(TextData):
 
         Args:
             root: Directory of the course's files (quora-*.csv); without it, nyu-mll/glue qqp from the Hugging Face hub.
+
         """
         super().__init__([course_source("quora", root)], **kwargs)  # type: ignore[arg-type]
 
@@ -248,6 +258,7 @@ class STS(TextData):
 
         Args:
             root: Directory of the course's files (sts-*.csv); without it, nyu-mll/glue stsb from the Hugging Face hub.
+
         """
         super().__init__([course_source("sts", root)], **kwargs)  # type: ignore[arg-type]
 
@@ -256,13 +267,17 @@ class Multitask(TextData):
     """Several of the paper's tasks at once: one shared adapter, one head a task."""
 
     def __init__(
-        self, root: str | None = None, names: Sequence[Literal["sst", "quora", "sts"]] = ("sst", "quora", "sts"), **kwargs: object
+        self,
+        root: str | None = None,
+        names: Sequence[Literal["sst", "quora", "sts"]] = ("sst", "quora", "sts"),
+        **kwargs: object,
     ) -> None:
         """See the class.
 
         Args:
             root: Directory of the course's files; without it, the Hugging Face hub.
             names: The tasks.
+
         """
         super().__init__([course_source(name, root) for name in names], **kwargs)  # type: ignore[arg-type]
 
@@ -303,9 +318,8 @@ class TextFiles(TextData):
             low: Smallest legal number.
             high: Largest legal number.
             id_column: Column of a unique id; where it is not there, line numbers are the ids.
+
         """
         paths = {"train": train, "dev": dev, "test": test}
-        source = FileSource(
-            name, paths, text_columns, label_column, kind, class_names, metric, loss, low, high, id_column
-        )
+        source = FileSource(name, paths, text_columns, label_column, kind, class_names, metric, loss, low, high, id_column)
         super().__init__([source], **kwargs)  # type: ignore[arg-type]

@@ -25,6 +25,7 @@ class Routing:
     Args:
         tokens: Number of tokens of each member; the tokens of member m follow those of member m - 1.
         generators: One generator a member while dropout is on.
+
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -82,6 +83,7 @@ class LoRALinear(nn.Module):
         ranks: Rank of each member, at least 1.
         scales: Scale c = alpha / r of each member.
         routing: Which tokens belong to which member.
+
     """
 
     def __init__(self, base: nn.Linear, ranks: Sequence[int], scales: Sequence[float], routing: Routing) -> None:
@@ -105,7 +107,7 @@ class LoRALinear(nn.Module):
         y: Tensor = self.base(x)
         if len(self.ranks) == 1:
             return y + self._delta(x, 0)
-        parts = x.split(self.routing.tokens, dim=1)
+        parts = torch.split(x, self.routing.tokens, dim=1)
         return y + torch.cat([self._delta(part, index) for index, part in enumerate(parts)], dim=1)
 
     def _delta(self, x: Tensor, index: int) -> Tensor:
@@ -145,6 +147,7 @@ def inject(
 
     Raises:
         ValueError: A target matches no linear layer; the message lists the names that are there.
+
     """
     found = _linears(encoder)
     adapted: dict[str, LoRALinear] = {}

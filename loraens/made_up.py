@@ -54,8 +54,8 @@ INTENTS: dict[str, tuple[str, ...]] = {
 }
 
 AGENTS = (
-    ("a man", "a guy"), ("a woman", "a lady"), ("two children", "two kids"), ("a dog", "a puppy"), ("an old farmer", "an elderly farmer"),
-    ("a girl", "a young girl"), ("a group of students", "some students"), ("a cook", "a chef"),
+    ("a man", "a guy"), ("a woman", "a lady"), ("two children", "two kids"), ("a dog", "a puppy"),
+    ("an old farmer", "an elderly farmer"), ("a girl", "a young girl"), ("a group of students", "some students"), ("a cook", "a chef"),
 )  # fmt: skip
 ACTIONS = (
     ("carried", "hauled"), ("looked at", "watched"), ("cleaned", "washed"), ("ran past", "dashed past"),
@@ -63,13 +63,13 @@ ACTIONS = (
 )  # fmt: skip
 OBJECTS = (
     ("a wooden boat", "a boat made of wood"), ("a red bicycle", "a red bike"), ("a large basket", "a big basket"),
-    ("a stone wall", "a wall of stone"), ("an empty bottle", "a bottle with nothing in it"), ("a small table", "a little table"),
-    ("a broken guitar", "a damaged guitar"), ("a yellow car", "an automobile painted yellow"),
+    ("a stone wall", "a wall of stone"), ("an empty bottle", "a bottle with nothing in it"),
+    ("a small table", "a little table"), ("a broken guitar", "a damaged guitar"), ("a yellow car", "an automobile painted yellow"),
 )  # fmt: skip
 PLACES = (
-    ("in the park", "in a park"), ("near the river", "close to the river"), ("at the market", "in a market"), ("on the beach", "at the seaside"),
-    ("in the kitchen", "inside a kitchen"), ("on a hill", "on top of a hill"), ("behind the school", "at the back of the school"),
-    ("under a bridge", "below a bridge"),
+    ("in the park", "in a park"), ("near the river", "close to the river"), ("at the market", "in a market"),
+    ("on the beach", "at the seaside"), ("in the kitchen", "inside a kitchen"), ("on a hill", "on top of a hill"),
+    ("behind the school", "at the back of the school"), ("under a bridge", "below a bridge"),
 )  # fmt: skip
 SLOTS = ((AGENTS, 1.2), (ACTIONS, 1.4), (OBJECTS, 1.4), (PLACES, 1.0))
 

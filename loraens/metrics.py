@@ -20,14 +20,16 @@ def probabilities(task: Task, logits: np.ndarray) -> np.ndarray:
     if task.loss == "binary_cross_entropy":
         logits = np.concatenate([np.zeros_like(logits), logits], axis=1)
     exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return exponentials / exponentials.sum(axis=1, keepdims=True)
+    shares: np.ndarray = exponentials / exponentials.sum(axis=1, keepdims=True)
+    return shares
 
 
 def predictions(task: Task, logits: np.ndarray) -> np.ndarray:
     """Class numbers `(N,)`, or values `(N,)`, of logits `(N, C)`. The lower class wins a tie."""
     if task.kind == "number":
         return np.asarray(logits, np.float64)[:, 0]
-    return probabilities(task, logits).argmax(axis=1)
+    classes: np.ndarray = probabilities(task, logits).argmax(axis=1)
+    return classes
 
 
 def scores(task: Task, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -40,6 +42,7 @@ def scores(task: Task, logits: np.ndarray, labels: np.ndarray) -> dict[str, floa
 
     Raises:
         ValueError: A logit is not finite, or lengths differ.
+
     """
     if len(logits) != len(labels):
         raise ValueError(f"{len(logits)} logits for {len(labels)} labels")
@@ -88,7 +91,7 @@ def _number_scores(task: Task, logits: np.ndarray, labels: np.ndarray) -> dict[s
 
 
 def overall(by_task: Mapping[str, float]) -> float | None:
-    """The paper's overall score (SST accuracy + Quora accuracy + (1 + STS Pearson) / 2) / 3; None unless all three are there."""
+    """The paper's overall score (SST accuracy + Quora accuracy + (1 + STS Pearson) / 2) / 3; None unless all are there."""
     if not {"sst", "quora", "sts"} <= set(by_task):
         return None
     return (by_task["sst"] + by_task["quora"] + (1 + by_task["sts"]) / 2) / 3

@@ -6,7 +6,7 @@ Shape letters: M members, B examples of a member, N tokens, D width of the encod
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +69,7 @@ class MemberModel(nn.Module):
 
     Raises:
         ValueError: A target matches no layer, or a mode that has no member axis got several members.
+
     """
 
     def __init__(
@@ -140,7 +141,7 @@ class MemberModel(nn.Module):
             pooled = torch.segment_reduce(hidden.float() if hidden.dtype.itemsize < 4 else hidden, "mean", lengths=lengths)
         else:
             first = hidden[lengths.cumsum(0) - lengths]
-            pooled = first if self.pooling == "cls" else self.encoder.pooler(first[:, None])
+            pooled = first if self.pooling == "cls" else cast(nn.Module, self.encoder.pooler)(first[:, None])
         return pooled.view(batch.members, -1, hidden.shape[-1])
 
 

@@ -46,6 +46,7 @@ class Population(LightningModule):
 
     Raises:
         InputError: An option is out of range or does not fit the backbone.
+
     """
 
     def __init__(
@@ -108,7 +109,7 @@ class Population(LightningModule):
             raise InputError(f"--model.targets: {error}") from None
         self.model.to(torch.get_default_dtype())
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         """AdamW (Loshchilov and Hutter 2019) with the members' rate, and the schedule stepped every batch."""
         (lr,), (weight_decay,) = {m.lr for m in self.members}, {m.weight_decay for m in self.members}
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
@@ -168,6 +169,7 @@ class Population(LightningModule):
 
         Raises:
             InputError: The loss is not finite.
+
         """
         self.model.seed_dropout(self.current_epoch, batch_idx)
         assert batch.labels is not None
@@ -249,6 +251,7 @@ class Population(LightningModule):
 
         Raises:
             InputError: It names the first difference.
+
         """
         found = checkpoint.get("loraens")
         if found is None:
@@ -288,6 +291,7 @@ class LoraModule(Population):
             weight_decay: Decoupled weight decay of AdamW.
             head_dropout: Dropout before the heads.
             mode: "lora" trains adapter and heads, "frozen" heads alone on features computed once, "full" the whole encoder.
+
         """
         try:
             member = Member(rank if mode == "lora" else 0, scale, seed, lr, weight_decay, head_dropout)

@@ -36,6 +36,7 @@ class PackedBatch:
         labels: `(M, B)` class numbers or values; None without labels.
         task: Name of the task.
         split: Name of the split.
+
     """
 
     input_ids: Tensor
@@ -51,9 +52,7 @@ class PackedBatch:
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PackedBatch:
         """The batch with its tensors on a device."""
         moved: dict[str, Any] = {
-            name: value.to(device, non_blocking=non_blocking)
-            for name, value in vars(self).items()
-            if isinstance(value, Tensor)
+            name: value.to(device, non_blocking=non_blocking) for name, value in vars(self).items() if isinstance(value, Tensor)
         }
         return replace(self, **moved)
 
@@ -83,6 +82,7 @@ def pack(
         labels: Labels of all examples, or None.
         task: Name of the task.
         split: Name of the split.
+
     """
     flat = rows.reshape(-1)
     lengths = offsets[flat + 1] - offsets[flat]
@@ -110,6 +110,7 @@ class AttentionLayout:
         padded: `(b, L)` token numbers (0 at padding), counted from the member's first token.
         mask: `(b, 1, 1, L)` true at real tokens; None where no sequence is padded.
         packed: `(n,)` places of the member's tokens in the flattened padded layout.
+
     """
 
     padded: Tensor
@@ -156,7 +157,7 @@ def packed_attention(
     dropout = dropout if module.training else 0.0
     inputs = torch.stack((query[0], key[0], value[0])).transpose(1, 2)  # (3, N, H, K)
     outputs = []
-    for index, (layout, part) in enumerate(zip(layouts, inputs.split(routing.tokens, dim=1))):
+    for index, (layout, part) in enumerate(zip(layouts, torch.split(inputs, routing.tokens, dim=1))):
         q, k, v = part[:, layout.padded].transpose(2, 3)  # (b, H, L, K) each
         if dropout == 0:
             mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=layout.mask, scale=scaling)

@@ -37,6 +37,7 @@ class Predictor:
         tokenizer: The backbone's tokenizer.
         max_length: Longest sequence in tokens.
         batch_size: Texts in one batch.
+
     """
 
     model: MemberModel
@@ -57,6 +58,7 @@ class Predictor:
 
         Raises:
             InputError: There is no such member, its files were altered, or its backbone cannot be had or is another.
+
         """
         import torch
 
@@ -87,6 +89,7 @@ class Predictor:
 
         Raises:
             InputError: There is no such task, or there are several and none was named.
+
         """
         if name is None and len(self.tasks) == 1:
             return next(iter(self.tasks.values()))
@@ -123,6 +126,7 @@ class Predictor:
 
         Raises:
             InputError: A logit is not finite.
+
         """
         from loraens.metrics import predictions, probabilities
 
@@ -168,6 +172,7 @@ def predict(
 
     Raises:
         InputError: An option or a file cannot be used.
+
     """
     if (input is None) == (text is None):
         raise InputError("give either --input FILE or --text TEXT")
@@ -245,7 +250,9 @@ def _write_rows(predictor: Predictor, task: Task, table: Table, writer: RowWrite
 
 def _whole(row: Row | None, number: int, table: Table) -> Row:
     if row is None:
-        raise InputError(f"{table.name} line {number} does not have {len(table.columns)} fields, as the header has: mend the line")
+        raise InputError(
+            f"{table.name} line {number} does not have {len(table.columns)} fields, as the header has: mend the line"
+        )
     return row
 
 

@@ -29,6 +29,7 @@ class Data:
     Args:
         root: Directory of the course's files; without it, a made-up corpus is written and used.
         limit: At most this many records of each split, drawn by a fixed seed.
+
     """
 
     root: str | None = None
@@ -54,6 +55,7 @@ def quickstart(data: Data = Data(), store: str = "checkpoints", backbone: str = 
         data: Where the texts come from.
         store: Directory of all runs.
         backbone: Hub name or directory of a BERT-family encoder, or "minilm", the packaged one.
+
     """
     from loraens import data as modules
     from loraens.training import quiet, run_directory
@@ -72,7 +74,8 @@ def quickstart(data: Data = Data(), store: str = "checkpoints", backbone: str = 
         texts = kind(root, backbone=backbone, limit=data.limit)
         results.append(train_task(texts, EPOCHS[name], cross(RANKS, SCALES, lrs=[LR]), directory / name, backbone))
     print_table(results, made_up=data.root is None)
-    print(f"\nEverything lies in {directory}; try\n  loraens predict --model {results[0].directory / results[0].members[0][0].name} --text 'a charming , clever film'")
+    member = results[0].directory / results[0].members[0][0].name
+    print(f"\nEverything lies in {directory}; try\n  loraens predict --model {member} --text 'a charming , clever film'")
 
 
 def train_task(data: TextData, epochs: int, members: Sequence[Member], directory: Path, backbone: str) -> Result:

@@ -42,6 +42,7 @@ class Split:
         labels: `(N,)` float64, class numbers or values; None where the split has no labels.
         origin: Where it came from, in words.
         dropped: Reason -> line numbers of the records that could not be used.
+
     """
 
     name: str
@@ -72,6 +73,7 @@ class Table:
         format: What it was read as.
         columns: Column names, in order; those of the first record for JSON lines.
         rows: Pairs of line number (from 1, the header counted) and row; None for a line with the wrong number of fields.
+
     """
 
     name: str
@@ -84,6 +86,7 @@ class Table:
 
         Raises:
             InputError: It names the column, the option that asked for it and the columns that are there.
+
         """
         for column in columns:
             if column not in self.columns:
@@ -101,6 +104,7 @@ def open_table(path: str | Path, format: Format | None = None) -> Iterator[Table
 
     Raises:
         InputError: It is missing, empty, not UTF-8, or of unknown format.
+
     """
     name = "standard input" if str(path) == "-" else str(path)
     if str(path) == "-":
@@ -175,9 +179,7 @@ def _json_rows(first: Row, number: int, lines: Iterator[tuple[int, str]], name: 
         yield number, _json_row(line, name, number)
 
 
-def _delimited_rows(
-    columns: list[str], delimiter: str, lines: Iterator[tuple[int, str]]
-) -> Iterator[tuple[int, Row | None]]:
+def _delimited_rows(columns: list[str], delimiter: str, lines: Iterator[tuple[int, str]]) -> Iterator[tuple[int, Row | None]]:
     for number, line in lines:
         fields = split_fields(line, delimiter, len(columns))
         yield number, dict(zip(columns, fields)) if len(fields) == len(columns) else None
@@ -218,6 +220,7 @@ def read_split(path: str | Path, name: str, task: Task, id_column: str = "id") -
 
     Raises:
         InputError: A text column is missing, no usable record is left, an id repeats, or a label is out of range.
+
     """
     with open_table(path) as table:
         table.require(task.text_columns, "text columns")
@@ -262,6 +265,7 @@ def distinct_labels(path: str | Path, column: str) -> tuple[str, ...]:
 
     Raises:
         InputError: The column is not there.
+
     """
     with open_table(path) as table:
         table.require([column], "label column")

@@ -40,6 +40,7 @@ class Logits:
         logits: `(N, C)`.
         example_id: `(N,)` strings.
         labels: `(N,)` float64; None where there are none.
+
     """
 
     logits: np.ndarray
@@ -72,7 +73,7 @@ def checksum(path: Path) -> str:
 
 def logits_to_bytes(logits: Logits) -> bytes:
     """The .npz file of a split's logits; the same arrays give the same bytes."""
-    arrays = {"logits": logits.logits, "example_id": logits.example_id}
+    arrays: dict[str, Any] = {"logits": logits.logits, "example_id": logits.example_id}
     if logits.labels is not None:
         arrays["labels"] = logits.labels
     buffer = io.BytesIO()
@@ -85,6 +86,7 @@ def read_logits(path: Path) -> Logits:
 
     Raises:
         InputError: The file is missing.
+
     """
     if not path.is_file():
         raise InputError(f"{path} is missing: the member has no logits of this split")
@@ -104,15 +106,16 @@ class MemberStore:
         Args:
             epochs: Directory name of an epoch -> file name -> content; epochs that are already there need not be given.
             manifest: JSON fields; `epochs` holds the directory names that shall remain, as {"best": ..., "last": ...}.
+
         """
         for epoch, files in epochs.items():
             for name, content in files.items():
                 write_atomically(self.directory / epoch / name, content)
         kept = set(manifest["epochs"].values())
-        files = sorted(path for epoch in kept for path in (self.directory / epoch).iterdir())
-        sums = {path.relative_to(self.directory).as_posix(): checksum(path) for path in files}
-        content = {"format": FORMAT, **manifest, "files": sums}
-        write_atomically(self.directory / MANIFEST, (json.dumps(content, indent=2) + "\n").encode())
+        paths = sorted(path for epoch in kept for path in (self.directory / epoch).iterdir())
+        sums = {path.relative_to(self.directory).as_posix(): checksum(path) for path in paths}
+        whole = {"format": FORMAT, **manifest, "files": sums}
+        write_atomically(self.directory / MANIFEST, (json.dumps(whole, indent=2) + "\n").encode())
         for path in self.directory.glob("epoch-*"):
             if path.name not in kept:
                 shutil.rmtree(path)
@@ -122,6 +125,7 @@ class MemberStore:
 
         Raises:
             InputError: It is missing, not readable or of another format, or a file is missing or altered.
+
         """
         path = self.directory / MANIFEST
         if not path.is_file():
@@ -137,7 +141,9 @@ class MemberStore:
             if not file.is_file():
                 raise InputError(f"{file} is missing: restore it or train the member again")
             if checksum(file) != expected:
-                raise InputError(f"{file} was altered (its checksum is not the manifest's): restore it or train the member again")
+                raise InputError(
+                    f"{file} was altered (its checksum is not the manifest's): restore it or train the member again"
+                )
         return manifest
 
     def logits(self, task: str, split: str, which: str = "best") -> Logits:
@@ -157,6 +163,7 @@ def find_member(path: Path) -> Path:
 
     Raises:
         InputError: There is none, or more than one.
+
     """
     found = find_members(path)
     if len(found) == 1:

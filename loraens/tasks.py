@@ -34,6 +34,7 @@ class Task:
 
     Raises:
         ValueError: The fields contradict each other.
+
     """
 
     name: str
@@ -70,6 +71,7 @@ class Task:
 
         Raises:
             ValueError: It is neither a class (by name, or by number) nor a number in the legal range.
+
         """
         if self.kind == "classes" and text in self.class_names:
             return float(self.class_names.index(text))

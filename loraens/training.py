@@ -54,12 +54,15 @@ def run_directory(root: str, given: str | None, default: str, ckpt_path: str | N
 
     Raises:
         InputError: The name was given and is taken.
+
     """
     if ckpt_path and Path(ckpt_path).parent.joinpath("config.yaml").is_file():
         return Path(ckpt_path).parent
     if given is not None:
         if (directory := Path(root) / given).exists():
-            raise InputError(f"--store.run {directory} exists: choose another name, or go on with --ckpt_path {directory / CHECKPOINT}")
+            raise InputError(
+                f"--store.run {directory} exists: choose another name, or go on with --ckpt_path {directory / CHECKPOINT}"
+            )
         return directory
     names = (default if number == 1 else f"{default}-{number}" for number in count(1))
     return next(directory for name in names if not (directory := Path(root) / name).exists())
@@ -148,6 +151,7 @@ def main(args: list[str]) -> None:
         TextData,
         subclass_mode_data=True,
         save_config_callback=RunConfig,
+        save_config_kwargs={"save_to_log_dir": False},
         trainer_defaults=TRAINER_DEFAULTS,
         seed_everything_default=False,
         auto_configure_optimizers=False,

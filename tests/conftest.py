@@ -35,7 +35,9 @@ def write_tiny_bert(directory: Path, corpus: Path) -> Path:
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.train([str(path) for path in sorted(corpus.glob("*.csv"))], trainers.WordPieceTrainer(vocab_size=400, special_tokens=SPECIAL))
+    tokenizer.train(
+        [str(path) for path in sorted(corpus.glob("*.csv"))], trainers.WordPieceTrainer(vocab_size=400, special_tokens=SPECIAL)
+    )
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     BertTokenizerFast(tokenizer_object=tokenizer, model_max_length=64).save_pretrained(directory)
     torch.manual_seed(0)

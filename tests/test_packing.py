@@ -30,7 +30,9 @@ ARCHITECTURES = {
     ),
     "distilbert": (
         DistilBertModel,
-        DistilBertConfig(vocab_size=100, dim=32, n_layers=2, n_heads=4, hidden_dim=48, max_position_embeddings=40, initializer_range=0.3),
+        DistilBertConfig(
+            vocab_size=100, dim=32, n_layers=2, n_heads=4, hidden_dim=48, max_position_embeddings=40, initializer_range=0.3
+        ),
         ("q_lin", "v_lin"),
     ),
     "electra": (

@@ -39,7 +39,7 @@ def test_each_line_is_a_record_and_drops_are_counted(tmp_path):
         "1\tb\tone?\t\t0.0\n"
         "2\tc\tone?\ttwo?\t\n"
         "3\td\tone?\n"
-        "4\te\tline\u2028sep\t\"quo\"\"ted\"\t0.0\n"
+        '4\te\tline\u2028sep\t"quo""ted"\t0.0\n'
     )
     split = read_split(write(tmp_path / "q.csv", text), "train", QUORA)
     assert split.ids == ["a", "e"]

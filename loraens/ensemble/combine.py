@@ -15,7 +15,8 @@ from loraens.tasks import Task
 
 def mean_logits(logits: np.ndarray) -> np.ndarray:
     """Mean over the members: `(M, N, C)` -> `(N, C)`."""
-    return np.asarray(logits, np.float64).mean(axis=0)
+    mean: np.ndarray = np.asarray(logits, np.float64).mean(axis=0)
+    return mean
 
 
 def majority_vote(votes: np.ndarray, ranks: Sequence[int]) -> np.ndarray:
@@ -28,7 +29,8 @@ def majority_vote(votes: np.ndarray, ranks: Sequence[int]) -> np.ndarray:
     tied = counts == counts.max(axis=1, keepdims=True)
     by_rank = votes[np.argsort(-np.asarray(ranks), kind="stable")]  # (M, N), highest rank first
     allowed = np.take_along_axis(tied, by_rank.T, axis=1)  # (N, M): the member voted for a tied class
-    return by_rank[allowed.argmax(axis=1), np.arange(votes.shape[1])]
+    chosen: np.ndarray = by_rank[allowed.argmax(axis=1), np.arange(votes.shape[1])]
+    return chosen
 
 
 def omni(task: Task, logits: np.ndarray, ranks: Sequence[int]) -> np.ndarray:
