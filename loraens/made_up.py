@@ -55,7 +55,8 @@ INTENTS: dict[str, tuple[str, ...]] = {
 
 AGENTS = (
     ("a man", "a guy"), ("a woman", "a lady"), ("two children", "two kids"), ("a dog", "a puppy"),
-    ("an old farmer", "an elderly farmer"), ("a girl", "a young girl"), ("a group of students", "some students"), ("a cook", "a chef"),
+    ("an old farmer", "an elderly farmer"), ("a girl", "a young girl"), ("a group of students", "some students"),
+    ("a cook", "a chef"),
 )  # fmt: skip
 ACTIONS = (
     ("carried", "hauled"), ("looked at", "watched"), ("cleaned", "washed"), ("ran past", "dashed past"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import zipfile
 from dataclasses import dataclass
@@ -70,7 +71,9 @@ def cached_tokens(texts: list[tuple[str, ...]], tokenizer: PreTrainedTokenizerBa
 
     A cached file that cannot be read is made again.
     """
-    digest = hashlib.sha256(f"v1 {max_length} {tokenizer.backend_tokenizer.to_str()}".encode())
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    backend["truncation"] = backend["padding"] = None  # left over from the last call
+    digest = hashlib.sha256(f"v1 {max_length} {json.dumps(backend, sort_keys=True)}".encode())
     for text in texts:
         digest.update("\x1f".join(text).encode() + b"\x1e")
     path = cache_directory() / "tokens" / f"{digest.hexdigest()[:40]}.npz"
