@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from argparse import ArgumentError
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
@@ -54,11 +55,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         run([name, *rest] if name in TRAINER_COMMANDS else rest)
     except InputError as error:
         _fail(str(error))
+    except ArgumentError as error:
+        _fail(f"{name}: {_option_error(str(error))}: see `loraens {name} --help`")
     except KeyboardInterrupt:
         _fail("interrupted", code=130)
     except BrokenPipeError:  # the reader of our output, such as `head`, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+def _option_error(message: str) -> str:
+    """The parser's message on one line; of the alternatives that failed for a nested class, the first one's reason."""
+    key, _, details = message.partition("Does not validate against any of the Union subtypes")
+    if details:
+        reasons = details.partition("Errors:")[2].partition("Given value type:")[0]
+        message = key + reasons.strip().removeprefix("- ").partition("\n    - ")[0]
+    return " ".join(message.split())
 
 
 def _fail(message: str, code: int = 2) -> None:

@@ -278,4 +278,4 @@ def main(args: list[str]) -> None:
     """Run `predict` with the options of the command line."""
     from jsonargparse import auto_cli
 
-    auto_cli(predict, args=args, as_positional=False, prog="loraens predict")
+    auto_cli(predict, args=args, as_positional=False, prog="loraens predict", exit_on_error=False)

@@ -133,4 +133,4 @@ def main(args: list[str]) -> None:
     """Run `quickstart` with the options of the command line."""
     from jsonargparse import auto_cli
 
-    auto_cli(quickstart, args=args, as_positional=False, prog="loraens quickstart")
+    auto_cli(quickstart, args=args, as_positional=False, prog="loraens quickstart", exit_on_error=False)

@@ -26,13 +26,15 @@ TRAINER_DEFAULTS: dict[str, Any] = {"num_sanity_val_steps": 0, "max_epochs": 10,
 NOISE = (
     r".*does not have many workers.*",  # batches are gathered from memory
     r".*The number of training batches .* is smaller than the logging interval.*",
+    r".*Be aware that when using `ckpt_path`.*",  # `validate` and `test` write nothing
     r".*Checkpoint directory .* exists and is not empty.*",
-    r".*`LightningCLI`'s args parameter is intended.*",
+    r".*treespec, LeafSpec.* is deprecated.*",  # Lightning 2.6 under torch 2.13
 )
 
 
 def quiet() -> None:
     """Silence what Lightning and transformers say of choices that are made here on purpose."""
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's calls of it
     for message in NOISE:
         warnings.filterwarnings("ignore", message)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
@@ -127,12 +129,14 @@ class Cli(LightningCLI):
             raise InputError(f"--ckpt_path {ckpt_path} does not exist: give the {CHECKPOINT} of a run")
         trainer_config = self._get(self.config_init, "trainer")
         if self.subcommand != "fit":
-            return super().instantiate_trainer(**{"logger": trainer_config.logger or False, **kwargs})
+            unlogged = {"logger": trainer_config.logger or False, "enable_checkpointing": False}
+            return super().instantiate_trainer(**{**unlogged, **kwargs})
         assert isinstance(self.model, Population)
         if trainer_config.fast_dev_run:
             return super().instantiate_trainer(**kwargs)
         directory = run_directory(store.root, store.run, run_name(self.model), ckpt_path)
-        callbacks = [*(trainer_config.callbacks or []), *run_callbacks(directory)]
+        given = trainer_config.callbacks or []
+        callbacks = [*(given if isinstance(given, list) else [given]), *run_callbacks(directory)]
         if trainer_config.enable_checkpointing is False:
             callbacks.pop()
         logger = default_logger(directory) if trainer_config.logger in (None, True) else trainer_config.logger
@@ -146,6 +150,7 @@ def main(args: list[str]) -> None:
     """Run `fit`, `validate` or `test` with its options."""
     quiet()
     sys.argv = [sys.argv[0], *args]
+    strict = {"exit_on_error": False}  # `cli.main` words the errors
     Cli(
         LoraModule,
         TextData,
@@ -156,5 +161,5 @@ def main(args: list[str]) -> None:
         seed_everything_default=False,
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
-        parser_kwargs={"prog": "loraens"},
+        parser_kwargs={"prog": "loraens", **strict, **{name: strict for name in Cli.subcommands()}},
     )

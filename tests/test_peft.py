@@ -1,0 +1,155 @@
+"""One member against PEFT: trained in a plain loop, and loaded from disk."""
+
+import numpy as np
+import peft
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers import AutoModel, AutoTokenizer, BertForSequenceClassification
+
+from loraens import data
+from loraens.adapters import load_member, member_files
+from loraens.backbone import load_encoder
+from loraens.grid import Member
+from loraens.model import MemberModel, member_losses
+from loraens.packing import pack
+from loraens.tasks import STS
+from loraens.tokens import tokenise
+
+RANK, SCALE, STEPS = 3, 2.5, 20
+
+
+@pytest.fixture
+def splits(corpus, tiny_bert):
+    module = data.STS(root=str(corpus), backbone=str(tiny_bert))
+    module.setup("fit")
+    return module.splits
+
+
+def peft_model(directory):
+    """BERT's sequence classifier with PEFT's LoRA, no dropout."""
+    stock = BertForSequenceClassification.from_pretrained(directory, num_labels=1, attn_implementation="eager")
+    for part in stock.modules():
+        if isinstance(part, torch.nn.Dropout):
+            part.p = 0.0
+    config = peft.LoraConfig(
+        task_type="SEQ_CLS", r=RANK, lora_alpha=SCALE * RANK, target_modules=["query", "value"], lora_dropout=0.0
+    )
+    return peft.get_peft_model(stock, config).double()
+
+
+def copy_start(model, other):
+    """Give PEFT's model the start of ours; returns pairs of (ours, PEFT's) parameters."""
+    pairs, state = [], dict(other.named_parameters())
+    for name, layer in model.adapters.items():
+        for part in ("A", "B"):
+            theirs = state[f"base_model.model.bert.{name}.lora_{part}.default.weight"]
+            pairs.append((getattr(layer, f"lora_{part}"), theirs))
+    for part in ("weight", "bias"):
+        pairs.append((getattr(model.heads["sts"], part), state[f"base_model.model.classifier.modules_to_save.default.{part}"]))
+    for ours, theirs in pairs:
+        theirs.data.copy_(ours.data[0])
+    return pairs
+
+
+def test_training_equals_peft_in_a_plain_loop(tiny_bert, splits):
+    part = splits["sts", "train"]
+    encoder = load_encoder(str(tiny_bert), pooler=True).double()
+    member = Member(RANK, SCALE, seed=4, lr=1e-2, weight_decay=0.05, head_dropout=0.0)
+    model = MemberModel(encoder, [STS], [member], encoder_dropout=False).double().train()
+    other = peft_model(tiny_bert).train()
+    pairs = copy_start(model, other)
+    start = [ours.detach().clone() for ours, _ in pairs]
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    ours = torch.optim.AdamW(trainable, lr=member.lr, weight_decay=member.weight_decay)
+    theirs = torch.optim.AdamW(
+        [parameter for parameter in other.parameters() if parameter.requires_grad], lr=member.lr, weight_decay=member.weight_decay
+    )
+    sampler = data.TrainSampler([len(part)], 4, [member.seed])
+    batches = [rows for epoch in range(2) for _, rows in (sampler.set_epoch(epoch), list(sampler))[1]][:STEPS]
+    assert len(batches) == STEPS
+    for step, rows in enumerate(batches):
+        model.seed_dropout(step)
+        batch = part.batch(rows)
+        ours.zero_grad()
+        member_losses(STS, model(batch), batch.labels).sum().backward()
+        ours.step()
+        texts = list(zip(*[part.split.texts[row] for row in rows[0]]))
+        padded = tokenizer(list(texts[0]), list(texts[1]), padding=True, return_tensors="pt")
+        theirs.zero_grad()
+        F.mse_loss(other(**padded).logits[:, 0], torch.from_numpy(part.split.labels[rows[0]])).backward()
+        theirs.step()
+    for before, (mine, their) in zip(start, pairs):
+        assert (mine - before).abs().max() > 1e-3  # it did train
+        torch.testing.assert_close(mine[0], their, rtol=0, atol=1e-10)
+
+
+def trained_like(tiny_bert, members, **options):
+    """A model whose adapters and heads are random, as after training."""
+    encoder = load_encoder(str(tiny_bert), pooler=options.get("pooling") == "pooler")
+    model = MemberModel(encoder, [STS], members, **options).eval()
+    torch.manual_seed(3)
+    for index, member in enumerate(members):
+        for layer in model.adapters.values():
+            layer.lora_B.data[index, :, : member.rank].normal_()
+        model.heads["sts"].bias.data[index].normal_()
+    return model
+
+
+TEXTS = [("a man carried a boat", "a guy hauled a boat"), ("a dog", "two kids painted a wall near the river today")]
+
+
+def packed(tiny_bert, members):
+    tokens = tokenise(TEXTS, AutoTokenizer.from_pretrained(tiny_bert), 64)
+    return pack(tokens.ids, tokens.types, tokens.offsets, np.array([[0, 1]] * members), None, "sts", "dev")
+
+
+def write_files(directory, files):
+    directory.mkdir(exist_ok=True)
+    for name, content in files.items():
+        (directory / name).write_bytes(content)
+    return directory
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_peft_loads_a_pooler_member_with_the_same_logits(tiny_bert, tmp_path, index):
+    members = [Member(2, 4.0), Member(5, 0.5)]
+    model = trained_like(tiny_bert, members, pooling="pooler")
+    write_files(tmp_path, member_files(model, index, str(tiny_bert), ("query", "value")))
+    assert {path.name for path in tmp_path.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    stock = BertForSequenceClassification.from_pretrained(tiny_bert, num_labels=1)
+    inputs = AutoTokenizer.from_pretrained(tiny_bert)(*map(list, zip(*TEXTS)), padding=True, return_tensors="pt")
+    plain = stock.base_model(**inputs).pooler_output
+    loaded = peft.PeftModel.from_pretrained(stock, tmp_path).eval()
+    got, ours = loaded(**inputs).logits, model(packed(tiny_bert, 2))[index]
+    torch.testing.assert_close(got, ours, rtol=0, atol=2e-5)
+    assert not torch.allclose(plain, model.pooled(packed(tiny_bert, 2))[index], atol=1e-2)  # the adapter does something
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_peft_loads_other_members_with_the_same_hidden_states(tiny_bert, tmp_path, pooling):
+    model = trained_like(tiny_bert, [Member(3, 2.0)], pooling=pooling)
+    write_files(tmp_path, member_files(model, 0, str(tiny_bert), ("query", "value")))
+    loaded = peft.PeftModel.from_pretrained(AutoModel.from_pretrained(tiny_bert), tmp_path).eval()
+    inputs = AutoTokenizer.from_pretrained(tiny_bert)(*map(list, zip(*TEXTS)), padding=True, return_tensors="pt")
+    hidden, mask = loaded(**inputs).last_hidden_state, inputs["attention_mask"][..., None]
+    expected = hidden[:, 0] if pooling == "cls" else (hidden * mask).sum(1) / mask.sum(1)
+    torch.testing.assert_close(model.pooled(packed(tiny_bert, 1))[0], expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("options", [{"pooling": "pooler"}, {"pooling": "mean"}, {"mode": "frozen"}, {"mode": "full"}])
+def test_files_come_back(tiny_bert, tmp_path, options):
+    members = [Member(3, 2.0)]
+    options = {"pooling": "cls", **options}
+    model = trained_like(tiny_bert, members, **options)
+    if options.get("mode") == "full":
+        for parameter in model.encoder.parameters():
+            parameter.data += 0.01
+    write_files(tmp_path, member_files(model, 0, str(tiny_bert), ("query", "value")))
+    encoder = load_encoder(str(tiny_bert), pooler=options["pooling"] == "pooler")
+    again = MemberModel(encoder, [STS], members, **options).eval()
+    batch = packed(tiny_bert, 1)
+    assert not torch.equal(again(batch), model(batch))
+    load_member(again, 0, tmp_path)
+    assert torch.equal(again(batch), model(batch))
