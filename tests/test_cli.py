@@ -1,0 +1,73 @@
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from jsonargparse import ArgumentParser
+
+from loraens import __version__, cli, predict, quickstart, training
+
+CONSOLE = Path(sys.executable).parent / "loraens"
+
+
+def seconds(*command):
+    started = time.perf_counter()
+    subprocess.run(command, check=True, capture_output=True)
+    return time.perf_counter() - started
+
+
+def test_help_answers_in_under_a_second():
+    assert CONSOLE.exists()
+    bare = sorted(seconds(sys.executable, "-c", "pass") for _ in range(3))[1]
+    help = sorted(seconds(CONSOLE, "--help") for _ in range(3))[1]
+    assert help - bare < 1
+
+
+def test_help_lists_every_command(run_command, capsys):
+    assert run_command("--help") == 0
+    printed = capsys.readouterr().out
+    assert all(f"\n  {name} " in printed for name in cli.COMMANDS)
+    assert run_command("--version") == 0
+    assert capsys.readouterr().out == f"loraens {__version__}\n"
+
+
+def options_without_help(parser: ArgumentParser):
+    return [
+        "/".join(action.option_strings) or action.dest
+        for action in parser._actions
+        if not isinstance(action.help, str) or not action.help.strip()
+    ]
+
+
+def printed_help(monkeypatch, function, *args):
+    """The parser that prints a command's help."""
+    seen = []
+    monkeypatch.setattr(ArgumentParser, "print_help", lambda self, *_: seen.append(self))
+    with pytest.raises(SystemExit):
+        function([*args, "--help"])
+    return seen[-1]
+
+
+@pytest.mark.parametrize(
+    ("function", "args"),
+    [
+        (predict.main, []),
+        (quickstart.main, []),
+        *((training.main, [name]) for name in cli.TRAINER_COMMANDS),
+    ],
+)
+def test_every_option_has_a_help_text(monkeypatch, function, args):
+    monkeypatch.setattr(sys, "argv", ["loraens"])
+    parser = printed_help(monkeypatch, function, *args)
+    assert len(parser._actions) > 4
+    assert options_without_help(parser) == []
+
+
+@pytest.mark.parametrize("name", ["SST", "Quora", "STS", "Multitask", "TextFiles"])
+def test_every_option_of_the_data_has_a_help_text(name):
+    from loraens import data
+
+    parser = ArgumentParser()
+    parser.add_class_arguments(getattr(data, name), "data")
+    assert options_without_help(parser) == []
