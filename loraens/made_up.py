@@ -65,7 +65,8 @@ ACTIONS = (
 OBJECTS = (
     ("a wooden boat", "a boat made of wood"), ("a red bicycle", "a red bike"), ("a large basket", "a big basket"),
     ("a stone wall", "a wall of stone"), ("an empty bottle", "a bottle with nothing in it"),
-    ("a small table", "a little table"), ("a broken guitar", "a damaged guitar"), ("a yellow car", "an automobile painted yellow"),
+    ("a small table", "a little table"), ("a broken guitar", "a damaged guitar"),
+    ("a yellow car", "an automobile painted yellow"),
 )  # fmt: skip
 PLACES = (
     ("in the park", "in a park"), ("near the river", "close to the river"), ("at the market", "in a market"),

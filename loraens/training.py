@@ -161,5 +161,5 @@ def main(args: list[str]) -> None:
         seed_everything_default=False,
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
-        parser_kwargs={"prog": "loraens", **strict, **{name: strict for name in Cli.subcommands()}},
+        parser_kwargs={"prog": "loraens", **strict, **dict.fromkeys(Cli.subcommands(), strict)},
     )

@@ -40,7 +40,7 @@ def write_tiny_bert(directory: Path, corpus: Path) -> Path:
         [str(path) for path in sorted(corpus.glob("*.csv"))], trainers.WordPieceTrainer(vocab_size=400, special_tokens=SPECIAL)
     )
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    BertTokenizerFast(tokenizer_object=tokenizer, model_max_length=64).save_pretrained(directory)
+    BertTokenizerFast(tokenizer_object=tokenizer, model_max_length=160).save_pretrained(directory)
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=tokenizer.get_vocab_size(),
@@ -48,7 +48,7 @@ def write_tiny_bert(directory: Path, corpus: Path) -> Path:
         num_hidden_layers=2,
         num_attention_heads=2,
         intermediate_size=64,
-        max_position_embeddings=64,
+        max_position_embeddings=160,
         initializer_range=0.3,
     )
     BertModel(config).save_pretrained(directory)

@@ -64,7 +64,9 @@ def test_training_equals_peft_in_a_plain_loop(tiny_bert, splits):
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     ours = torch.optim.AdamW(trainable, lr=member.lr, weight_decay=member.weight_decay)
     theirs = torch.optim.AdamW(
-        [parameter for parameter in other.parameters() if parameter.requires_grad], lr=member.lr, weight_decay=member.weight_decay
+        [parameter for parameter in other.parameters() if parameter.requires_grad],
+        lr=member.lr,
+        weight_decay=member.weight_decay,
     )
     sampler = data.TrainSampler([len(part)], 4, [member.seed])
     batches = [rows for epoch in range(2) for _, rows in (sampler.set_epoch(epoch), list(sampler))[1]][:STEPS]

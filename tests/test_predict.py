@@ -68,7 +68,7 @@ def strip(lines):
 
 def test_pipe(runs):
     command = [sys.executable, "-c", "from loraens.cli import main; main()", "predict", "--model", str(runs / "sst")]
-    text = "id,sentence\n7,\"a dull , dull film\"\n8,\n9,charming\n"
+    text = 'id,sentence\n7,"a dull , dull film"\n8,\n9,charming\n'
     done = subprocess.run([*command, "--input", "-"], input=text, capture_output=True, text=True, check=True)
     rows = list(csv.DictReader(io.StringIO(done.stdout)))
     assert [row["id"] for row in rows] == ["7", "8", "9"]
@@ -91,11 +91,15 @@ def test_bad_input_ends_in_one_sentence_and_leaves_nothing(fails, runs, corpus, 
     assert "bad.tsv line 3 does not have 2 fields" in fails("predict", "--model", model, "--input", bad, "--output", out)
     sst = corpus / "ids-sst-dev.csv"
     assert "no column 'sentence1'" in fails("predict", "--model", model, "--input", sst, "--output", out)
-    assert "already has a column 'prediction'" in fails("predict", "--model", model, "--input", with_column(tmp_path), "--output", out)
+    assert "already has a column 'prediction'" in fails(
+        "predict", "--model", model, "--input", with_column(tmp_path), "--output", out
+    )
     assert "either --input FILE or --text" in fails("predict", "--model", model)
     assert "--text and --text2" in fails("predict", "--model", model, "--text", "one")
     assert "ends in .csv, .tsv or .jsonl" in fails("predict", "--model", model, "--input", good, "--output", tmp_path / "x.doc")
-    assert "directory does not exist" in fails("predict", "--model", model, "--input", good, "--output", tmp_path / "no" / "x.csv")
+    assert "directory does not exist" in fails(
+        "predict", "--model", model, "--input", good, "--output", tmp_path / "no" / "x.csv"
+    )
     assert "is the input" in fails("predict", "--model", model, "--input", bad, "--output", bad)
     assert "holds no member" in fails("predict", "--model", tmp_path, "--input", good)
     assert "--task other" in fails("predict", "--model", model, "--input", good, "--task", "other")

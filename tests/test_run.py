@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
-
 from lightning.pytorch import Callback
+from safetensors.torch import load_file
 
 from loraens.predict import Predictor
 from loraens.store import MemberStore, find_member
@@ -63,7 +62,9 @@ def test_stored_logits_are_what_predict_gives(fit, corpus):
 def weights(run, which="last"):
     directory = find_member(run)
     epoch = directory / MemberStore(directory).manifest()["epochs"][which]
-    return {f"{path.name} {key}": value for path in sorted(epoch.glob("*.safetensors")) for key, value in load_file(path).items()}
+    return {
+        f"{path.name} {key}": value for path in sorted(epoch.glob("*.safetensors")) for key, value in load_file(path).items()
+    }
 
 
 @pytest.mark.parametrize("mode", ["lora", "frozen", "full"])
@@ -115,7 +116,16 @@ def test_every_config_parses_and_makes_a_step(run_command, tiny_bert, corpus, tm
     for path in found:
         overlay = "data" not in yaml.safe_load(path.read_text())
         base = ["--config", CONFIGS / "sst.yaml"] if overlay else []
-        options = ["--model.backbone", tiny_bert, "--data.root", corpus, "--data.max_length", 64, "--trainer.fast_dev_run", "true"]
+        options = [
+            "--model.backbone",
+            tiny_bert,
+            "--data.root",
+            corpus,
+            "--data.max_length",
+            64,
+            "--trainer.fast_dev_run",
+            "true",
+        ]
         assert run_command("fit", *base, "--config", path, *options, "--store.root", tmp_path, *QUIET) == 0, path
     assert list(tmp_path.iterdir()) == []
 
@@ -143,8 +153,14 @@ QUESTIONS = {
 def test_a_task_of_the_users_own_from_yaml_alone(run_command, tiny_bert, tmp_path, suffix):
     things = ["the wall", "a red boat", "the old car", "that bike", "a guitar", "the bottle", "a basket", "the table"]
     for split, part in (("train", things[:6]), ("dev", things[6:])):
-        rows = [{"text": form.format(thing), "type": kind} for thing in part for kind, forms in QUESTIONS.items() for form in forms]
-        lines = [json.dumps(row) for row in rows] if suffix == "jsonl" else ["text,type", *(f"{r['text']},{r['type']}" for r in rows)]
+        rows = [
+            {"text": form.format(thing), "type": kind} for thing in part for kind, forms in QUESTIONS.items() for form in forms
+        ]
+        lines = (
+            [json.dumps(row) for row in rows]
+            if suffix == "jsonl"
+            else ["text,type", *(f"{r['text']},{r['type']}" for r in rows)]
+        )
         (tmp_path / f"{split}.{suffix}").write_text("\n".join(lines))
     config = {
         "data": {

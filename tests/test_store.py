@@ -63,7 +63,7 @@ def test_find_member(store, tmp_path):
     assert find_member(store.directory) == find_member(store.directory.parent) == store.directory
     other = MemberStore(store.directory.parent / "r8")
     other.write({"epoch-001": {"x": b""}}, epochs("epoch-001", "epoch-001"))
-    with pytest.raises(InputError, match="holds 2 members: give one of them, such as .*r4"):
+    with pytest.raises(InputError, match=r"holds 2 members: give one of them, such as .*r4"):
         find_member(store.directory.parent)
     with pytest.raises(InputError, match="holds no member"):
         find_member(tmp_path / "none")

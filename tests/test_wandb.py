@@ -39,7 +39,16 @@ def run(tmp_path_factory, tiny_bert, corpus):
     home = tmp_path_factory.mktemp("home")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB", "NETRC"))}
     command = ["fit", "--config", CONFIGS / "sst.yaml", "--model.backbone", tiny_bert, "--data.root", corpus]
-    command += ["--trainer.max_epochs", 2, "--trainer.log_every_n_steps", 2, "--data.max_length", 40, "--store.root", home / "runs"]
+    command += [
+        "--trainer.max_epochs",
+        2,
+        "--trainer.log_every_n_steps",
+        2,
+        "--data.max_length",
+        40,
+        "--store.root",
+        home / "runs",
+    ]
     done = subprocess.run(
         [sys.executable, "-c", "from loraens.cli import main; main()", *map(str, command)],
         env={**environment, "HOME": str(home)},
