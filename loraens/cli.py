@@ -53,15 +53,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         run: Callable[[list[str]], Any] = getattr(import_module(module), function)
         run([name, *rest] if name in TRAINER_COMMANDS else rest)
-    except InputError as error:
-        _fail(str(error))
     except ArgumentError as error:
         _fail(f"{name}: {_option_error(str(error))}: see `loraens {name} --help`")
+    except Exception as error:
+        if (cause := _users_to_mend(error)) is None:
+            raise
+        _fail(" ".join(str(cause).split()))
     except KeyboardInterrupt:
         _fail("interrupted", code=130)
     except BrokenPipeError:  # the reader of our output, such as `head`, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+def _users_to_mend(error: BaseException | None) -> Exception | None:
+    """What the user can mend among an error and its causes: jsonargparse wraps what a class's constructor raises."""
+    while error is not None:
+        if isinstance(error, (InputError, ModuleNotFoundError)):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _option_error(message: str) -> str:

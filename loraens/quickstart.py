@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from loraens.tasks import Task
 
 TASKS = ("sst", "quora", "sts")
-EPOCHS = {"sst": 3, "quora": 2, "sts": 3}
+EPOCHS = {"sst": 3, "quora": 2, "sts": 2}
 RANKS, SCALES, LR = (4, 16), (1.0, 3.0), 1e-3
 
 
@@ -33,7 +33,7 @@ class Data:
     """
 
     root: str | None = None
-    limit: int = 960
+    limit: int = 640
 
 
 @dataclass
@@ -79,7 +79,7 @@ def quickstart(data: Data = Data(), store: str = "checkpoints", backbone: str = 
 
 
 def train_task(data: TextData, epochs: int, members: Sequence[Member], directory: Path, backbone: str) -> Result:
-    """Train members one after another and join them."""
+    """Train members side by side on one backbone and join them."""
     from lightning.pytorch import Trainer
 
     from loraens.callbacks import MemberWriter
@@ -88,24 +88,27 @@ def train_task(data: TextData, epochs: int, members: Sequence[Member], directory
     from loraens.module import Population
 
     (task,) = data.tasks
-    for number, member in enumerate(members, start=1):
-        print(f"{task.name}: member {number} of {len(members)}, rank {member.rank}, scale {member.scale:g}", flush=True)
-        module = Population([member], data.tasks, backbone=backbone, pooling="mean")
-        trainer = Trainer(
-            max_epochs=epochs,
-            logger=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            callbacks=[MemberWriter(directory)],
-        )
-        trainer.fit(module, data)
-    found = [MemberStore(directory / member.name).logits(task.name, "dev", "last") for member in members]
+    print(f"{task.name}: {len(members)} members of {', '.join(map(_in_words, members))}", flush=True)
+    trainer = Trainer(
+        max_epochs=epochs,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        callbacks=[MemberWriter(directory)],
+    )
+    trainer.fit(Population(members, data.tasks, backbone=backbone, pooling="mean"), data)
+    stores = [MemberStore(directory / member.name) for member in members]
+    found = [store.logits(task.name, "dev", "last") for store in stores]
     labels = found[0].labels
     assert labels is not None
-    scores = [MemberStore(directory / member.name).manifest()["dev"]["last"][task.name][task.metric] for member in members]
+    scores = [store.manifest()["dev"]["last"][task.name][task.metric] for store in stores]
     joined = omni(task, np.stack([logits.logits for logits in found]), [member.rank for member in members])
     return Result(task, list(zip(members, scores)), prediction_score(task, joined, labels), directory)
+
+
+def _in_words(member: Member) -> str:
+    return f"rank {member.rank} and scale {member.scale:g}"
 
 
 def print_table(results: Sequence[Result], made_up: bool) -> None:
@@ -120,7 +123,7 @@ def print_table(results: Sequence[Result], made_up: bool) -> None:
     for column in ("member", *(result.task.name for result in results), "overall"):
         table.add_column(column, justify="left" if column == "member" else "right")
     rows = [
-        (f"rank {member.rank}, scale {member.scale:g}", [result.members[index][1] for result in results])
+        (_in_words(member), [result.members[index][1] for result in results])
         for index, (member, _) in enumerate(results[0].members)
     ]
     for name, scores in [*rows, ("Omni (all joined)", [result.omni for result in results])]:

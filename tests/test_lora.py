@@ -132,6 +132,37 @@ def test_saved_keys_hold_no_frozen_weight(tiny_bert):
     assert {name: tuple(tensor.shape) for name, tensor in load(files["adapter_model.safetensors"]).items()} == keys
 
 
+def test_a_member_ends_the_same_alone_and_in_a_pack(tiny_bert, corpus):
+    from loraens import data
+
+    module = data.SST(root=str(corpus), backbone=str(tiny_bert))
+    module.setup("fit")
+    part = module.splits["sst", "train"]
+
+    def trained(members):
+        model = build(tiny_bert, members).train()
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01)
+        sampler = data.TrainSampler([len(part)], 4, [member.seed for member in members])
+        for epoch in range(2):
+            sampler.set_epoch(epoch)
+            for step, (_, rows) in enumerate(sampler):
+                model.seed_dropout(epoch, step)
+                batch = part.batch(rows)
+                optimizer.zero_grad()
+                member_losses(SST, model(batch), batch.labels).sum().backward()
+                optimizer.step()
+        return model
+
+    together = trained(MEMBERS)
+    for index, member in enumerate(MEMBERS):
+        alone = trained([member])
+        for name, layer in alone.adapters.items():
+            other = together.adapters[name]
+            torch.testing.assert_close(other.lora_A[index, : member.rank], layer.lora_A[0], rtol=0, atol=1e-10)
+            torch.testing.assert_close(other.lora_B[index, :, : member.rank], layer.lora_B[0], rtol=0, atol=1e-10)
+        torch.testing.assert_close(together.heads["sst"].weight[index], alone.heads["sst"].weight[0], rtol=0, atol=1e-10)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_dropout_mask(dtype):
     generator = torch.Generator().manual_seed(0)

@@ -45,7 +45,7 @@ def test_quickstart_trains_joins_and_prints(run_command, tiny_bert, corpus, tmp_
     printed = capsys.readouterr().out
     assert ("made-up" in printed) != real
     assert "Omni (all joined)" in printed
-    assert printed.count("rank 16, scale 3") == 4  # three times in training, once in the table
+    assert printed.count("rank 16 and scale 3") == 4  # three times in training, once in the table
     for task in ("sst", "quora", "sts"):
         members = find_members(tmp_path / "quickstart" / task)
         assert len(members) == 4

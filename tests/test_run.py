@@ -184,8 +184,11 @@ def test_a_task_of_the_users_own_from_yaml_alone(run_command, tiny_bert, tmp_pat
     (member,) = (tmp_path / "runs").glob("trec-*/*/manifest.json")
     manifest = MemberStore(member.parent).manifest()
     assert manifest["dev"]["best"]["trec"]["macro_f1"] > 0.8  # a sixth by chance
-    (row,) = Predictor.load(member.parent).rows([("Where is the bottle?",)], Predictor.load(member.parent).task())
-    assert row["prediction"] == "WHERE"
+    predictor = Predictor.load(member.parent)
+    asked = [(form.format(thing), kind) for thing in things[6:] for kind, forms in QUESTIONS.items() for form in forms]
+    rows = predictor.rows([(text,) for text, _ in asked], predictor.task())
+    right = sum(row["prediction"] == kind for row, (_, kind) in zip(rows, asked)) / len(asked)
+    assert right == pytest.approx(manifest["dev"]["best"]["trec"]["accuracy"])
 
 
 def test_validate_and_test_score_a_checkpoint(fit, run_command, fails, tiny_bert, corpus, tmp_path, capsys):
@@ -198,12 +201,22 @@ def test_validate_and_test_score_a_checkpoint(fit, run_command, fails, tiny_bert
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
 
 
+@pytest.mark.parametrize(("logger", "file"), [("CSVLogger", "metrics.csv"), ("TensorBoardLogger", "events.out.tfevents.*")])
+def test_other_loggers(fit, tmp_path, logger, file):
+    fit("--trainer.logger", logger, "--trainer.logger.save_dir", tmp_path / "logs", epochs=1)
+    assert len(list((tmp_path / "logs").rglob(file))) == 1
+
+
 def test_bad_input_ends_in_one_sentence(fit, fails, tiny_bert, corpus, tmp_path):
     command = ["fit", "--config", CONFIGS / "sts.yaml", "--store.root", tmp_path / "runs", *QUIET]
     tiny = [*command, "--model.backbone", tiny_bert, "--data.root", corpus, "--data.max_length", 40]
     assert "data.root nowhere has no sts-train.csv" in fails(*command, "--model.backbone", tiny_bert, "--data.root", "nowhere")
     assert "backbone 'no/such' could not be loaded" in fails(*command, "--model.backbone", "no/such", "--data.root", corpus)
     assert "'q_lin' matches no linear layer" in fails(*tiny, "--model.targets", "[q_lin]")
+    assert fails(*tiny, "--data.batch_size", 0).startswith("loraens: --data.batch_size 0 is too small")
+    files = ["--data", "TextFiles", "--data.name", "a", "--data.train", "no.csv", "--data.dev", "no.csv"]
+    missing = fails("fit", *files, "--data.text_columns", "[a]", "--data.label_column", "b", *QUIET)
+    assert missing == "loraens: no.csv does not exist or is not a file: check the path"
     assert "--data.max_length 400 is more than backbone" in fails(*tiny, "--data.max_length", 400)
     assert "--model.rank must be at least 1" in fails(*tiny, "--model.rank", 0)
     assert "warmup 2 is not a share" in fails(*tiny, "--model.warmup", 2)
