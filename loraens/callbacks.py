@@ -70,15 +70,17 @@ class MemberWriter(Callback):
             return
         module = cast(Population, pl_module)
         epoch = trainer.current_epoch + 1
+        earlier = sum(entry["epoch"] == epoch for entry in self._progress[0]["history"])  # validations within this epoch
+        name = f"epoch-{epoch:03d}" + (f"-{earlier + 1}" if earlier else "")
         for index, progress in enumerate(self._progress):
             score = score_of(module, index)
             if progress["best"] is None or math.isnan(progress["score"]) or score > progress["score"]:
-                progress["best"], progress["score"] = epoch, score
-            progress["history"].append({"epoch": epoch, "dev": module.scores[index]})
+                progress["best"], progress["score"] = name, score
+            progress["history"].append({"name": name, "epoch": epoch, "step": trainer.global_step, "dev": module.scores[index]})
             files = member_files(module.model, index, module.backbone, module.options["targets"])
             for task, split in module.outputs:
                 files[f"{task}-{split}.npz"] = logits_to_bytes(self._logits(module, index, task, split))
-            self._store(module, index).write({_epoch_name(epoch): files}, self._manifest(module, index, "training"))
+            self._store(module, index).write({name: files}, self._manifest(module, index, "training"))
 
     def _store(self, module: Population, index: int) -> MemberStore:
         return MemberStore(self.directory / module.members[index].name)
@@ -93,15 +95,15 @@ class MemberWriter(Callback):
     def _manifest(self, module: Population, index: int, status: str) -> dict[str, Any]:
         progress, member = self._progress[index], module.members[index]
         history: list[dict[str, Any]] = progress["history"]
-        last = history[-1]["epoch"]
-        by_epoch = {entry["epoch"]: entry["dev"] for entry in history}
+        last = history[-1]["name"]
+        by_name = {entry["name"]: entry["dev"] for entry in history}
         return {
             "name": member.name,
             "status": status,
             "member": member.to_dict(),
             "settings": module.settings(),
-            "epochs": {"best": _epoch_name(progress["best"]), "last": _epoch_name(last)},
-            "dev": {"best": by_epoch[progress["best"]], "last": by_epoch[last]},
+            "epochs": {"best": progress["best"], "last": last},
+            "dev": {"best": by_name[progress["best"]], "last": by_name[last]},
             "history": history,
             "dropped": {
                 f"{task}-{split}": part.split.dropped
@@ -122,10 +124,8 @@ class MemberWriter(Callback):
                 store = self._store(module, index)
                 store.write({}, self._manifest(module, index, "finished"))
                 rank_zero_info(f"member {module.members[index].name} lies in {store.directory}")
-
-
-def _epoch_name(epoch: int) -> str:
-    return f"epoch-{epoch:03d}"
+            else:
+                rank_zero_info("no member was saved: training ended before its first validation (--trainer.val_check_interval)")
 
 
 class WandbRun(Callback):

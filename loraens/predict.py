@@ -195,9 +195,9 @@ def predict(
         taken = [column for column in columns if column in table.columns]
         if taken:
             raise InputError(f"{table.name} already has a column {taken[0]!r}, which predictions are written to: rename it")
-        with _replacing(output) as stream:
+        with _replacing(output) as stream, _bar(input, table) as bar:
             writer = RowWriter(stream, out_format or table.format, [*table.columns, *columns])
-            skipped = _write_rows(predictor, chosen, table, writer)
+            skipped = _write_rows(predictor, chosen, table, writer, bar)
     if skipped:
         shown = ", ".join(map(str, skipped[:5])) + (", ..." if len(skipped) > 5 else "")
         print(f"{len(skipped)} rows have no text and got an empty prediction: line {shown}", file=sys.stderr)
@@ -226,25 +226,33 @@ def _print_one(predictor: Predictor, task: Task, texts: list[str]) -> None:
     print(json.dumps(row, ensure_ascii=False))
 
 
-def _write_rows(predictor: Predictor, task: Task, table: Table, writer: RowWriter) -> list[int]:
-    """Predict and write all rows, chunk by chunk; returns the line numbers of rows without a text."""
+def _bar(input: str, table: Table) -> Any:
+    """A progress bar in rows, for terminals; a file's lines are counted first, so that it can tell the time left."""
     from tqdm import tqdm
 
+    total = None
+    if input != "-" and table.format != "parquet":
+        with open(input, "rb") as file:
+            total = sum(1 for _ in file) - (table.format != "jsonl")
+    return tqdm(desc="predict", total=total, unit=" rows", file=sys.stderr, disable=None)
+
+
+def _write_rows(predictor: Predictor, task: Task, table: Table, writer: RowWriter, bar: Any) -> list[int]:
+    """Predict and write all rows, chunk by chunk; returns the line numbers of rows without a text."""
     skipped: list[int] = []
     blank = dict.fromkeys(predictor.columns(task))
-    with tqdm(desc="predict", unit=" rows", file=sys.stderr, disable=None) as bar:
-        while chunk := list(islice(table.rows, CHUNK)):
-            rows = [_whole(row, number, table) for number, row in chunk]
-            texts = [row_texts(row, task.text_columns) for row in rows]
-            found = iter(predictor.rows([text for text in texts if text is not None], task))
-            for (number, _), row, text in zip(chunk, rows, texts):
-                if text is None:
-                    skipped.append(number)
-                try:
-                    writer.write({**row, **(blank if text is None else next(found))})
-                except ValueError as error:
-                    raise InputError(f"{table.name} line {number} does not fit the columns of the output: {error}") from None
-            bar.update(len(chunk))
+    while chunk := list(islice(table.rows, CHUNK)):
+        rows = [_whole(row, number, table) for number, row in chunk]
+        texts = [row_texts(row, task.text_columns) for row in rows]
+        found = iter(predictor.rows([text for text in texts if text is not None], task))
+        for (number, _), row, text in zip(chunk, rows, texts):
+            if text is None:
+                skipped.append(number)
+            try:
+                writer.write({**row, **(blank if text is None else next(found))})
+            except ValueError as error:
+                raise InputError(f"{table.name} line {number} does not fit the columns of the output: {error}") from None
+        bar.update(len(chunk))
     return skipped
 
 

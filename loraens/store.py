@@ -108,6 +108,8 @@ class MemberStore:
             manifest: JSON fields; `epochs` holds the directory names that shall remain, as {"best": ..., "last": ...}.
 
         """
+        for left_over in self.directory.rglob(".*.part"):  # of a writer that was killed
+            left_over.unlink()
         for epoch, files in epochs.items():
             for name, content in files.items():
                 write_atomically(self.directory / epoch / name, content)

@@ -1,6 +1,10 @@
 """Whole runs on a tiny backbone, through the command line."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -83,6 +87,19 @@ def test_resume_equals_no_interruption(fit, tmp_path, mode):
     assert new["files"] == old["files"]
 
 
+def test_several_validations_an_epoch_and_none(fit, tmp_path, caplog):
+    run = fit("--trainer.val_check_interval", 0.5, "--model.lr", 1e-2, epochs=2)
+    manifest = MemberStore(find_member(run)).manifest()
+    assert [entry["name"] for entry in manifest["history"]] == ["epoch-001", "epoch-001-2", "epoch-002", "epoch-002-2"]
+    assert [entry["step"] for entry in manifest["history"]] == [3, 6, 9, 12]
+    assert manifest["epochs"]["last"] == "epoch-002-2"
+    best = max(manifest["history"], key=lambda entry: entry["dev"]["sts"]["pearson"])
+    assert manifest["epochs"]["best"] == best["name"]
+    fit("--trainer.max_steps", 2, name="short", epochs=1)
+    assert "no member was saved" in caplog.text
+    assert list((tmp_path / "short").glob("*/manifest.json")) == []
+
+
 class InterruptInThirdEpoch(Callback):
     """Presses Ctrl-C in the middle of the third epoch."""
 
@@ -92,6 +109,37 @@ class InterruptInThirdEpoch(Callback):
 
 
 INTERRUPT = ["--trainer.callbacks", f"{__name__}.InterruptInThirdEpoch"]
+
+
+class KillInThirdEpoch(InterruptInThirdEpoch):
+    """Kills the process in the middle of the third epoch."""
+
+    def on_train_batch_end(self, trainer, *args):
+        try:
+            super().on_train_batch_end(trainer, *args)
+        except KeyboardInterrupt:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_kill_loses_the_running_epoch_alone(fit, tiny_bert, corpus, tmp_path):
+    whole = fit(epochs=3, name="whole")
+    command = [
+        "fit",
+        "--config",
+        whole / "config.yaml",
+        "--store.run",
+        "half",
+        "--trainer.callbacks",
+        f"{__name__}.KillInThirdEpoch",
+    ]
+    code = "import sys; sys.path[:0] = sys.argv.pop(1).split(':'); from loraens.cli import main; main()"
+    path = f"{Path(__file__).parent}:{Path(__file__).parent.parent}"
+    done = subprocess.run([sys.executable, "-c", code, path, *map(str, command)], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    half = tmp_path / "half"
+    assert len(MemberStore(find_member(half)).manifest()["history"]) == 2
+    fit(epochs=3, name="ignored", extra=["--ckpt_path", half / "last.ckpt"])
+    assert MemberStore(find_member(half)).manifest()["files"] == MemberStore(find_member(whole)).manifest()["files"]
 
 
 def test_checkpoint_holds_no_frozen_weight_and_no_pickle(fit):

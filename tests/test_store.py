@@ -40,6 +40,13 @@ def test_only_best_and_last_remain(store):
     assert set(store.manifest()["files"]) == {"epoch-002/x.json", "epoch-004/x.json"}
 
 
+def test_a_killed_writers_files_are_cleared(store):
+    (store.directory / "epoch-001" / ".x.json.123.part").write_bytes(b"{")
+    store.write({"epoch-002": {"x.json": b"{}"}}, epochs("epoch-001", "epoch-002"))
+    assert set(store.manifest()["files"]) == {"epoch-001/x.json", "epoch-001/sst-dev.npz", "epoch-002/x.json"}
+    assert list(store.directory.rglob("*.part")) == []
+
+
 def test_altered_missing_and_foreign_files_are_named(store, tmp_path):
     file = store.directory / "epoch-001" / "x.json"
     file.write_bytes(b"[]")
