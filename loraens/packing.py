@@ -104,35 +104,38 @@ def pack(
 
 @dataclass
 class AttentionLayout:
-    """Where one member's tokens stand in the packed and in the padded layout.
+    """Where one member's tokens stand in the padded layout that attention works in.
 
     Args:
-        padded: `(b, L)` token numbers (0 at padding), counted from the member's first token.
-        mask: `(b, 1, 1, L)` true at real tokens; None where no sequence is padded.
+        shape: Number of sequences b, and the longest one's length L.
         packed: `(n,)` places of the member's tokens in the flattened padded layout.
-
+        mask: `(b, 1, 1, L)` true at real tokens; None where no sequence is padded.
     """
 
-    padded: Tensor
-    mask: Tensor | None
+    shape: tuple[int, int]
     packed: Tensor
+    mask: Tensor | None
+
+    def pad(self, x: Tensor) -> Tensor:
+        """`(n, H, K)` -> `(b, H, L, K)`, zero at padding."""
+        sequences, longest = self.shape
+        padded = x.new_zeros(sequences * longest, *x.shape[1:]).index_copy(0, self.packed, x)
+        return padded.view(sequences, longest, *x.shape[1:]).transpose(1, 2)
+
+    def unpad(self, x: Tensor) -> Tensor:
+        """`(b, H, L, K)` -> `(n, H, K)`."""
+        return x.transpose(1, 2).flatten(0, 1).index_select(0, self.packed)
 
 
 def attention_layouts(member_lengths: list[list[int]], device: torch.device) -> list[AttentionLayout]:
     """Layouts of each member; made once a forward and read by every layer."""
     layouts = []
     for lengths in member_lengths:
-        sizes = torch.tensor(lengths)
-        places = torch.arange(int(sizes.max()))
-        real = places < sizes[:, None]
-        padded = torch.where(real, (sizes.cumsum(0) - sizes)[:, None] + places, 0)
-        layouts.append(
-            AttentionLayout(
-                padded.to(device),
-                None if bool(real.all()) else real[:, None, None, :].to(device),
-                real.flatten().nonzero().flatten().to(device),
-            )
-        )
+        longest = max(lengths)
+        real = torch.arange(longest) < torch.tensor(lengths)[:, None]
+        packed = real.flatten().nonzero().flatten().to(device)
+        mask = None if bool(real.all()) else real[:, None, None, :].to(device)
+        layouts.append(AttentionLayout((len(lengths), longest), packed, mask))
     return layouts
 
 
@@ -155,10 +158,10 @@ def packed_attention(
     generators. Other arguments that the model hands down are not needed.
     """
     dropout = dropout if module.training else 0.0
-    inputs = torch.stack((query[0], key[0], value[0])).transpose(1, 2)  # (3, N, H, K)
+    parts = (torch.split(x[0].transpose(0, 1), routing.tokens) for x in (query, key, value))  # of (n, H, K) each
     outputs = []
-    for index, (layout, part) in enumerate(zip(layouts, torch.split(inputs, routing.tokens, dim=1))):
-        q, k, v = part[:, layout.padded].transpose(2, 3)  # (b, H, L, K) each
+    for index, (layout, *member) in enumerate(zip(layouts, *parts)):
+        q, k, v = (layout.pad(x) for x in member)
         if dropout == 0:
             mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=layout.mask, scale=scaling)
         else:
@@ -167,7 +170,7 @@ def packed_attention(
                 scores = scores.masked_fill(~layout.mask, float("-inf"))
             weights = scores.softmax(-1)
             mixed = (weights * dropout_mask(weights.shape, dropout, routing.generators[index], weights.dtype)) @ v
-        outputs.append(mixed.transpose(1, 2).flatten(0, 1)[layout.packed])
+        outputs.append(layout.unpad(mixed))
     return torch.cat(outputs)[None], None
 
 
