@@ -82,7 +82,8 @@ def test_peft_loads_the_member_with_the_same_predictions(member):
     texts = [("A man is playing a guitar.", "A man plays."), ("Two dogs run.", "The stock market fell sharply today.")]
     inputs = AutoTokenizer.from_pretrained(locate("minilm"))(*map(list, zip(*texts)), padding=True, return_tensors="pt")
     with torch.no_grad():
-        expected = model(**inputs).last_hidden_state[:, 0] @ head["sts.weight"].T + head["sts.bias"]
+        hidden, mask = model(**inputs).last_hidden_state, inputs["attention_mask"][..., None]
+        expected = (hidden * mask).sum(1) / mask.sum(1) @ head["sts.weight"].T + head["sts.bias"]
     predictor = Predictor.load(member)
     got = predictor.logits(texts, predictor.task())
     torch.testing.assert_close(torch.from_numpy(got), expected, rtol=0, atol=1e-4)
