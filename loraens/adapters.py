@@ -10,14 +10,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import cast
 
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from loraens.backbone import hub_name
 from loraens.errors import InputError
-from loraens.model import Heads, MemberModel
+from loraens.model import MemberModel
 
 ADAPTER_CONFIG, ADAPTER = "adapter_config.json", "adapter_model.safetensors"
 HEADS, ENCODER = "heads.safetensors", "encoder.safetensors"
@@ -42,8 +41,7 @@ def _adapter_tensors(model: MemberModel, index: int) -> dict[str, Tensor]:
 def _head_tensors(model: MemberModel, index: int) -> dict[str, Tensor]:
     """Heads of one member: `<task>.weight` (C, D) and `<task>.bias` (C,)."""
     tensors = {}
-    for task, module in model.heads.items():
-        head = cast(Heads, module)
+    for task, head in model.heads.items():
         tensors[f"{task}.weight"], tensors[f"{task}.bias"] = head.weight[index], head.bias[index]
     return tensors
 

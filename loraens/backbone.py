@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 
 from loraens.errors import InputError
 from loraens.packing import ATTENTION
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PACKAGED = "minilm"
+MODEL_TYPES = ("bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta")  # those that read our attention
 PACKAGED_HUB_NAME = "sentence-transformers/all-MiniLM-L6-v2"
 
 
@@ -62,8 +64,8 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(locate(name), use_fast=True)
     except (OSError, ValueError, KeyError) as error:
         raise _unusable(name, error) from None
-    if not tokenizer.is_fast:
-        raise InputError(f"backbone {name!r} has no fast tokenizer (tokenizer.json): choose one that has")
+    if not tokenizer.is_fast or len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise InputError(f"backbone {name!r} has no fast tokenizer (tokenizer.json): put it beside the weights")
     return tokenizer
 
 
@@ -90,8 +92,12 @@ def load_encoder(name: str, pooler: bool) -> PreTrainedModel:
                 use_safetensors=True,
                 output_loading_info=True,
             )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise _unusable(name, error) from None
+    if encoder.config.model_type not in MODEL_TYPES or getattr(encoder.config, "is_decoder", False):
+        raise InputError(
+            f"backbone {name!r} is of type {encoder.config.model_type}: an encoder of type {', '.join(MODEL_TYPES)} is expected"
+        )
     missing = [key for key in info["missing_keys"] if not key.startswith("pooler.")]
     if missing:
         raise InputError(

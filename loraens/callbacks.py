@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_info
 
 from loraens.adapters import member_files
+from loraens.errors import InputError
 from loraens.metrics import predictions, probabilities
 from loraens.module import Population
 from loraens.reading import Split
@@ -58,6 +59,15 @@ class MemberWriter(Callback):
     def _spent(self) -> float:
         return self._seconds + time.monotonic() - self._started
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse several devices: members are trained side by side on one.
+
+        Raises:
+            InputError: There are several.
+        """
+        if trainer.world_size > 1:
+            raise InputError(f"--trainer.devices gives {trainer.world_size} devices: 1 is expected")
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
         self._started = time.monotonic()
@@ -69,7 +79,7 @@ class MemberWriter(Callback):
         if trainer.state.fn != "fit" or trainer.sanity_checking or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         module = cast(Population, pl_module)
-        epoch = trainer.current_epoch + 1
+        epoch = trainer.fit_loop.epoch_progress.current.ready  # the running epoch, or the last one, from 1
         earlier = sum(entry["epoch"] == epoch for entry in self._progress[0]["history"])  # validations within this epoch
         name = f"epoch-{epoch:03d}" + (f"-{earlier + 1}" if earlier else "")
         for index, progress in enumerate(self._progress):
@@ -117,15 +127,19 @@ class MemberWriter(Callback):
         }
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Mark every member as finished."""
+        """Write the final weights if the last validation came before them, and mark every member as finished."""
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
         module = cast(Population, pl_module)
-        for index, progress in enumerate(self._progress):
-            if progress["history"]:
-                store = self._store(module, index)
-                store.write({}, self._manifest(module, index, "finished"))
-                rank_zero_info(f"member {module.members[index].name} lies in {store.directory}")
-            else:
-                rank_zero_info("no member was saved: training ended before its first validation (--trainer.val_check_interval)")
+        history = self._progress[0]["history"]
+        if not history or history[-1]["step"] != trainer.global_step:
+            trainer.validating = True
+            trainer.fit_loop.epoch_loop.val_loop.run()
+            trainer.training = True
+        for index in range(len(self._progress)):
+            store = self._store(module, index)
+            store.write({}, self._manifest(module, index, "finished"))
+            rank_zero_info(f"member {module.members[index].name} lies in {store.directory}")
 
 
 class WandbRun(Callback):

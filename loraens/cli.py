@@ -55,22 +55,24 @@ def main(argv: Sequence[str] | None = None) -> None:
         run([name, *rest] if name in TRAINER_COMMANDS else rest)
     except ArgumentError as error:
         _fail(f"{name}: {_option_error(str(error))}: see `loraens {name} --help`")
-    except Exception as error:
-        if (cause := _users_to_mend(error)) is None:
-            raise
-        _fail(" ".join(str(cause).split()))
     except KeyboardInterrupt:
         _fail("interrupted", code=130)
     except BrokenPipeError:  # the reader of our output, such as `head`, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except Exception as error:
+        if (sentence := _users_to_mend(error)) is None:
+            raise
+        _fail(sentence)
 
 
-def _users_to_mend(error: BaseException | None) -> Exception | None:
+def _users_to_mend(error: BaseException | None) -> str | None:
     """What the user can mend among an error and its causes: jsonargparse wraps what a class's constructor raises."""
     while error is not None:
         if isinstance(error, (InputError, ModuleNotFoundError)):
-            return error
+            return " ".join(str(error).split())
+        if isinstance(error, OSError) and error.filename is not None:
+            return f"{error.filename}: {error.strerror}"
         error = error.__cause__ or error.__context__
     return None
 

@@ -138,6 +138,9 @@ class TextData(LightningDataModule):
         for name, value in {**given, "limit": limit, "temperature": temperature}.items():
             if value is not None and value < minima[name]:
                 raise InputError(f"--data.{name} {value:g} is too small: at least {minima[name]} is expected")
+        names = [source.task.name for source in sources]
+        if not names or len(set(names)) < len(names):
+            raise InputError(f"--data.names {names}: at least one task, and none twice, is expected")
         self.sources, self.backbone = tuple(sources), backbone
         self.batch_size, self.eval_batch_size, self.max_length = batch_size, eval_batch_size, max_length
         self.limit, self.temperature = limit, temperature

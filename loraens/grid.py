@@ -30,9 +30,10 @@ class Member:
     head_dropout: float = 0.3
 
     def __post_init__(self) -> None:
-        if self.rank < 0 or self.lr <= 0 or self.weight_decay < 0 or not 0 <= self.head_dropout < 1:
+        if self.rank < 0 or self.scale <= 0 or self.lr <= 0 or self.weight_decay < 0 or not 0 <= self.head_dropout < 1:
             raise ValueError(
-                f"rank and weight decay of at least 0, a positive learning rate and a dropout in [0, 1) are expected: {self}"
+                "rank and weight decay of at least 0, positive scale and learning rate and a dropout in [0, 1) "
+                f"are expected: {self}"
             )
 
     @property

@@ -100,7 +100,8 @@ class LoRALinear(nn.Module):
         self.lora_B.zero_()
         for index, (rank, seed) in enumerate(zip(self.ranks, seeds)):
             generator = torch.Generator().manual_seed(derive_seed(seed, "lora_A", name))
-            self.lora_A[index, :rank] = torch.empty(rank, self.base.in_features).normal_(0, std, generator=generator)
+            start = torch.empty(rank, self.base.in_features, dtype=torch.float32).normal_(0, std, generator=generator)
+            self.lora_A[index, :rank] = start
 
     def forward(self, x: Tensor) -> Tensor:
         """`(1, N, I)` -> `(1, N, O)`."""
@@ -135,7 +136,9 @@ def linear_names(encoder: nn.Module) -> list[str]:
 
 
 def _linears(encoder: nn.Module) -> list[tuple[str, nn.Linear]]:
-    return [(name, module) for name, module in encoder.named_modules() if isinstance(module, nn.Linear)]
+    """The encoder's linear layers by name; a pooler is not among them, it stays frozen."""
+    modules = encoder.named_modules()
+    return [(name, module) for name, module in modules if isinstance(module, nn.Linear) and not name.startswith("pooler.")]
 
 
 def inject(
@@ -149,6 +152,8 @@ def inject(
         ValueError: A target matches no linear layer; the message lists the names that are there.
 
     """
+    if not targets:
+        raise ValueError("at least one name of a linear layer is expected")
     found = _linears(encoder)
     adapted: dict[str, LoRALinear] = {}
     for target in targets:

@@ -39,7 +39,7 @@ class Heads(nn.Module):
         weights = []
         for member in members:
             generator = torch.Generator().manual_seed(derive_seed(member.seed, "head", task.name))
-            weights.append(torch.empty(task.num_outputs, width).normal_(0, 0.02, generator=generator))
+            weights.append(torch.empty(task.num_outputs, width, dtype=torch.float32).normal_(0, 0.02, generator=generator))
         self.weight = nn.Parameter(torch.stack(weights))
         self.bias = nn.Parameter(torch.zeros(len(members), task.num_outputs))
 
@@ -96,15 +96,15 @@ class MemberModel(nn.Module):
             self.adapters = inject(encoder, targets, ranks, scales, self.routing)
             for name, layer in self.adapters.items():
                 layer.reset([member.seed for member in members], name, init_std)
-        self.heads = nn.ModuleDict(
-            {task.name: Heads(task, encoder.config.hidden_size, members, self.routing) for task in tasks}
-        )
+        self.heads = {task.name: Heads(task, encoder.config.hidden_size, members, self.routing) for task in tasks}
+        for name, head in self.heads.items():
+            self.add_module(f"head_{name}", head)
         self._offset = position_offset(encoder)
         self._has_types = getattr(encoder.config, "type_vocab_size", 0) > 1
 
     def trainable_parameters(self, index: int) -> int:
         """Trained numbers of one member, at its own rank."""
-        heads = sum(parameter[index].numel() for parameter in self.heads.parameters())
+        heads = sum(head.weight[index].numel() + head.bias[index].numel() for head in self.heads.values())
         if self.mode == "full":
             return heads + sum(parameter.numel() for parameter in self.encoder.parameters())
         adapters = self.adapters.values()

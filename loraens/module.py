@@ -5,6 +5,7 @@ Shape letters: M members, B examples of a member, N examples of a split, C outpu
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -67,6 +68,8 @@ class Population(LightningModule):
             raise InputError(f"--model.warmup {warmup:g} is not a share of the steps: a number from 0 to below 1 is expected")
         if mode == "lora" and any(member.rank < 1 for member in members):
             raise InputError("--model.rank must be at least 1 in mode lora")
+        if init_std <= 0:
+            raise InputError(f"--model.init_std {init_std:g} must be positive")
         self.strict_loading = False  # checkpoints hold no frozen weights
         self.members, self.tasks = tuple(members), tuple(tasks)
         self.options: dict[str, Any] = {
@@ -92,32 +95,54 @@ class Population(LightningModule):
         return data
 
     def configure_model(self) -> None:
-        """Load the backbone and build the members on it, once."""
+        """Build the model, unless that was done before; Lightning calls it."""
+        self.build(self.data.max_length)
+
+    def build(self, max_length: int) -> None:
+        """Load the backbone and build the members on it, once.
+
+        Raises:
+            InputError: The backbone cannot be had, or does not fit the options or the longest sequence.
+        """
         if hasattr(self, "model"):
             return
         with torch.device("cpu"):
             encoder = load_encoder(self.backbone, pooler=self.options["pooling"] == "pooler")
         self.backbone_fingerprint = fingerprint(encoder)
-        if self.data.max_length > max_positions(encoder):
+        if max_length > max_positions(encoder):
             raise InputError(
-                f"--data.max_length {self.data.max_length} is more than backbone {self.backbone!r} can read: "
+                f"--data.max_length {max_length} is more than backbone {self.backbone!r} can read: "
                 f"at most {max_positions(encoder)} is expected"
             )
         try:
             self.model = MemberModel(encoder, self.tasks, self.members, **self.options)
         except ValueError as error:
             raise InputError(f"--model.targets: {error}") from None
-        self.model.to(torch.get_default_dtype())
 
     def configure_optimizers(self) -> Any:
         """AdamW (Loshchilov and Hutter 2019) with the members' rate, and the schedule stepped every batch."""
         (lr,), (weight_decay,) = {m.lr for m in self.members}, {m.weight_decay for m in self.members}
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
-        steps = int(self.trainer.estimated_stepping_batches)
+        steps = self._scheduled_steps()
+        if steps is None:
+            return optimizer
         name = "constant_with_warmup" if self.schedule == "constant" else self.schedule
         scheduler = get_scheduler(name, optimizer, num_warmup_steps=round(self.warmup * steps), num_training_steps=steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _scheduled_steps(self) -> int | None:
+        """Steps that the learning rate is scheduled over; None where it is constant from the start.
+
+        Raises:
+            InputError: The run has no end.
+        """
+        if self.schedule == "constant" and self.warmup == 0:
+            return None
+        steps = self.trainer.estimated_stepping_batches
+        if math.isinf(steps):
+            raise InputError("--model.schedule and --model.warmup need an end: give --trainer.max_epochs or max_steps")
+        return int(steps)
 
     def settings(self) -> dict[str, Any]:
         """Everything that a member's weights depend on beside its own settings, as JSON can hold it."""
@@ -134,6 +159,9 @@ class Population(LightningModule):
             "precision": str(self.trainer.precision),
             "accumulate_grad_batches": self.trainer.accumulate_grad_batches,
             "gradient_clip_val": self.trainer.gradient_clip_val,
+            "gradient_clip_algorithm": str(self.trainer.gradient_clip_algorithm or "norm"),
+            "limit_train_batches": self.trainer.limit_train_batches,
+            "scheduled_steps": self._scheduled_steps(),
             "data": {f"{task}-{split}": part.fingerprint() for (task, split), part in self.data.splits.items()},
         }
 
@@ -231,6 +259,10 @@ class Population(LightningModule):
             labels = self.data.splits[task.name, split].split.labels
             assert labels is not None
             logits = self.outputs[task.name, split][index].numpy()
+            if not np.isfinite(logits).all():
+                raise InputError(
+                    f"a logit of {task.name} {split} is not finite after step {self.global_step}: choose a lower --model.lr"
+                )
             found[task.name] = scores(task, logits, labels[self.rows[task.name, split]])
         return found
 

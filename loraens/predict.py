@@ -153,6 +153,7 @@ def predict(
     which: Literal["best", "last"] = "best",
     batch_size: int = 64,
     format: Format | None = None,
+    device: str | None = None,
 ) -> None:
     """Write a trained member's predictions for every row of a file, or print those of one text.
 
@@ -169,6 +170,7 @@ def predict(
         which: Weights of the member's best or last epoch.
         batch_size: Rows computed at once.
         format: Format of the input, where its name does not tell.
+        device: Where to compute, such as cpu or cuda:0; a GPU if there is one, by default.
 
     Raises:
         InputError: An option or a file cannot be used.
@@ -176,11 +178,13 @@ def predict(
     """
     if (input is None) == (text is None):
         raise InputError("give either --input FILE or --text TEXT")
+    if input is not None and text2 is not None:
+        raise InputError("--text2 goes with --text, not with --input")
     if batch_size < 1:
         raise InputError(f"--batch_size {batch_size}: at least 1 is expected")
     out_format = _output_format(output)
     if input is None:
-        predictor = Predictor.load(model, which, batch_size)
+        predictor = Predictor.load(model, which, batch_size, device)
         _print_one(predictor, predictor.task(task), [given for given in (text, text2) if given is not None])
         return
     if Path(input).exists() and Path(output).exists() and os.path.samefile(input, output):
@@ -188,13 +192,10 @@ def predict(
     with open_table(input, format) as table:
         if table.format == "parquet" and out_format is None:
             raise InputError("--output is not given: a .csv, .tsv or .jsonl file is expected for Parquet input")
-        predictor = Predictor.load(model, which, batch_size)
+        predictor = Predictor.load(model, which, batch_size, device)
         chosen = predictor.task(task)
         table.require(chosen.text_columns, f"the text columns of task {chosen.name}")
         columns = predictor.columns(chosen)
-        taken = [column for column in columns if column in table.columns]
-        if taken:
-            raise InputError(f"{table.name} already has a column {taken[0]!r}, which predictions are written to: rename it")
         with _replacing(output) as stream, _bar(input, table) as bar:
             writer = RowWriter(stream, out_format or table.format, [*table.columns, *columns])
             skipped = _write_rows(predictor, chosen, table, writer, bar)
@@ -208,8 +209,8 @@ def _output_format(output: str) -> Format | None:
     if output == "-":
         return None
     format = SUFFIXES.get(Path(output).suffix.lower())
-    if format is None or format == "parquet":
-        raise InputError(f"--output {output}: a name that ends in .csv, .tsv or .jsonl is expected")
+    if format is None or format == "parquet" or Path(output).is_dir():
+        raise InputError(f"--output {output}: a file name that ends in .csv, .tsv or .jsonl is expected")
     if not Path(output).absolute().parent.is_dir():
         raise InputError(f"--output {output}: its directory does not exist, make it first")
     return format
@@ -248,6 +249,10 @@ def _write_rows(predictor: Predictor, task: Task, table: Table, writer: RowWrite
         for (number, _), row, text in zip(chunk, rows, texts):
             if text is None:
                 skipped.append(number)
+            if taken := row.keys() & blank.keys():
+                raise InputError(
+                    f"{table.name} line {number} already has a field {min(taken)!r}, as predictions have: rename it"
+                )
             try:
                 writer.write({**row, **(blank if text is None else next(found))})
             except ValueError as error:
@@ -269,13 +274,13 @@ def _replacing(output: str) -> Iterator[Any]:
     """A text stream that becomes the output file when all went well; "-" is standard output."""
     if output == "-":
         if isinstance(sys.stdout, TextIOWrapper):
-            sys.stdout.reconfigure(encoding="utf-8", newline="")
+            sys.stdout.reconfigure(encoding="utf-8", errors="replace", newline="")
         yield sys.stdout
         return
     path = Path(output)
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with beside.open("w", encoding="utf-8", newline="") as stream:
+        with beside.open("w", encoding="utf-8", errors="replace", newline="") as stream:
             yield stream
         beside.replace(path)
     finally:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from loraens.backbone import PACKAGED
 from loraens.grid import Member, cross
 from loraens.store import MemberStore
 
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
 
 TASKS = ("sst", "quora", "sts")
 EPOCHS = {"sst": 3, "quora": 2, "sts": 2}
+PACKAGED = "minilm"  # `backbone.PACKAGED`, which takes seconds to import
 RANKS, SCALES, LR = (4, 16), (1.0, 3.0), 1e-3
 
 
@@ -37,6 +37,17 @@ class Data:
 
 
 @dataclass
+class Store:
+    """Where the runs lie.
+
+    Args:
+        root: Directory of all runs.
+    """
+
+    root: str = "checkpoints"
+
+
+@dataclass
 class Result:
     """Dev scores of one task's members and of all of them joined."""
 
@@ -46,22 +57,24 @@ class Result:
     directory: Path
 
 
-def quickstart(data: Data = Data(), store: str = "checkpoints", backbone: str = PACKAGED) -> None:  # noqa: B008
+def quickstart(data: Data = Data(), store: Store = Store(), backbone: str = PACKAGED) -> None:  # noqa: B008
     """Train four members (two ranks by two scales) for each of three tasks and join them (Omni-LoRA).
 
     Prints dev scores of every member's last epoch and of their ensemble, in which nothing was chosen on dev.
 
     Args:
         data: Where the texts come from.
-        store: Directory of all runs.
+        store: Where the runs lie.
         backbone: Hub name or directory of a BERT-family encoder, or "minilm", the packaged one.
 
     """
     from loraens import data as modules
+    from loraens.backbone import load_tokenizer
     from loraens.training import quiet, run_directory
 
     quiet()
-    directory = run_directory(store, None, "quickstart", None)
+    load_tokenizer(backbone)  # a backbone that is not there is noticed before anything is written
+    directory = run_directory(store.root, None, "quickstart", None)
     root = data.root
     if root is None:
         from loraens.made_up import write_corpus

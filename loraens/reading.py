@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -29,6 +28,7 @@ SUFFIXES: dict[str, Format] = {
     ".parquet": "parquet",
 }
 Row = dict[str, Any]
+csv.field_size_limit(2**31 - 1)  # the default, 128 KiB, is shorter than some texts
 
 
 @dataclass
@@ -130,19 +130,26 @@ def _open_parquet(stream: BinaryIO, name: str) -> Table:
         file = pyarrow.parquet.ParquetFile(stream)
     except pyarrow.ArrowInvalid as error:
         raise InputError(f"{name} is not a Parquet file ({error}): check the file or rename it") from None
-    rows = chain.from_iterable(batch.to_pylist() for batch in file.iter_batches(batch_size=4096))
-    return Table(name, "parquet", list(file.schema_arrow.names), enumerate(rows, start=1))
+
+    def rows() -> Iterator[Row]:
+        try:
+            for batch in file.iter_batches(batch_size=4096):
+                yield from batch.to_pylist()
+        except (pyarrow.ArrowException, OSError) as error:
+            raise InputError(f"{name} is damaged ({error}): make it again") from None
+
+    return Table(name, "parquet", list(file.schema_arrow.names), enumerate(rows(), start=1))
 
 
 def _open_lines(stream: BinaryIO, name: str, format: Format | None) -> Table:
     lines = _decoded(stream, name)
-    number, first = next(lines, (0, ""))
+    number, first = next(((number, line) for number, line in lines if line.strip()), (0, ""))
     if not number:
         raise InputError(f"{name} is empty: a header line and records are expected")
     if format == "jsonl" or (format is None and first.lstrip().startswith("{")):
         parsed = _json_row(first, name, number)
         return Table(name, "jsonl", list(parsed), _json_rows(parsed, number, lines, name))
-    delimiter = "\t" if "\t" in first else ";" if first.count(";") > first.count(",") else ","
+    delimiter = "\t" if format == "tsv" or "\t" in first else ";" if first.count(";") > first.count(",") else ","
     columns = split_fields(first, delimiter, None)
     repeated = {column for column in columns if columns.count(column) > 1}
     if repeated:
@@ -151,7 +158,7 @@ def _open_lines(stream: BinaryIO, name: str, format: Format | None) -> Table:
 
 
 def _decoded(stream: BinaryIO, name: str) -> Iterator[tuple[int, str]]:
-    """Numbered lines that are not blank."""
+    """Numbered lines, without their ends."""
     for number, raw in enumerate(stream, start=1):
         try:
             line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
@@ -159,8 +166,7 @@ def _decoded(stream: BinaryIO, name: str) -> Iterator[tuple[int, str]]:
             raise InputError(
                 f"{name} line {number} is not UTF-8 (byte 0x{raw[error.start]:02x} at {error.start}): save it as UTF-8"
             ) from None
-        if line.strip():
-            yield number, line
+        yield number, line
 
 
 def _json_row(line: str, name: str, number: int) -> Row:
@@ -176,11 +182,14 @@ def _json_row(line: str, name: str, number: int) -> Row:
 def _json_rows(first: Row, number: int, lines: Iterator[tuple[int, str]], name: str) -> Iterator[tuple[int, Row | None]]:
     yield number, first
     for number, line in lines:
-        yield number, _json_row(line, name, number)
+        if line.strip():
+            yield number, _json_row(line, name, number)
 
 
 def _delimited_rows(columns: list[str], delimiter: str, lines: Iterator[tuple[int, str]]) -> Iterator[tuple[int, Row | None]]:
     for number, line in lines:
+        if not line and len(columns) > 1:
+            continue  # an empty line is a record only where there is one column
         fields = split_fields(line, delimiter, len(columns))
         yield number, dict(zip(columns, fields)) if len(fields) == len(columns) else None
 
@@ -208,15 +217,16 @@ def _unquoted(text: str) -> str:
 
 def row_texts(row: Row, columns: tuple[str, ...]) -> tuple[str, ...] | None:
     """The texts of a row, stripped; None where one is missing or blank."""
-    texts = tuple("" if row.get(column) is None else str(row[column]).strip() for column in columns)
-    return texts if all(texts) else None
+    texts = tuple(_text(row.get(column)) for column in columns)
+    whole = tuple(text.encode("utf-8", "replace").decode() for text in texts)  # JSON can hold halves of characters
+    return whole if all(whole) else None
 
 
 def read_split(path: str | Path, name: str, task: Task, id_column: str = "id") -> Split:
     """Read one split of a task from a file.
 
     Records without a text, without a label (in a labelled split) or with the wrong number of fields are dropped and
-    counted. A split is labelled if its file has the label column.
+    counted. A split is labelled if any of its records is.
 
     Raises:
         InputError: A text column is missing, no usable record is left, an id repeats, or a label is out of range.
@@ -229,39 +239,45 @@ def read_split(path: str | Path, name: str, task: Task, id_column: str = "id") -
 
 def collect_split(table: Table, name: str, task: Task, id_column: str) -> Split:
     """The split that an open table holds; as `read_split`."""
-    labelled = task.label_column in table.columns
-    ids: dict[str, int] = {}
-    texts: list[tuple[str, ...]] = []
-    labels: list[float] = []
+    records: list[tuple[int, str, tuple[str, ...], str]] = []
     dropped: dict[str, list[int]] = {}
     for number, row in table.rows:
-        found = row_texts(row, task.text_columns) if row is not None else None
-        label = row.get(task.label_column) if row is not None else None
-        no_label = label is None or not str(label).strip()
+        texts = None if row is None else row_texts(row, task.text_columns)
         if row is None:
             dropped.setdefault(f"not {len(table.columns)} fields", []).append(number)
-        elif found is None:
+        elif texts is None:
             dropped.setdefault("no text", []).append(number)
-        elif labelled and no_label:
-            dropped.setdefault("no label", []).append(number)
         else:
             identity = str(row[id_column]) if row.get(id_column) not in (None, "") else str(number)
-            if identity in ids:
-                raise InputError(f"{table.name} line {number} repeats the id {identity!r} of line {ids[identity]}")
-            if labelled:
-                try:
-                    labels.append(task.parse_label(str(label).strip()))
-                except ValueError as error:
-                    raise InputError(f"{table.name} line {number}: {error}") from None
-            ids[identity] = number
-            texts.append(found)
-    if not ids:
+            records.append((number, identity, texts, _text(row.get(task.label_column))))
+    labelled = any(label for *_, label in records)
+    if labelled and (unlabelled := [number for number, *_, label in records if not label]):
+        dropped["no label"] = unlabelled
+        records = [record for record in records if record[-1]]
+    if not records:
         raise InputError(f"{table.name} holds no usable record of the {name} split: a text is expected in every line")
-    return Split(name, list(ids), texts, np.array(labels) if labelled else None, Path(table.name).name, dropped)
+    lines: dict[str, int] = {}
+    for number, identity, *_ in records:
+        if identity in lines:
+            raise InputError(f"{table.name} line {number} repeats the id {identity!r} of line {lines[identity]}")
+        lines[identity] = number
+    labels = np.array([_label(task, table, number, label) for number, *_, label in records]) if labelled else None
+    return Split(name, list(lines), [texts for _, _, texts, _ in records], labels, Path(table.name).name, dropped)
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value).strip()
+
+
+def _label(task: Task, table: Table, number: int, label: str) -> float:
+    try:
+        return task.parse_label(label)
+    except ValueError as error:
+        raise InputError(f"{table.name} line {number}: {error}") from None
 
 
 def distinct_labels(path: str | Path, column: str) -> tuple[str, ...]:
-    """The labels that occur in a file, in numeric order if all are numbers, else sorted.
+    """The labels that occur in a file, in numeric order and each value once if all are numbers, else sorted.
 
     Raises:
         InputError: The column is not there.
@@ -269,9 +285,9 @@ def distinct_labels(path: str | Path, column: str) -> tuple[str, ...]:
     """
     with open_table(path) as table:
         table.require([column], "label column")
-        found = {str(row[column]).strip() for _, row in table.rows if row is not None and row.get(column) is not None} - {""}
+        found = {_text(row.get(column)) for _, row in table.rows if row is not None} - {""}
     try:
-        return tuple(sorted(found, key=float))
+        return tuple(f"{value:g}" for value in sorted({float(label) for label in found}))
     except ValueError:
         return tuple(sorted(found))
 
@@ -292,4 +308,4 @@ class RowWriter:
         if self._csv is not None:
             self._csv.writerow(row)
         else:
-            self._stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+            self._stream.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")

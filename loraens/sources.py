@@ -134,7 +134,8 @@ class FileSource(Source):
         id_column: str,
     ) -> None:
         self.paths, self.id_column = paths, id_column
-        if kind == "classes" and class_names is None:
+        inferred = kind == "classes" and class_names is None
+        if inferred:
             class_names = distinct_labels(self._path("train"), label_column)
         try:
             self._task = Task(
@@ -147,6 +148,7 @@ class FileSource(Source):
                 class_names=tuple(class_names or ()),
                 low=low,
                 high=high,
+                numbered=not inferred,
             )
         except ValueError as error:
             raise InputError(str(error)) from None

@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
 from dataclasses import dataclass
@@ -101,7 +102,9 @@ class MemberStore:
         self.directory = Path(directory)
 
     def write(self, epochs: dict[str, dict[str, bytes]], manifest: dict[str, Any]) -> None:
-        """Write the files of some epochs, then the manifest, then remove what the manifest does not name.
+        """Write the files of some epochs, then the manifest, then remove what neither it nor the one before it names.
+
+        What the one before it names is kept once more: a run that is resumed from its last checkpoint may need it.
 
         Args:
             epochs: Directory name of an epoch -> file name -> content; epochs that are already there need not be given.
@@ -114,13 +117,18 @@ class MemberStore:
             for name, content in files.items():
                 write_atomically(self.directory / epoch / name, content)
         kept = set(manifest["epochs"].values())
+        before = self._epochs_before()
         paths = sorted(path for epoch in kept for path in (self.directory / epoch).iterdir())
         sums = {path.relative_to(self.directory).as_posix(): checksum(path) for path in paths}
-        whole = {"format": FORMAT, **manifest, "files": sums}
-        write_atomically(self.directory / MANIFEST, (json.dumps(whole, indent=2) + "\n").encode())
+        whole = _without_nan({"format": FORMAT, **manifest, "files": sums})
+        write_atomically(self.directory / MANIFEST, (json.dumps(whole, indent=2, allow_nan=False) + "\n").encode())
         for path in self.directory.glob("epoch-*"):
-            if path.name not in kept:
+            if path.name not in kept | before:
                 shutil.rmtree(path)
+
+    def _epochs_before(self) -> set[str]:
+        path = self.directory / MANIFEST
+        return set(json.loads(path.read_bytes())["epochs"].values()) if path.is_file() else set()
 
     def manifest(self) -> dict[str, Any]:
         """The member's manifest, every file that it names checked.
@@ -138,6 +146,9 @@ class MemberStore:
             raise InputError(f"{path} is not JSON ({error}): restore it or train the member again") from None
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
             raise InputError(f"{path} is not of format {FORMAT}, which this version of loraens reads: train the member again")
+        for name in ("files", "epochs", "settings", "member", "dev"):
+            if not isinstance(manifest.get(name), dict):
+                raise InputError(f"{path} lacks the field {name!r}: restore it or train the member again")
         for name, expected in manifest["files"].items():
             file = self.directory / name
             if not file.is_file():
@@ -151,6 +162,15 @@ class MemberStore:
     def logits(self, task: str, split: str, which: str = "best") -> Logits:
         """Logits of a task's split after the member's best or last epoch."""
         return read_logits(self.directory / self.manifest()["epochs"][which] / f"{task}-{split}.npz")
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON fields with null for scores that are not defined."""
+    if isinstance(value, dict):
+        return {name: _without_nan(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def find_members(path: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -15,6 +16,14 @@ METRICS: dict[Kind, tuple[Metric, ...]] = {
     "number": ("pearson", "spearman", "mse"),
 }
 LOWER_IS_BETTER = frozenset({"nll", "brier", "calibration_error", "mse"})
+
+
+def _number(text: str) -> float | None:
+    """The number that a text is, if it is one."""
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,7 @@ class Task:
         class_names: Names of the classes, in the order of their numbers; empty for numbers.
         low: Smallest legal number, or None.
         high: Largest legal number, or None.
+        numbered: Whether a label may also be the number of its class, from 0, where no class name is a number.
 
     Raises:
         ValueError: The fields contradict each other.
@@ -46,16 +56,21 @@ class Task:
     class_names: tuple[str, ...] = ()
     low: float | None = None
     high: float | None = None
+    numbered: bool = True
 
     def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", self.name):
+            raise ValueError(f"task name {self.name!r}: letters, digits, - and _ are expected, for names of files")
         if len(self.text_columns) not in (1, 2):
             raise ValueError(f"task {self.name}: one or two text columns are expected, got {len(self.text_columns)}")
         if self.metric not in METRICS[self.kind]:
             raise ValueError(f"task {self.name}: metric {self.metric!r} is none of {', '.join(METRICS[self.kind])}")
         if (self.loss == "mse") != (self.kind == "number"):
             raise ValueError(f"task {self.name}: loss {self.loss!r} does not fit kind {self.kind!r}")
-        if self.kind == "classes" and len(self.class_names) < 2:
-            raise ValueError(f"task {self.name}: at least two classes are expected, got {list(self.class_names)}")
+        if (self.kind == "classes") != bool(self.class_names) or len(self.class_names) == 1:
+            raise ValueError(
+                f"task {self.name}: two class names or more are expected for classes, none for numbers: {self.class_names}"
+            )
         if len(set(self.class_names)) != len(self.class_names):
             raise ValueError(f"task {self.name}: class names repeat in {list(self.class_names)}")
         if self.loss == "binary_cross_entropy" and len(self.class_names) != 2:
@@ -69,33 +84,30 @@ class Task:
     def parse_label(self, text: str) -> float:
         """Class number or value of a label as it stands in a file.
 
+        Class names that are numbers match by value ("1.0" is "1"), so they are never taken for positions.
+
         Raises:
-            ValueError: It is neither a class (by name, or by number) nor a number in the legal range.
-
+            ValueError: It is neither a class nor a number in the legal range.
         """
-        if self.kind == "classes" and text in self.class_names:
-            return float(self.class_names.index(text))
-        expected = self.expected_label()
-        try:
-            value = float(text)
-        except ValueError:
-            raise ValueError(f"label {text!r} is not {expected}") from None
-        if not self.is_legal(value):
-            raise ValueError(f"label {text!r} is not {expected}")
-        return value
-
-    def is_legal(self, value: float) -> bool:
-        """Whether a number can be a label of this task."""
         if self.kind == "classes":
-            return value in range(len(self.class_names))
-        low = -math.inf if self.low is None else self.low
-        high = math.inf if self.high is None else self.high
-        return math.isfinite(value) and low <= value <= high
+            if text in self.class_names:
+                return float(self.class_names.index(text))
+            values = [_number(name) for name in self.class_names]
+            if None in values:
+                values = [float(index) for index in range(len(values))] if self.numbered else []
+            if (number := _number(text)) in values and number is not None:
+                return float(values.index(number))
+        else:
+            number = _number(text)
+            low = -math.inf if self.low is None else self.low
+            high = math.inf if self.high is None else self.high
+            if number is not None and math.isfinite(number) and low <= number <= high:
+                return number
+        raise ValueError(f"label {text!r} is not {self._expected_label()}")
 
-    def expected_label(self) -> str:
-        """What a label may be, in words."""
+    def _expected_label(self) -> str:
         if self.kind == "classes":
-            return f"one of the classes {', '.join(self.class_names)}, or their numbers 0 to {len(self.class_names) - 1}"
+            return f"one of the classes {', '.join(self.class_names)}"
         if self.low is None and self.high is None:
             return "a finite number"
         return f"a number from {self.low} to {self.high}"

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import sys
 import warnings
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -22,7 +25,7 @@ from loraens.module import LoraModule, Population
 from loraens.store import write_atomically
 
 CHECKPOINT = "last.ckpt"
-TRAINER_DEFAULTS: dict[str, Any] = {"num_sanity_val_steps": 0, "max_epochs": 10, "log_every_n_steps": 20}
+TRAINER_DEFAULTS: dict[str, Any] = {"devices": 1, "num_sanity_val_steps": 0, "max_epochs": 10, "log_every_n_steps": 20}
 NOISE = (
     r".*does not have many workers.*",  # batches are gathered from memory
     r".*The number of training batches .* is smaller than the logging interval.*",
@@ -52,22 +55,47 @@ def run_name(module: Population) -> str:
 
 
 def run_directory(root: str, given: str | None, default: str, ckpt_path: str | None) -> Path:
-    """The directory of a run: that of the checkpoint which it goes on from, else a new one below `root`.
+    """The directory of a run: that of the checkpoint which it goes on from, else one below `root` that holds no run yet.
 
     Raises:
-        InputError: The name was given and is taken.
-
+        InputError: The name was given and is taken, or the checkpoint is not in its run's directory.
     """
-    if ckpt_path and Path(ckpt_path).parent.joinpath("config.yaml").is_file():
+    if ckpt_path:
+        if not Path(ckpt_path).parent.joinpath("config.yaml").is_file():
+            raise InputError(
+                f"--ckpt_path {ckpt_path} is not in its run's directory: give RUN/{CHECKPOINT}, where config.yaml is"
+            )
         return Path(ckpt_path).parent
     if given is not None:
-        if (directory := Path(root) / given).exists():
-            raise InputError(
-                f"--store.run {directory} exists: choose another name, or go on with --ckpt_path {directory / CHECKPOINT}"
-            )
+        if is_run(directory := Path(root) / given):
+            resume = f", or go on with --ckpt_path {directory / CHECKPOINT}" if (directory / CHECKPOINT).exists() else ""
+            raise InputError(f"--store.run {directory} holds a run: choose another name{resume}")
         return directory
     names = (default if number == 1 else f"{default}-{number}" for number in count(1))
-    return next(directory for name in names if not (directory := Path(root) / name).exists())
+    return next(directory for name in names if not is_run(directory := Path(root) / name))
+
+
+def is_run(directory: Path) -> bool:
+    """Whether a directory holds something of a run that may be worth keeping: a checkpoint, or anything below it."""
+    return (directory / CHECKPOINT).exists() or any(path.is_dir() for path in directory.glob("*"))
+
+
+def check_checkpoint(path: str) -> None:
+    """Refuse what is not a whole checkpoint of ours, without running any code in it.
+
+    Raises:
+        InputError: It says what is wrong.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"--ckpt_path {path} does not exist: give the {CHECKPOINT} of a run")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError):
+        found = None
+    if not isinstance(found, dict) or not {"loraens", "state_dict", "pytorch-lightning_version"} <= found.keys():
+        raise InputError(f"--ckpt_path {path} is not a whole checkpoint of loraens: give the {CHECKPOINT} of a run")
 
 
 def default_logger(directory: Path, project: str = "loraens", **options: Any) -> WandbLogger:
@@ -77,7 +105,7 @@ def default_logger(directory: Path, project: str = "loraens", **options: Any) ->
     os.environ.setdefault("WANDB_SILENT", "true")
     if "WANDB_MODE" not in os.environ and not wandb.login(prompt=False):
         options["mode"] = "offline"
-    directory.mkdir(parents=True, exist_ok=True)
+    directory.mkdir(parents=True, exist_ok=True)  # where it is not there, W&B writes elsewhere
     return WandbLogger(name=directory.name, save_dir=directory, project=project, **options)
 
 
@@ -125,22 +153,30 @@ class Cli(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer, with the run's callbacks and its default logger while fitting."""
         store, ckpt_path = self._get(self.config, "store"), self._get(self.config, "ckpt_path")
-        if ckpt_path and not Path(ckpt_path).is_file():
-            raise InputError(f"--ckpt_path {ckpt_path} does not exist: give the {CHECKPOINT} of a run")
         trainer_config = self._get(self.config_init, "trainer")
         if self.subcommand != "fit":
+            if not ckpt_path:
+                raise InputError(f"--ckpt_path is missing: `{self.subcommand}` scores the {CHECKPOINT} of a run")
             unlogged = {"logger": trainer_config.logger or False, "enable_checkpointing": False}
             return super().instantiate_trainer(**{**unlogged, **kwargs})
         assert isinstance(self.model, Population)
+        assert isinstance(self.datamodule, TextData)
+        directory = run_directory(store.root, store.run, run_name(self.model), ckpt_path)
+        self.datamodule.setup("fit")  # what is wrong with data or model is noticed before anything is written
+        self.model.build(self.datamodule.max_length)
         if trainer_config.fast_dev_run:
             return super().instantiate_trainer(**kwargs)
-        directory = run_directory(store.root, store.run, run_name(self.model), ckpt_path)
         given = trainer_config.callbacks or []
         callbacks = [*(given if isinstance(given, list) else [given]), *run_callbacks(directory)]
         if trainer_config.enable_checkpointing is False:
             callbacks.pop()
         logger = default_logger(directory) if trainer_config.logger in (None, True) else trainer_config.logger
         return super().instantiate_trainer(**{"logger": logger, "callbacks": callbacks, **kwargs})
+
+    def _parse_ckpt_path(self) -> None:
+        """Check the checkpoint; it holds no hyperparameters to parse."""
+        if ckpt_path := self.config[self.config.subcommand].ckpt_path:
+            check_checkpoint(ckpt_path)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
@@ -151,15 +187,18 @@ def main(args: list[str]) -> None:
     quiet()
     sys.argv = [sys.argv[0], *args]
     strict = {"exit_on_error": False}  # `cli.main` words the errors
-    Cli(
-        LoraModule,
-        TextData,
-        subclass_mode_data=True,
-        save_config_callback=RunConfig,
-        save_config_kwargs={"save_to_log_dir": False},
-        trainer_defaults=TRAINER_DEFAULTS,
-        seed_everything_default=False,
-        auto_configure_optimizers=False,
-        load_from_checkpoint_support=False,
-        parser_kwargs={"prog": "loraens", **strict, **dict.fromkeys(Cli.subcommands(), strict)},
-    )
+    try:
+        Cli(
+            LoraModule,
+            TextData,
+            subclass_mode_data=True,
+            save_config_callback=RunConfig,
+            save_config_kwargs={"save_to_log_dir": False},
+            trainer_defaults=TRAINER_DEFAULTS,
+            seed_everything_default=False,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            parser_kwargs={"prog": "loraens", **strict, **dict.fromkeys(Cli.subcommands(), strict)},
+        )
+    except MisconfigurationException as error:
+        raise InputError(f"Lightning: {error}") from error

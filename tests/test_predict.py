@@ -76,6 +76,16 @@ def test_pipe(runs):
     assert "1 rows have no text and got an empty prediction: line 3" in done.stderr
 
 
+def test_a_reader_that_goes_away(runs, tmp_path):
+    (tmp_path / "long.csv").write_text("sentence\n" + "fine\n" * 20000)
+    command = (
+        f"{sys.executable} -c 'from loraens.cli import main; main()' predict --model {runs / 'sst'} --input {tmp_path}/long.csv"
+    )
+    done = subprocess.run(["bash", "-c", f"{command} | head -1"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("sentence,prediction")
+    assert "Traceback" not in done.stderr
+
+
 def test_one_text(run_command, runs, capsys):
     assert run_command("predict", "--model", runs / "quora", "--text", "Why?", "--text2", "What for?") == 0
     row = json.loads(capsys.readouterr().out)
@@ -91,7 +101,7 @@ def test_bad_input_ends_in_one_sentence_and_leaves_nothing(fails, runs, corpus, 
     assert "bad.tsv line 3 does not have 2 fields" in fails("predict", "--model", model, "--input", bad, "--output", out)
     sst = corpus / "ids-sst-dev.csv"
     assert "no column 'sentence1'" in fails("predict", "--model", model, "--input", sst, "--output", out)
-    assert "already has a column 'prediction'" in fails(
+    assert "line 2 already has a field 'prediction'" in fails(
         "predict", "--model", model, "--input", with_column(tmp_path), "--output", out
     )
     assert "either --input FILE or --text" in fails("predict", "--model", model)
@@ -101,6 +111,12 @@ def test_bad_input_ends_in_one_sentence_and_leaves_nothing(fails, runs, corpus, 
         "predict", "--model", model, "--input", good, "--output", tmp_path / "no" / "x.csv"
     )
     assert "is the input" in fails("predict", "--model", model, "--input", bad, "--output", bad)
+    assert "--text2 goes with --text" in fails("predict", "--model", model, "--input", good, "--text2", "x")
+    (tmp_path / "folder.csv").mkdir()
+    assert "a file name that ends in" in fails(
+        "predict", "--model", model, "--input", good, "--output", tmp_path / "folder.csv"
+    )
+    (tmp_path / "folder.csv").rmdir()
     assert "holds no member" in fails("predict", "--model", tmp_path, "--input", good)
     assert "--task other" in fails("predict", "--model", model, "--input", good, "--task", "other")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.tsv", "taken.tsv"]

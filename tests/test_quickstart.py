@@ -40,7 +40,7 @@ def test_the_corpus_is_the_same_every_time_and_varied(tmp_path):
 
 @pytest.mark.parametrize("real", [False, True])
 def test_quickstart_trains_joins_and_prints(run_command, tiny_bert, corpus, tmp_path, capsys, real):
-    command = ["quickstart", "--backbone", tiny_bert, "--store", tmp_path, "--data.limit", 24]
+    command = ["quickstart", "--backbone", tiny_bert, "--store.root", tmp_path, "--data.limit", 24]
     assert run_command(*command, *(["--data.root", corpus] if real else [])) == 0
     printed = capsys.readouterr().out
     assert ("made-up" in printed) != real

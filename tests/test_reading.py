@@ -109,6 +109,29 @@ def test_files_that_cannot_be_read(tmp_path):
         read_split(write(tmp_path / "x.jsonl", '{"sentence": "a"}\n{"sentence"\n'), "test", SST)
 
 
+def test_blank_records_are_counted_where_they_are_records(tmp_path):
+    one = read_split(write(tmp_path / "one.csv", "sentence\nfirst\n\nthird\n"), "test", SST)
+    assert (one.ids, one.dropped) == (["2", "4"], {"no text": [3]})
+    two = read_split(write(tmp_path / "two.tsv", "id\tsentence\na\tx\n\t\n\n"), "test", SST)
+    assert (two.ids, two.dropped) == (["a"], {"no text": [3]})
+
+
+def test_one_column_of_texts_with_commas(tmp_path):
+    assert read_split(write(tmp_path / "x.tsv", "sentence\nHello, world\n"), "test", SST).texts == [("Hello, world",)]
+
+
+def test_a_field_longer_than_the_csv_modules_default(tmp_path):
+    text = "word, " * 40000
+    split = read_split(write(tmp_path / "x.csv", f'sentence,sentiment\n"{text}",1\n'), "train", SST)
+    assert split.texts == [(text.strip(),)]
+
+
+def test_json_lines_that_differ(tmp_path):
+    lines = '{"sentence": "a"}\n{"sentence": "b \\ud83d", "sentiment": 2}\n'
+    split = read_split(write(tmp_path / "x.jsonl", lines), "test", SST)
+    assert (split.texts, split.labels.tolist(), split.dropped) == ([("b ?",)], [2], {"no label": [1]})
+
+
 def test_standard_input(monkeypatch):
     class Stdin:
         buffer = io.BytesIO(b'{"sentence": "a b"}\n{"sentence": "c"}\n')
@@ -119,7 +142,7 @@ def test_standard_input(monkeypatch):
 
 
 def test_distinct_labels_in_numeric_order(tmp_path):
-    path = write(tmp_path / "x.csv", "text,label\na,10\nb,9\nc,10\nd,\n")
+    path = write(tmp_path / "x.csv", "text,label\na,10\nb,9\nc,10.0\nd,\n")
     assert distinct_labels(path, "label") == ("9", "10")
     path = write(tmp_path / "y.csv", "text,label\na,WHO\nb,NUM\n")
     assert distinct_labels(path, "label") == ("NUM", "WHO")

@@ -2,6 +2,8 @@
 
 import json
 import os
+import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -87,7 +89,7 @@ def test_resume_equals_no_interruption(fit, tmp_path, mode):
     assert new["files"] == old["files"]
 
 
-def test_several_validations_an_epoch_and_none(fit, tmp_path, caplog):
+def test_several_validations_an_epoch(fit):
     run = fit("--trainer.val_check_interval", 0.5, "--model.lr", 1e-2, epochs=2)
     manifest = MemberStore(find_member(run)).manifest()
     assert [entry["name"] for entry in manifest["history"]] == ["epoch-001", "epoch-001-2", "epoch-002", "epoch-002-2"]
@@ -95,9 +97,17 @@ def test_several_validations_an_epoch_and_none(fit, tmp_path, caplog):
     assert manifest["epochs"]["last"] == "epoch-002-2"
     best = max(manifest["history"], key=lambda entry: entry["dev"]["sts"]["pearson"])
     assert manifest["epochs"]["best"] == best["name"]
-    fit("--trainer.max_steps", 2, name="short", epochs=1)
-    assert "no member was saved" in caplog.text
-    assert list((tmp_path / "short").glob("*/manifest.json")) == []
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "last", "steps"),
+    [("max_steps", 2, "epoch-001", 2), ("max_steps", 8, "epoch-002", 8), ("check_val_every_n_epoch", 2, "epoch-003", 18)],
+)
+def test_final_weights_are_saved_though_no_validation_was_due(fit, option, value, last, steps):
+    run = fit(f"--trainer.{option}", value, epochs=3)
+    manifest = MemberStore(find_member(run)).manifest()
+    assert manifest["status"] == "finished"
+    assert (manifest["epochs"]["last"], manifest["history"][-1]["step"]) == (last, steps)
 
 
 class InterruptInThirdEpoch(Callback):
@@ -146,7 +156,7 @@ def test_checkpoint_holds_no_frozen_weight_and_no_pickle(fit):
     run = fit(epochs=1)
     checkpoint = torch.load(run / "last.ckpt", weights_only=True)
     assert {name.rsplit(".", 1)[-1] for name in checkpoint["state_dict"]} == {"lora_A", "lora_B", "weight", "bias"}
-    assert all("lora_" in name or ".heads." in name for name in checkpoint["state_dict"])
+    assert all("lora_" in name or ".head_sts." in name for name in checkpoint["state_dict"])
 
 
 def test_resume_with_other_settings_is_refused(fit, fails, tiny_bert, corpus, tmp_path):
@@ -155,7 +165,74 @@ def test_resume_with_other_settings_is_refused(fit, fails, tiny_bert, corpus, tm
     command += ["--data.max_length", 40, "--store.root", tmp_path, "--ckpt_path", run / "last.ckpt"]
     assert "was written with members" in fails(*command, "--model.rank", 4)
     assert "was written with batch_size 8, now it is 4" in fails(*command, "--data.batch_size", 4)
-    assert "does not exist" in fails(*command[:-1], "nowhere.ckpt")
+    for schedule in (["--model.schedule", "linear"], ["--model.warmup", 0.5]):
+        assert "was written with" in fails(*command, *schedule)
+    assert "was written with limit_train_batches" in fails(*command, "--trainer.limit_train_batches", 2)
+
+
+def test_length_of_a_scheduled_run_cannot_change(fit, fails, tiny_bert, corpus, tmp_path):
+    run = fit("--model.schedule", "linear", epochs=1)
+    command = ["fit", "--config", run / "config.yaml", "--ckpt_path", run / "last.ckpt"]
+    assert "was written with scheduled_steps 6, now it is 12" in fails(*command, "--trainer.max_epochs", 2)
+
+
+def test_files_that_are_no_checkpoints_of_ours_are_refused(fit, fails, tmp_path):
+    run = fit(epochs=1)
+    command = ["fit", "--config", run / "config.yaml", "--ckpt_path"]
+    checkpoint, copy = run / "last.ckpt", tmp_path / "copy.ckpt"
+    copy.write_bytes(checkpoint.read_bytes())
+    assert "is not in its run's directory" in fails(*command, copy)
+    assert "does not exist" in fails(*command, "nowhere.ckpt")
+    for content in (b"{}", checkpoint.read_bytes()[:-3000], pickle.dumps(print), b""):
+        copy.write_bytes(content)
+        assert "is not a whole checkpoint of loraens" in fails(*command, copy)
+    torch.save({"state_dict": {}}, copy)
+    assert "is not a whole checkpoint of loraens" in fails(*command, copy)
+    for name in ("validate", "test"):
+        assert "--ckpt_path is missing" in fails(name, "--config", run / "config.yaml")
+
+
+def test_a_failed_start_leaves_nothing_and_takes_no_name(fit, fails, tiny_bert, tmp_path):
+    root = tmp_path / "runs"
+    command = ["fit", "--config", CONFIGS / "sts.yaml", "--store.root", root, "--store.run", "run", "--data.root", "nowhere"]
+    fails(*command, "--model.backbone", tiny_bert)  # with the logger on
+    assert not root.exists()
+    fails("quickstart", "--store.root", root, "--backbone", "nowhere")
+    assert not root.exists()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("")  # all that a run leaves which is killed before its first epoch
+    fit(epochs=1)
+
+
+def test_backbones_that_cannot_be_used(fails, tiny_bert, corpus, tmp_path):
+    def message(change, remove=()):
+        directory = tmp_path / "backbone"
+        shutil.copytree(tiny_bert, directory, dirs_exist_ok=True)
+        config = json.loads((directory / "config.json").read_text())
+        (directory / "config.json").write_text(json.dumps({**config, **change}))
+        for name in remove:
+            (directory / name).unlink()
+        found = fails("fit", "--config", CONFIGS / "sts.yaml", "--model.backbone", directory, "--data.root", corpus, *QUIET)
+        shutil.rmtree(directory)
+        return found
+
+    assert "is of type mpnet: an encoder of type bert" in message({"model_type": "mpnet"})
+    assert "is of type bert: an encoder" in message({"is_decoder": True})
+    assert "has no fast tokenizer" in message({}, ["tokenizer.json", "tokenizer_config.json"])
+    assert "lacks weights" in message({"num_hidden_layers": 3})
+    assert "could not be loaded" in message({}, ["model.safetensors"])
+
+
+def test_another_backbone_under_the_same_name_is_refused(run_command, fails, tiny_bert, corpus, tmp_path):
+    from transformers import BertModel
+
+    backbone = shutil.copytree(tiny_bert, tmp_path / "backbone")
+    command = ["fit", "--config", CONFIGS / "sst.yaml", "--model.backbone", backbone, "--data.root", corpus]
+    assert run_command(*command, "--trainer.max_epochs", 1, "--store.root", tmp_path, "--store.run", "run", *QUIET) == 0
+    changed = BertModel.from_pretrained(backbone)
+    changed.encoder.layer[1].output.dense.bias.data[0] += 1e-3
+    changed.save_pretrained(backbone)
+    assert "has other weights than the one" in fails("predict", "--model", tmp_path / "run", "--text", "good")
 
 
 def test_every_config_parses_and_makes_a_step(run_command, tiny_bert, corpus, tmp_path):
@@ -263,7 +340,8 @@ def test_bad_input_ends_in_one_sentence(fit, fails, tiny_bert, corpus, tmp_path)
     assert "'q_lin' matches no linear layer" in fails(*tiny, "--model.targets", "[q_lin]")
     assert fails(*tiny, "--data.batch_size", 0).startswith("loraens: --data.batch_size 0 is too small")
     files = ["--data", "TextFiles", "--data.name", "a", "--data.train", "no.csv", "--data.dev", "no.csv"]
-    missing = fails("fit", *files, "--data.text_columns", "[a]", "--data.label_column", "b", *QUIET)
+    columns = ["--data.text_columns", "[a]", "--data.label_column", "b"]
+    missing = fails("fit", *files, *columns, *QUIET)
     assert missing == "loraens: no.csv does not exist or is not a file: check the path"
     assert "--data.max_length 400 is more than backbone" in fails(*tiny, "--data.max_length", 400)
     assert "--model.rank must be at least 1" in fails(*tiny, "--model.rank", 0)
@@ -271,6 +349,15 @@ def test_bad_input_ends_in_one_sentence(fit, fails, tiny_bert, corpus, tmp_path)
     assert "model.rank" in fails(*tiny, "--model.rank", "many")
     assert "no-such.yaml" in fails("fit", "--config", "no-such.yaml")
     assert "the loss is" in fails(*tiny, "--model.lr", 1e30)
+    assert "is not finite after step 1" in fails(*tiny, "--model.lr", 1e30, "--trainer.limit_train_batches", 1)
+    assert "Lightning: " in fails(*tiny, "--trainer.gradient_clip_algorithm", "nonsense")
+    assert "--model.init_std -1 must be positive" in fails(*tiny, "--model.init_std", -1)
+    assert "at least one name of a linear layer" in fails(*tiny, "--model.targets", "[]")
+    assert "positive scale" in fails(*tiny, "--model.scale", 0)
+    assert "none twice" in fails("fit", "--data", "Multitask", "--data.names", "[sst,sst]", "--data.root", corpus, *QUIET)
+    assert "task name 'a/b'" in fails(
+        "fit", *files[:2], "--data.name", "a/b", *files[4:], *columns, "--data.kind", "number", *QUIET
+    )
     assert "'fitt' is not a command" in fails("fitt")
     fit(epochs=1)
-    assert "exists: choose another name" in fails(*tiny[:3], "--store.root", tmp_path, "--store.run", "run", *tiny[5:])
+    assert "holds a run: choose another name" in fails(*tiny[:3], "--store.root", tmp_path, "--store.run", "run", *tiny[5:])

@@ -16,7 +16,7 @@ def store(tmp_path):
 
 
 def epochs(best, last):
-    return {"name": "r4", "epochs": {"best": best, "last": last}}
+    return {"epochs": {"best": best, "last": last}, "settings": {}, "member": {}, "dev": {"sts": {"pearson": float("nan")}}}
 
 
 def test_logits_come_back_and_bytes_repeat(store):
@@ -24,6 +24,7 @@ def test_logits_come_back_and_bytes_repeat(store):
     assert found.example_id.tolist() == ["a", "b", "ü"]
     assert found.labels.tolist() == [0, 1, 2]
     assert (found.logits == 1).all()
+    assert store.manifest()["dev"] == {"sts": {"pearson": None}}  # JSON has no NaN
     unlabelled = Logits(found.logits, found.example_id, None)
     path = store.directory / "x.npz"
     path.write_bytes(logits_to_bytes(unlabelled))
@@ -36,6 +37,8 @@ def test_logits_come_back_and_bytes_repeat(store):
 def test_only_best_and_last_remain(store):
     for epoch, best in ((2, 2), (3, 2), (4, 2)):
         store.write({f"epoch-{epoch:03d}": {"x.json": str(epoch).encode()}}, epochs(f"epoch-{best:03d}", f"epoch-{epoch:03d}"))
+    assert sorted(path.name for path in store.directory.glob("epoch-*")) == ["epoch-002", "epoch-003", "epoch-004"]
+    store.write({}, epochs("epoch-002", "epoch-004"))  # what the manifest before named goes one write later
     assert sorted(path.name for path in store.directory.glob("epoch-*")) == ["epoch-002", "epoch-004"]
     assert set(store.manifest()["files"]) == {"epoch-002/x.json", "epoch-004/x.json"}
 
@@ -58,6 +61,9 @@ def test_altered_missing_and_foreign_files_are_named(store, tmp_path):
     manifest = store.directory / "manifest.json"
     manifest.write_text(json.dumps({"format": 99}))
     with pytest.raises(InputError, match="not of format 1"):
+        store.manifest()
+    manifest.write_text(json.dumps({"format": 1, "files": None}))
+    with pytest.raises(InputError, match="lacks the field 'files'"):
         store.manifest()
     manifest.write_text("{")
     with pytest.raises(InputError, match="is not JSON"):

@@ -22,10 +22,18 @@ def test_labels_out_of_range(task, text):
         task.parse_label(text)
 
 
-def test_class_names_come_before_numbers():
+def test_class_names_that_are_numbers_are_values_not_places():
     task = Task("stars", ("text",), "stars", "classes", "cross_entropy", "accuracy", ("1", "2", "3"))
-    assert task.parse_label("1") == 0
-    assert task.parse_label("0") == 0  # no class is called 0, so it is the class number
+    assert [task.parse_label(text) for text in ("1", "2.0", "3.00")] == [0, 1, 2]
+    with pytest.raises(ValueError, match=r"'0' is not one of the classes 1, 2, 3"):
+        task.parse_label("0")
+
+
+def test_labels_may_be_numbers_of_named_classes():
+    fields = ("kind", ("text",), "kind", "classes", "cross_entropy", "accuracy", ("WHO", "WHEN"))
+    assert [Task(*fields).parse_label(text) for text in ("WHO", "1", "0.0")] == [0, 1, 0]
+    with pytest.raises(ValueError, match="'1' is not"):
+        Task(*fields, numbered=False).parse_label("1")  # names that were read from the training file
 
 
 @pytest.mark.parametrize(
@@ -37,8 +45,11 @@ def test_class_names_come_before_numbers():
         {"class_names": ("a",)},
         {"class_names": ("a", "a", "b")},
         {"loss": "binary_cross_entropy"},
+        {"name": "a/b"},
+        {"name": ""},
+        {"kind": "number", "loss": "mse", "metric": "mse"},  # with class names
     ],
 )
 def test_contradictions(change):
-    with pytest.raises(ValueError, match="task sst"):
+    with pytest.raises(ValueError, match=r"^task "):
         Task(**{**SST.__dict__, **change})
