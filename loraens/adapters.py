@@ -87,7 +87,6 @@ def load_member(model: MemberModel, index: int, directory: Path) -> None:
 
     Raises:
         InputError: A weight is missing, unknown or of another shape.
-
     """
     places = _head_tensors(model, index)
     saved: dict[str, Tensor] = {}

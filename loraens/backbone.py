@@ -28,7 +28,6 @@ def locate(name: str) -> str:
 
     Raises:
         InputError: The packaged backbone is asked for and its package is not installed.
-
     """
     if name != PACKAGED:
         return name
@@ -56,7 +55,6 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
     Raises:
         InputError: It cannot be had.
-
     """
     from transformers import AutoTokenizer
 
@@ -78,7 +76,6 @@ def load_encoder(name: str, pooler: bool) -> PreTrainedModel:
 
     Raises:
         InputError: It cannot be had, or the pooler is needed and the pre-trained weights have none.
-
     """
     from transformers import AutoModel
 

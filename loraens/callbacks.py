@@ -40,7 +40,6 @@ class MemberWriter(Callback):
 
     Args:
         directory: The run's directory; members lie right below it.
-
     """
 
     def __init__(self, directory: Path) -> None:
@@ -141,13 +140,18 @@ class MemberWriter(Callback):
             store.write({}, self._manifest(module, index, "finished"))
             rank_zero_info(f"member {module.members[index].name} lies in {store.directory}")
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Tell how an interrupted run goes on."""
+        checkpoint = self.directory / "last.ckpt"
+        if isinstance(exception, KeyboardInterrupt) and checkpoint.is_file():
+            rank_zero_info(f"to go on: loraens fit --config {self.directory / 'config.yaml'} --ckpt_path {checkpoint}")
+
 
 class WandbRun(Callback):
     """Completes a W&B run: settings at the start, and the table of dev predictions of the best epoch at the end.
 
     Args:
         directory: The run's directory.
-
     """
 
     def __init__(self, directory: Path) -> None:

@@ -37,7 +37,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     Args:
         argv: Arguments without the program's name; those of the process by default.
-
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):

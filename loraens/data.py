@@ -49,7 +49,6 @@ class TrainSampler(Sampler[Place]):
         batch_size: Records of a member in one batch; the last batch of a pass may be smaller.
         seeds: One a member.
         temperature: T, at least 1.
-
     """
 
     def __init__(self, sizes: Sequence[int], batch_size: int, seeds: Sequence[int], temperature: float = 1.0) -> None:
@@ -119,7 +118,6 @@ class TextData(LightningDataModule):
 
     Raises:
         InputError: An option is out of range.
-
     """
 
     def __init__(
@@ -156,7 +154,6 @@ class TextData(LightningDataModule):
 
         Raises:
             InputError: A file cannot be used, or train or dev has no labels.
-
         """
         if self.splits:
             return
@@ -204,7 +201,6 @@ class TextData(LightningDataModule):
 
         Raises:
             InputError: A task has no test split, or one without labels.
-
         """
         for task in self.tasks:
             split = self.splits.get((task.name, "test"))
@@ -235,7 +231,6 @@ class SST(TextData):
 
         Args:
             root: Directory of the course's files (ids-sst-*.csv); without it, SetFit/sst5 from the Hugging Face hub.
-
         """
         super().__init__([course_source("sst", root)], **kwargs)  # type: ignore[arg-type]
 
@@ -248,7 +243,6 @@ class Quora(TextData):
 
         Args:
             root: Directory of the course's files (quora-*.csv); without it, nyu-mll/glue qqp from the Hugging Face hub.
-
         """
         super().__init__([course_source("quora", root)], **kwargs)  # type: ignore[arg-type]
 
@@ -261,7 +255,6 @@ class STS(TextData):
 
         Args:
             root: Directory of the course's files (sts-*.csv); without it, nyu-mll/glue stsb from the Hugging Face hub.
-
         """
         super().__init__([course_source("sts", root)], **kwargs)  # type: ignore[arg-type]
 
@@ -280,7 +273,6 @@ class Multitask(TextData):
         Args:
             root: Directory of the course's files; without it, the Hugging Face hub.
             names: The tasks.
-
         """
         super().__init__([course_source(name, root) for name in names], **kwargs)  # type: ignore[arg-type]
 
@@ -321,7 +313,6 @@ class TextFiles(TextData):
             low: Smallest legal number.
             high: Largest legal number.
             id_column: Column of a unique id; where it is not there, line numbers are the ids.
-
         """
         paths = {"train": train, "dev": dev, "test": test}
         source = FileSource(name, paths, text_columns, label_column, kind, class_names, metric, loss, low, high, id_column)

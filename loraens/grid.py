@@ -19,7 +19,6 @@ class Member:
         lr: Learning rate.
         weight_decay: Decoupled weight decay (AdamW).
         head_dropout: Dropout before the heads, in [0, 1).
-
     """
 
     rank: int

@@ -25,7 +25,6 @@ class Routing:
     Args:
         tokens: Number of tokens of each member; the tokens of member m follow those of member m - 1.
         generators: One generator a member while dropout is on.
-
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -83,7 +82,6 @@ class LoRALinear(nn.Module):
         ranks: Rank of each member, at least 1.
         scales: Scale c = alpha / r of each member.
         routing: Which tokens belong to which member.
-
     """
 
     def __init__(self, base: nn.Linear, ranks: Sequence[int], scales: Sequence[float], routing: Routing) -> None:
@@ -150,7 +148,6 @@ def inject(
 
     Raises:
         ValueError: A target matches no linear layer; the message lists the names that are there.
-
     """
     if not targets:
         raise ValueError("at least one name of a linear layer is expected")

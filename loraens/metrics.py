@@ -42,7 +42,6 @@ def scores(task: Task, logits: np.ndarray, labels: np.ndarray) -> dict[str, floa
 
     Raises:
         ValueError: A logit is not finite, or lengths differ.
-
     """
     if len(logits) != len(labels):
         raise ValueError(f"{len(logits)} logits for {len(labels)} labels")

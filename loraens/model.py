@@ -69,7 +69,6 @@ class MemberModel(nn.Module):
 
     Raises:
         ValueError: A target matches no layer, or a mode that has no member axis got several members.
-
     """
 
     def __init__(

@@ -13,8 +13,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
+from tqdm import tqdm
 from transformers import get_scheduler
 
 from loraens.backbone import fingerprint, load_encoder, max_positions
@@ -47,7 +47,6 @@ class Population(LightningModule):
 
     Raises:
         InputError: An option is out of range or does not fit the backbone.
-
     """
 
     def __init__(
@@ -177,9 +176,10 @@ class Population(LightningModule):
     def _compute_features(self) -> None:
         self.model.eval()
         for key, part in self.data.splits.items():
-            rank_zero_info(f"computing the features of {len(part)} records of {key[0]} {key[1]}")
             found = []
-            for batch in eval_loader(part, self.data.eval_batch_size, members=1):
+            for batch in tqdm(
+                eval_loader(part, self.data.eval_batch_size, members=1), f"features of {' '.join(key)}", disable=None
+            ):
                 with self.trainer.precision_plugin.forward_context():
                     found.append((batch.rows[0], self.model.pooled(batch.to(self.device))[0].float()))
             rows, features = (torch.cat(column) for column in zip(*found))
@@ -197,7 +197,6 @@ class Population(LightningModule):
 
         Raises:
             InputError: The loss is not finite.
-
         """
         self.model.seed_dropout(self.current_epoch, batch_idx)
         assert batch.labels is not None
@@ -283,7 +282,6 @@ class Population(LightningModule):
 
         Raises:
             InputError: It names the first difference.
-
         """
         found = checkpoint.get("loraens")
         if found is None:
@@ -323,7 +321,6 @@ class LoraModule(Population):
             weight_decay: Decoupled weight decay of AdamW.
             head_dropout: Dropout before the heads.
             mode: "lora" trains adapter and heads, "frozen" heads alone on features computed once, "full" the whole encoder.
-
         """
         try:
             member = Member(rank if mode == "lora" else 0, scale, seed, lr, weight_decay, head_dropout)

@@ -36,7 +36,6 @@ class PackedBatch:
         labels: `(M, B)` class numbers or values; None without labels.
         task: Name of the task.
         split: Name of the split.
-
     """
 
     input_ids: Tensor
@@ -82,7 +81,6 @@ def pack(
         labels: Labels of all examples, or None.
         task: Name of the task.
         split: Name of the split.
-
     """
     flat = rows.reshape(-1)
     lengths = offsets[flat + 1] - offsets[flat]

@@ -37,7 +37,6 @@ class Predictor:
         tokenizer: The backbone's tokenizer.
         max_length: Longest sequence in tokens.
         batch_size: Texts in one batch.
-
     """
 
     model: MemberModel
@@ -58,7 +57,6 @@ class Predictor:
 
         Raises:
             InputError: There is no such member, its files were altered, or its backbone cannot be had or is another.
-
         """
         import torch
 
@@ -89,7 +87,6 @@ class Predictor:
 
         Raises:
             InputError: There is no such task, or there are several and none was named.
-
         """
         if name is None and len(self.tasks) == 1:
             return next(iter(self.tasks.values()))
@@ -126,7 +123,6 @@ class Predictor:
 
         Raises:
             InputError: A logit is not finite.
-
         """
         from loraens.metrics import predictions, probabilities
 
@@ -174,7 +170,6 @@ def predict(
 
     Raises:
         InputError: An option or a file cannot be used.
-
     """
     if (input is None) == (text is None):
         raise InputError("give either --input FILE or --text TEXT")

@@ -29,7 +29,6 @@ class Data:
     Args:
         root: Directory of the course's files; without it, a made-up corpus is written and used.
         limit: At most this many records of each split, drawn by a fixed seed.
-
     """
 
     root: str | None = None
@@ -66,7 +65,6 @@ def quickstart(data: Data = Data(), store: Store = Store(), backbone: str = PACK
         data: Where the texts come from.
         store: Where the runs lie.
         backbone: Hub name or directory of a BERT-family encoder, or "minilm", the packaged one.
-
     """
     from loraens import data as modules
     from loraens.backbone import load_tokenizer

@@ -42,7 +42,6 @@ class Split:
         labels: `(N,)` float64, class numbers or values; None where the split has no labels.
         origin: Where it came from, in words.
         dropped: Reason -> line numbers of the records that could not be used.
-
     """
 
     name: str
@@ -73,7 +72,6 @@ class Table:
         format: What it was read as.
         columns: Column names, in order; those of the first record for JSON lines.
         rows: Pairs of line number (from 1, the header counted) and row; None for a line with the wrong number of fields.
-
     """
 
     name: str
@@ -86,7 +84,6 @@ class Table:
 
         Raises:
             InputError: It names the column, the option that asked for it and the columns that are there.
-
         """
         for column in columns:
             if column not in self.columns:
@@ -104,7 +101,6 @@ def open_table(path: str | Path, format: Format | None = None) -> Iterator[Table
 
     Raises:
         InputError: It is missing, empty, not UTF-8, or of unknown format.
-
     """
     name = "standard input" if str(path) == "-" else str(path)
     if str(path) == "-":
@@ -230,7 +226,6 @@ def read_split(path: str | Path, name: str, task: Task, id_column: str = "id") -
 
     Raises:
         InputError: A text column is missing, no usable record is left, an id repeats, or a label is out of range.
-
     """
     with open_table(path) as table:
         table.require(task.text_columns, "text columns")
@@ -281,7 +276,6 @@ def distinct_labels(path: str | Path, column: str) -> tuple[str, ...]:
 
     Raises:
         InputError: The column is not there.
-
     """
     with open_table(path) as table:
         table.require([column], "label column")

@@ -29,7 +29,6 @@ class Source(ABC):
 
         Raises:
             InputError: The records cannot be used.
-
         """
 
 
@@ -41,7 +40,6 @@ class HubName:
         path: Hub name, or a directory with files that `datasets` can read.
         config: Name of the configuration, or None.
         columns: Hub column -> column of the task.
-
     """
 
     path: str

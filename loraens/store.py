@@ -41,7 +41,6 @@ class Logits:
         logits: `(N, C)`.
         example_id: `(N,)` strings.
         labels: `(N,)` float64; None where there are none.
-
     """
 
     logits: np.ndarray
@@ -87,7 +86,6 @@ def read_logits(path: Path) -> Logits:
 
     Raises:
         InputError: The file is missing.
-
     """
     if not path.is_file():
         raise InputError(f"{path} is missing: the member has no logits of this split")
@@ -109,7 +107,6 @@ class MemberStore:
         Args:
             epochs: Directory name of an epoch -> file name -> content; epochs that are already there need not be given.
             manifest: JSON fields; `epochs` holds the directory names that shall remain, as {"best": ..., "last": ...}.
-
         """
         for left_over in self.directory.rglob(".*.part"):  # of a writer that was killed
             left_over.unlink()
@@ -135,7 +132,6 @@ class MemberStore:
 
         Raises:
             InputError: It is missing, not readable or of another format, or a file is missing or altered.
-
         """
         path = self.directory / MANIFEST
         if not path.is_file():
@@ -185,7 +181,6 @@ def find_member(path: Path) -> Path:
 
     Raises:
         InputError: There is none, or more than one.
-
     """
     found = find_members(path)
     if len(found) == 1:

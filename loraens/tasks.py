@@ -44,7 +44,6 @@ class Task:
 
     Raises:
         ValueError: The fields contradict each other.
-
     """
 
     name: str

@@ -31,7 +31,6 @@ class Tokens:
         types: 0 for the first text and special tokens, 1 for the second, int8.
         offsets: Start of each example, and the end, int64.
         truncated: How many examples were cut to the maximum length.
-
     """
 
     ids: np.ndarray

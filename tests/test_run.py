@@ -74,11 +74,12 @@ def weights(run, which="last"):
 
 
 @pytest.mark.parametrize("mode", ["lora", "frozen", "full"])
-def test_resume_equals_no_interruption(fit, tmp_path, mode):
+def test_resume_equals_no_interruption(fit, tmp_path, caplog, mode):
     options = ["--model.mode", mode, "--model.lr", 1e-2, "--model.schedule", "cosine", "--model.warmup", 0.2]
     whole = fit(*options, epochs=3, name="whole")
     half = fit(*options, epochs=3, name="half", expect=1, extra=INTERRUPT)
     assert MemberStore(find_member(half)).manifest()["status"] == "training"
+    assert f"to go on: loraens fit --config {half / 'config.yaml'} --ckpt_path {half / 'last.ckpt'}" in caplog.text
     again = fit(*options, epochs=3, name="ignored", extra=["--ckpt_path", half / "last.ckpt"])
     assert not again.exists()
     expected, got = weights(whole), weights(half)
