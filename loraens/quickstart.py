@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from loraens.tasks import Task
 
 TASKS = ("sst", "quora", "sts")
-EPOCHS = {"sst": 3, "quora": 2, "sts": 2}
+EPOCHS = {"sst": 3, "quora": 3, "sts": 4}
 PACKAGED = "minilm"  # `backbone.PACKAGED`, which takes seconds to import
-RANKS, SCALES, LR = (4, 16), (1.0, 3.0), 1e-3
+RANKS, SCALES, LR = (4, 16), (1.0, 3.0), 5e-4
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Data:
     """
 
     root: str | None = None
-    limit: int = 640
+    limit: int = 512
 
 
 @dataclass

@@ -41,7 +41,7 @@ def test_commands_run_as_they_stand(run_command, directory, tiny_bert):
             extra = [*small, *([] if "DIR" in words else ["--data.root", "DIR"]), "--trainer.enable_progress_bar", "false"]
         assert run_command(*words[1:], *extra) == 0, words
     assert len((directory / "predictions.csv").read_text().splitlines()) == 11
-    run = directory / "checkpoints" / "sts-r29-c3-s0-lr0.0002"
+    run = directory / "checkpoints" / "sts-r29-c3-s0-lr0.0003"
     assert run_command("fit", "--config", run / "config.yaml", "--ckpt_path", run / "last.ckpt") == 0
     assert run_command("validate", "--config", run / "config.yaml", "--ckpt_path", run / "last.ckpt") == 0
 
