@@ -29,7 +29,8 @@ Pooling = Literal["pooler", "cls", "mean"]
 class Heads(nn.Module):
     """Dropout, then one linear layer, for one task and every member: `(M, B, D)` -> `(M, B, C)`.
 
-    Weights are drawn from N(0, 0.02^2), as BERT's are; biases are zero.
+    Weights are drawn from N(0, 0.02^2), as BERT's are. Biases start at zero, or, for a number whose range is known, in its
+    middle: from zero, adapters of high rank and scale can collapse to a constant on their way there.
     """
 
     def __init__(self, task: Task, width: int, members: Sequence[Member], routing: Routing) -> None:
@@ -41,7 +42,7 @@ class Heads(nn.Module):
             generator = torch.Generator().manual_seed(derive_seed(member.seed, "head", task.name))
             weights.append(torch.empty(task.num_outputs, width, dtype=torch.float32).normal_(0, 0.02, generator=generator))
         self.weight = nn.Parameter(torch.stack(weights))
-        self.bias = nn.Parameter(torch.zeros(len(members), task.num_outputs))
+        self.bias = nn.Parameter(torch.full((len(members), task.num_outputs), task.midpoint))
 
     def forward(self, pooled: Tensor) -> Tensor:
         """`(M, B, D)` -> `(M, B, C)`."""

@@ -80,6 +80,11 @@ class Task:
         """Width C of the head: one logit for numbers and for sigmoid, else one a class."""
         return len(self.class_names) if self.loss == "cross_entropy" else 1
 
+    @property
+    def midpoint(self) -> float:
+        """Middle of the legal range of a number; 0 where there is none."""
+        return 0.0 if self.low is None or self.high is None else (self.low + self.high) / 2
+
     def parse_label(self, text: str) -> float:
         """Class number or value of a label as it stands in a file.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import string
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="disabled", TOKENIZERS_PARALLELISM="false")
 
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from loraens import cli, made_up
@@ -32,13 +33,15 @@ def corpus(tmp_path_factory) -> Path:
 
 
 def write_tiny_bert(directory: Path, corpus: Path) -> Path:
-    """A BERT of two layers, 32 wide, with a WordPiece tokenizer trained on the corpus."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    """A BERT of two layers, 32 wide, with a WordPiece tokenizer of the corpus's words and of single letters."""
+    tokenizer = Tokenizer(models.WordPiece({name: index for index, name in enumerate(SPECIAL)}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.train(
-        [str(path) for path in sorted(corpus.glob("*.csv"))], trainers.WordPieceTrainer(vocab_size=400, special_tokens=SPECIAL)
-    )
+    text = tokenizer.normalizer.normalize_str(" ".join(path.read_text() for path in sorted(corpus.glob("*.csv"))))
+    words = {word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text) if word.isalpha()}
+    letters = [f"{prefix}{letter}" for prefix in ("", "##") for letter in sorted({*text, *string.printable}) if letter.strip()]
+    vocabulary = dict.fromkeys([*SPECIAL, *letters, *sorted(words)])
+    tokenizer.model = models.WordPiece({name: index for index, name in enumerate(vocabulary)}, unk_token="[UNK]")
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     BertTokenizerFast(tokenizer_object=tokenizer, model_max_length=160).save_pretrained(directory)
     torch.manual_seed(0)

@@ -109,6 +109,13 @@ def test_a_member_starts_the_same_in_any_pack(tiny_bert):
     assert not torch.equal(together.heads["sst"].weight[0], together.heads["sst"].weight[1])
 
 
+@pytest.mark.parametrize(("task", "start"), [(SST, 0.0), (QUORA, 0.0), (STS, 2.5)])
+def test_bias_starts_in_the_middle_of_a_known_range(tiny_bert, task, start):
+    encoder = load_encoder(str(tiny_bert), pooler=False)
+    head = MemberModel(encoder, [task], MEMBERS, pooling="cls").heads[task.name]
+    assert (head.bias == start).all()
+
+
 def test_targets(tiny_bert):
     with pytest.raises(ValueError, match="at least one name"):
         build(tiny_bert, targets=())

@@ -72,7 +72,7 @@ def test_training_equals_peft_in_a_plain_loop(tiny_bert, corpus):
         F.mse_loss(other(**padded).logits[:, 0], torch.from_numpy(part.split.labels[rows])).backward()
         optimizer.step()
     for before, (ours, theirs) in zip(start, pairs):
-        assert (theirs - before).abs().max() > 1e-3  # it did train
+        assert (theirs - before).abs().max() > 1e-6  # it did train
         torch.testing.assert_close(ours[0].detach(), theirs.detach(), rtol=0, atol=1e-10)
 
 
