@@ -14,7 +14,7 @@ from random import Random
 
 from loraens.store import write_atomically
 
-SIZES = {"train": 512, "dev": 240, "test": 80}
+SIZES = {"train": 640, "dev": 240, "test": 80}
 
 THINGS = (
     "the lighthouse musical", "this heist comedy", "the robot documentary", "her third thriller", "the tunnel drama",
