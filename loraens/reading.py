@@ -290,7 +290,7 @@ class RowWriter:
     """Writes rows as CSV, TSV or JSON lines to an open text stream; the header comes before the first row."""
 
     def __init__(self, stream: io.TextIOBase, format: Format, columns: list[str]) -> None:
-        self._stream, self._format, self._columns = stream, format, columns
+        self._stream = stream
         self._csv: csv.DictWriter[str] | None = None
         if format != "jsonl":
             delimiter = "\t" if format == "tsv" else ","
