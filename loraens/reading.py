@@ -281,7 +281,7 @@ def distinct_labels(path: str | Path, column: str) -> tuple[str, ...]:
         table.require([column], "label column")
         found = {_text(row.get(column)) for _, row in table.rows if row is not None} - {""}
     try:
-        return tuple(f"{value:g}" for value in sorted({float(label) for label in found}))
+        return tuple(repr(value).removesuffix(".0") for value in sorted({float(label) for label in found}))
     except ValueError:
         return tuple(sorted(found))
 

@@ -144,5 +144,7 @@ def test_standard_input(monkeypatch):
 def test_distinct_labels_in_numeric_order(tmp_path):
     path = write(tmp_path / "x.csv", "text,label\na,10\nb,9\nc,10.0\nd,\n")
     assert distinct_labels(path, "label") == ("9", "10")
+    path = write(tmp_path / "large.csv", "text,label\na,1000001\nb,1000002\n")
+    assert distinct_labels(path, "label") == ("1000001", "1000002")
     path = write(tmp_path / "y.csv", "text,label\na,WHO\nb,NUM\n")
     assert distinct_labels(path, "label") == ("NUM", "WHO")
