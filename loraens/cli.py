@@ -72,7 +72,7 @@ def _users_to_mend(error: BaseException | None) -> str | None:
             return " ".join(str(error).split())
         if isinstance(error, OSError) and error.filename is not None:
             return f"{error.filename}: {error.strerror}"
-        error = error.__cause__ or error.__context__
+        error = error.__cause__
     return None
 
 
