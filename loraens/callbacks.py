@@ -18,7 +18,7 @@ from loraens.errors import InputError
 from loraens.metrics import predictions, probabilities
 from loraens.module import Population
 from loraens.reading import Split
-from loraens.store import Logits, MemberStore, logits_to_bytes
+from loraens.store import CHECKPOINT, Logits, MemberStore, logits_to_bytes
 from loraens.tasks import LOWER_IS_BETTER, Task
 
 
@@ -142,7 +142,7 @@ class MemberWriter(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Tell how an interrupted run goes on."""
-        checkpoint = self.directory / "last.ckpt"
+        checkpoint = self.directory / CHECKPOINT
         if isinstance(exception, KeyboardInterrupt) and checkpoint.is_file():
             rank_zero_info(f"to go on: loraens fit --config {self.directory / 'config.yaml'} --ckpt_path {checkpoint}")
 
@@ -168,7 +168,7 @@ class WandbRun(Callback):
         module = cast(Population, pl_module)
         store = MemberStore(self.directory / module.members[0].name)
         for logger in trainer.loggers:
-            if not isinstance(logger, WandbLogger) or not (store.directory / "manifest.json").is_file():
+            if not isinstance(logger, WandbLogger):
                 continue
             best = store.manifest()["dev"]["best"]
             for task in module.tasks:

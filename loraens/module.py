@@ -161,7 +161,7 @@ class Population(LightningModule):
             "gradient_clip_algorithm": str(self.trainer.gradient_clip_algorithm or "norm"),
             "limit_train_batches": self.trainer.limit_train_batches,
             "scheduled_steps": self._scheduled_steps(),
-            "data": {f"{task}-{split}": part.fingerprint() for (task, split), part in self.data.splits.items()},
+            "data": {f"{task}-{split}": part.fingerprint for (task, split), part in self.data.splits.items()},
         }
 
     # Training

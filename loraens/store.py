@@ -30,6 +30,7 @@ import numpy as np
 from loraens.errors import InputError
 
 MANIFEST = "manifest.json"
+CHECKPOINT = "last.ckpt"
 FORMAT = 1
 
 

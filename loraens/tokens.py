@@ -8,6 +8,7 @@ import json
 import os
 import zipfile
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,6 +106,7 @@ class TokenSplit:
         tokens, labels = self.tokens, self.split.labels
         return pack(tokens.ids, tokens.types, tokens.offsets, rows, labels, self.task.name, self.split.name)
 
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the split's ids, texts and labels, in order."""
         digest = hashlib.sha256()

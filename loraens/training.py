@@ -22,9 +22,8 @@ from loraens.callbacks import MemberWriter, WandbRun
 from loraens.data import TextData
 from loraens.errors import InputError
 from loraens.module import LoraModule, Population
-from loraens.store import write_atomically
+from loraens.store import CHECKPOINT, write_atomically
 
-CHECKPOINT = "last.ckpt"
 TRAINER_DEFAULTS: dict[str, Any] = {"devices": 1, "num_sanity_val_steps": 0, "max_epochs": 10, "log_every_n_steps": 20}
 NOISE = (
     r".*does not have many workers.*",  # batches are gathered from memory
