@@ -16,8 +16,9 @@ from lightning.pytorch.utilities import rank_zero_info
 from loraens.adapters import member_files
 from loraens.errors import InputError
 from loraens.metrics import predictions, probabilities
-from loraens.module import Population
+from loraens.module import Population, PopulationError
 from loraens.reading import Split
+from loraens.regroup import WRITER
 from loraens.store import CHECKPOINT, Logits, MemberStore, logits_to_bytes
 from loraens.tasks import LOWER_IS_BETTER, Task
 
@@ -40,20 +41,26 @@ class MemberWriter(Callback):
 
     Args:
         directory: The run's directory; members lie right below it.
+        finish: Whether members are finished when the trainer is.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self._progress: list[dict[str, Any]] = []
+    def __init__(self, directory: Path, finish: bool = True) -> None:
+        self.directory, self.finish = directory, finish
+        self.progress: list[dict[str, Any]] = []
         self._seconds, self._started = 0.0, 0.0
+
+    @property
+    def state_key(self) -> str:
+        """Where a checkpoint keeps the state."""
+        return WRITER
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run must know: the history of every member and the seconds spent."""
-        return {"progress": self._progress, "seconds": self._spent()}
+        return {"progress": self.progress, "seconds": self._spent()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with a former run's history."""
-        self._progress, self._seconds = state_dict["progress"], state_dict["seconds"]
+        self.progress, self._seconds = state_dict["progress"], state_dict["seconds"]
 
     def _spent(self) -> float:
         return self._seconds + time.monotonic() - self._started
@@ -70,8 +77,8 @@ class MemberWriter(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
         self._started = time.monotonic()
-        if not self._progress:
-            self._progress = [{"best": None, "score": None, "history": []} for _ in cast(Population, pl_module).members]
+        if not self.progress:
+            self.progress = [{"best": None, "score": None, "history": []} for _ in cast(Population, pl_module).members]
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write every member."""
@@ -79,13 +86,25 @@ class MemberWriter(Callback):
             return
         module = cast(Population, pl_module)
         epoch = trainer.fit_loop.epoch_progress.current.ready  # the running epoch, or the last one, from 1
-        earlier = sum(entry["epoch"] == epoch for entry in self._progress[0]["history"])  # validations within this epoch
+        earlier = max(sum(entry["epoch"] == epoch for entry in progress["history"]) for progress in self.progress)
         name = f"epoch-{epoch:03d}" + (f"-{earlier + 1}" if earlier else "")
-        for index, progress in enumerate(self._progress):
+        for index, progress in enumerate(self.progress):
+            if module.failure(index) is not None:
+                self._store(module, index).write({}, self._manifest(module, index, "failed"))
+                continue
             score = score_of(module, index)
             if progress["best"] is None or math.isnan(progress["score"]) or score > progress["score"]:
                 progress["best"], progress["score"] = name, score
-            progress["history"].append({"name": name, "epoch": epoch, "step": trainer.global_step, "dev": module.scores[index]})
+            progress["history"].append(
+                {
+                    "name": name,
+                    "epoch": epoch,
+                    "step": trainer.global_step,
+                    "train_loss": module.mean_losses[index],
+                    "dev": module.scores[index],
+                    "score": score,
+                }
+            )
             files = member_files(module.model, index, module.backbone, module.options["targets"])
             for task, split in module.outputs:
                 files[f"{task}-{split}.npz"] = logits_to_bytes(self._logits(module, index, task, split))
@@ -102,17 +121,21 @@ class MemberWriter(Callback):
         return Logits(module.outputs[task, split][index].numpy(), np.array(source.ids)[rows], labels)
 
     def _manifest(self, module: Population, index: int, status: str) -> dict[str, Any]:
-        progress, member = self._progress[index], module.members[index]
+        progress, member = self.progress[index], module.members[index]
         history: list[dict[str, Any]] = progress["history"]
-        last = history[-1]["name"]
+        epochs = {"best": progress["best"], "last": history[-1]["name"]} if history else {}
         by_name = {entry["name"]: entry["dev"] for entry in history}
+        ended = {}
+        if (failure := module.failure(index)) is not None:
+            ended = {"ended": f"step {failure[0]}: {failure[1]}"}
         return {
             "name": member.name,
             "status": status,
             "member": member.to_dict(),
             "settings": module.settings(),
-            "epochs": {"best": progress["best"], "last": last},
-            "dev": {"best": by_name[progress["best"]], "last": by_name[last]},
+            **ended,
+            "epochs": epochs,
+            "dev": {which: by_name[name] for which, name in epochs.items()},
             "history": history,
             "dropped": {
                 f"{task}-{split}": part.split.dropped
@@ -127,23 +150,27 @@ class MemberWriter(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the final weights if the last validation came before them, and mark every member as finished."""
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if trainer.fast_dev_run or not self.finish:  # type: ignore[attr-defined]
             return
         module = cast(Population, pl_module)
-        history = self._progress[0]["history"]
+        history = self.progress[0]["history"]
         if not history or history[-1]["step"] != trainer.global_step:
             trainer.validating = True
             trainer.fit_loop.epoch_loop.val_loop.run()
             trainer.training = True
-        for index in range(len(self._progress)):
+        for index in range(len(self.progress)):
             store = self._store(module, index)
             store.write({}, self._manifest(module, index, "finished"))
             rank_zero_info(f"member {module.members[index].name} lies in {store.directory}")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Tell how an interrupted run goes on."""
+        """Tell how an interrupted run goes on; mark the members of a population that failed as a whole."""
+        module = cast(Population, pl_module)
+        if isinstance(exception, PopulationError) and not self.finish:
+            for index in range(len(self.progress)):
+                self._store(module, index).write({}, self._manifest(module, index, "failed"))
         checkpoint = self.directory / CHECKPOINT
-        if isinstance(exception, KeyboardInterrupt) and checkpoint.is_file():
+        if isinstance(exception, KeyboardInterrupt) and self.finish and checkpoint.is_file():
             rank_zero_info(f"to go on: loraens fit --config {self.directory / 'config.yaml'} --ckpt_path {checkpoint}")
 
 

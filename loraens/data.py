@@ -186,9 +186,12 @@ class TextData(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[PackedBatch]:
         """Packed batches of the trainer's population."""
-        splits, seeds = self.of("train"), [member.seed for member in self._members()]
-        sampler = TrainSampler([len(split) for split in splits], self.batch_size, seeds, self.temperature)
-        return DataLoader(PackedDataset(splits), sampler=sampler, batch_size=None)
+        return DataLoader(PackedDataset(self.of("train")), sampler=self.sampler(self._members()), batch_size=None)
+
+    def sampler(self, members: Sequence[Member]) -> TrainSampler:
+        """Places of the training batches of a population."""
+        sizes = [len(split) for split in self.of("train")]
+        return TrainSampler(sizes, self.batch_size, [member.seed for member in members], self.temperature)
 
     def val_dataloader(self) -> list[DataLoader[PackedBatch]]:
         """One loader a task, over dev; while fitting, over test too, whose logits are stored and not scored."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import product
 from typing import Any
 
@@ -37,17 +37,75 @@ class Member:
 
     @property
     def name(self) -> str:
-        """Short name, unique within a grid over rank, scale, seed and learning rate."""
+        """Short name; weight decay and dropout are in it where they are not the default."""
         adapter = f"r{self.rank}-c{self.scale:g}-" if self.rank else ""
-        return f"{adapter}s{self.seed}-lr{self.lr:g}"
+        decay = "" if self.weight_decay == Member.weight_decay else f"-wd{self.weight_decay:g}"
+        dropout = "" if self.head_dropout == Member.head_dropout else f"-do{self.head_dropout:g}"
+        return f"{adapter}s{self.seed}-lr{self.lr:g}{decay}{dropout}"
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON can hold them."""
         return asdict(self)
 
 
+@dataclass
+class Grid:
+    """Axes that are crossed, or a list of members; what is not given is that of `--model`.
+
+    Args:
+        rank: Ranks.
+        scale: Scales c = alpha / r.
+        seed: Seeds.
+        lr: Learning rates.
+        weight_decay: Weight decays.
+        head_dropout: Dropouts before the heads.
+        members: Members one by one, such as `[{rank: 8, scale: 1}, {rank: 16, scale: 3}]`, in place of axes.
+    """
+
+    rank: list[int] | None = None
+    scale: list[float] | None = None
+    seed: list[int] | None = None
+    lr: list[float] | None = None
+    weight_decay: list[float] | None = None
+    head_dropout: list[float] | None = None
+    members: list[dict[str, float]] | None = None
+
+    def expand(self, base: Member) -> list[Member]:
+        """The members, the last axis running fastest.
+
+        Raises:
+            ValueError: An axis is empty, a setting is unknown or out of range, or a member occurs twice.
+        """
+        axes = {field.name: getattr(self, field.name) for field in fields(Member)}
+        given = {name: values for name, values in axes.items() if values is not None}
+        if self.members is not None:
+            if given:
+                raise ValueError(f"members are given one by one, so the axis {next(iter(given))} is not expected")
+            settings: Iterable[dict[str, Any]] = self.members
+        else:
+            settings = (dict(zip(given, values)) for values in product(*given.values()))
+        members = []
+        for setting in settings:
+            if unknown := set(setting) - set(axes):
+                raise ValueError(f"{sorted(unknown)[0]!r} is not a setting of a member: {', '.join(axes)} are")
+            whole = {name: int(value) if name in ("rank", "seed") else value for name, value in setting.items()}
+            members.append(replace(base, **whole))
+        if not members:
+            raise ValueError("at least one member is expected, and no axis may be empty")
+        names = [member.name for member in members]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"member {twice[0]} occurs twice")
+        return members
+
+
 def cross(
     ranks: Sequence[int], scales: Sequence[float], seeds: Sequence[int] = (0,), lrs: Sequence[float] = (1e-4,)
 ) -> list[Member]:
     """Members of the full grid, the last axis running fastest."""
-    return [Member(rank, scale, seed, lr) for rank, scale, seed, lr in product(ranks, scales, seeds, lrs)]
+    return Grid(rank=list(ranks), scale=list(scales), seed=list(seeds), lr=list(lrs)).expand(Member(1, 1.0))
+
+
+def packs(members: Sequence[Member], size: int) -> list[list[Member]]:
+    """Packs of at most `size` members; members of like rank come together, so that little is padded."""
+    ordered = sorted(members, key=lambda member: (member.rank, member.name))
+    return [ordered[start : start + size] for start in range(0, len(ordered), size)]

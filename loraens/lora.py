@@ -6,69 +6,15 @@ Shape letters: M members, N tokens of all sequences of all members, R largest ra
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import cast
+from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from loraens.dropout import Routing
 from loraens.seeding import derive_seed
-
-
-@dataclass
-class Routing:
-    """What the layers must know of the running forward: which tokens are whose, and each member's random stream.
-
-    The model sets it before a forward; all adapted layers and dropouts of the model share one.
-
-    Args:
-        tokens: Number of tokens of each member; the tokens of member m follow those of member m - 1.
-        generators: One generator a member while dropout is on.
-    """
-
-    tokens: list[int] = field(default_factory=list)
-    generators: list[torch.Generator] = field(default_factory=list)
-
-    def seed(self, seeds: Sequence[int], device: torch.device, *counter: int) -> None:
-        """Start each member's dropout stream for one step, named by the member's seed and a counter."""
-        if len(self.generators) != len(seeds) or self.generators[0].device != device:
-            self.generators = [torch.Generator(device) for _ in seeds]
-        for generator, seed in zip(self.generators, seeds):
-            generator.manual_seed(derive_seed(seed, "dropout", *counter))
-
-
-def dropout_mask(shape: Sequence[int], p: float, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
-    """A mask of zeros and 1 / (1 - p), for inverted dropout (Srivastava et al. 2014).
-
-    One 64-bit draw gives four 16-bit thresholds, so p is rounded to a multiple of 2 ** -16; the same generator state
-    gives the same mask in every floating type.
-    """
-    threshold = round(p * 2**16)
-    count = torch.Size(shape).numel()
-    bits = torch.empty(-(-count // 4), dtype=torch.int64, device=generator.device)
-    bits.random_(-(2**63), None, generator=generator)
-    keep = bits.view(torch.int16)[:count].view(*shape) >= threshold - 2**15
-    return keep.to(dtype).mul_(2**16 / (2**16 - threshold))
-
-
-class MemberDropout(nn.Module):
-    """Dropout whose masks come from each member's own generator; x is `(1, N, *)` with members along N."""
-
-    def __init__(self, p: float, routing: Routing) -> None:
-        super().__init__()
-        self.p = p
-        self.routing = routing
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`(1, N, *)` -> `(1, N, *)`."""
-        if not self.training or self.p == 0:
-            return x
-        masks = [
-            dropout_mask((1, tokens, *x.shape[2:]), self.p, generator, x.dtype)
-            for tokens, generator in zip(self.routing.tokens, self.routing.generators)
-        ]
-        return x * (masks[0] if len(masks) == 1 else torch.cat(masks, dim=1))
 
 
 class LoRALinear(nn.Module):
@@ -111,6 +57,51 @@ class LoRALinear(nn.Module):
 
     def _delta(self, x: Tensor, index: int) -> Tensor:
         return F.linear(F.linear(x, self.lora_A[index]) * self.scales[index], self.lora_B[index])
+
+    @torch.no_grad()
+    def add_to(self, out: Tensor, x: Tensor, tokens: Sequence[int]) -> Tensor:
+        """Add c B A x of each member to `out` `(N, O)`, without autograd; x is `(N, I)`, the result A x is `(N, R)`.
+
+        Products are taken in x's type, member by member, or, if the routing says so, padded and all at once.
+        """
+        down_weight, up_weight = self.lora_A.to(x.dtype), (self.lora_B * self._scales()).to(x.dtype)
+        if self.routing.batched:
+            rows = self.routing.member_rows(tokens)
+            down = rows.pad(x) @ down_weight.mT
+            rows.add(out, down @ up_weight.mT)
+            return rows.unpad(down)
+        down = x.new_empty(len(x), down_weight.shape[1])
+        for part, x_m, out_m, a, b in zip(down.split(tokens), x.split(tokens), out.split(tokens), down_weight, up_weight):
+            torch.mm(x_m, a.t(), out=part)
+            out_m.addmm_(part, b.t())
+        return down
+
+    @torch.no_grad()
+    def backward_of_add(
+        self, grad: Tensor, x: Tensor, down: Tensor, tokens: Sequence[int], x_grad: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Gradients of A and B from that of `add_to`'s `out`; what belongs to x is added to `x_grad`."""
+        down_weight, up_weight = self.lora_A.to(x.dtype), (self.lora_B * self._scales()).to(x.dtype)
+        if self.routing.batched:
+            rows = self.routing.member_rows(tokens)
+            g = rows.pad(grad)
+            up = g @ up_weight
+            a_grad, b_grad = up.mT @ rows.pad(x), g.mT @ rows.pad(down)
+            if x_grad is not None:
+                rows.add(x_grad, up @ down_weight)
+        else:
+            a_grad, b_grad = torch.empty_like(down_weight), torch.empty_like(up_weight)
+            starts = np.cumsum([0, *tokens]).tolist()
+            for index, (low, high) in enumerate(pairwise(starts)):
+                up = grad[low:high] @ up_weight[index]
+                torch.mm(up.t(), x[low:high], out=a_grad[index])
+                torch.mm(grad[low:high].t(), down[low:high], out=b_grad[index])
+                if x_grad is not None:
+                    x_grad[low:high].addmm_(up, down_weight[index])
+        return a_grad.to(self.lora_A.dtype), b_grad.to(self.lora_B.dtype) * self._scales()
+
+    def _scales(self) -> Tensor:
+        return self.lora_B.new_tensor(self.scales)[:, None, None]
 
     def delta_weight(self, index: int) -> Tensor:
         """The member's weight change c B A, `(O, I)`."""
@@ -168,10 +159,3 @@ def merge(encoder: nn.Module, index: int) -> None:
     for name, module in list(encoder.named_modules()):
         if isinstance(module, LoRALinear):
             encoder.set_submodule(name, module.merged(index))
-
-
-def route_dropout(encoder: nn.Module, routing: Routing, enabled: bool) -> None:
-    """Replace every `nn.Dropout` by one with the members' own streams, or, where not enabled, by one that does nothing."""
-    for name, module in list(encoder.named_modules()):
-        if isinstance(module, nn.Dropout):
-            encoder.set_submodule(name, cast(nn.Module, MemberDropout(module.p if enabled else 0.0, routing)))

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from loraens.backbone import position_offset
+from loraens.dropout import Routing, factor, route_dropout
+from loraens.encoder import FastEncoder, is_fast
 from loraens.grid import Member
-from loraens.lora import Routing, dropout_mask, inject, route_dropout
-from loraens.packing import PackedBatch, attention_layouts
+from loraens.lora import inject
+from loraens.packing import PackedBatch, layout_of
 from loraens.seeding import derive_seed
 from loraens.tasks import Task
 
@@ -36,7 +38,7 @@ class Heads(nn.Module):
     def __init__(self, task: Task, width: int, members: Sequence[Member], routing: Routing) -> None:
         super().__init__()
         self.dropouts = tuple(member.head_dropout for member in members)
-        self.routing = routing
+        self.routing, self.site = routing, routing.site(f"head {task.name}")
         weights = []
         for member in members:
             generator = torch.Generator().manual_seed(derive_seed(member.seed, "head", task.name))
@@ -47,11 +49,8 @@ class Heads(nn.Module):
     def forward(self, pooled: Tensor) -> Tensor:
         """`(M, B, D)` -> `(M, B, C)`."""
         if self.training and any(self.dropouts):
-            masks = [
-                dropout_mask(pooled.shape[1:], p, generator, pooled.dtype)
-                for p, generator in zip(self.dropouts, self.routing.generators)
-            ]
-            pooled = pooled * torch.stack(masks)
+            p = pooled.new_tensor(self.dropouts)[:, None, None]
+            pooled = pooled * factor(self.routing.feature_mask(self.site, pooled.shape[1], pooled.shape[2], p), p, pooled.dtype)
         return torch.baddbmm(self.bias[:, None], pooled, self.weight.transpose(1, 2))
 
 
@@ -67,6 +66,7 @@ class MemberModel(nn.Module):
         pooling: "pooler" (the backbone's own, over [CLS]), "cls" ([CLS] as it is) or "mean" (over real tokens).
         init_std: Standard deviation of A at the start.
         encoder_dropout: Whether the backbone's own dropout is on while training.
+        fast: Whether to take the fast path where the backbone has one; the numbers are the same.
 
     Raises:
         ValueError: A target matches no layer, or a mode that has no member axis got several members.
@@ -82,6 +82,7 @@ class MemberModel(nn.Module):
         pooling: Pooling = "pooler",
         init_std: float = 0.02,
         encoder_dropout: bool = True,
+        fast: bool = True,
     ) -> None:
         super().__init__()
         if mode != "lora" and len(members) != 1:
@@ -99,6 +100,9 @@ class MemberModel(nn.Module):
         self.heads = {task.name: Heads(task, encoder.config.hidden_size, members, self.routing) for task in tasks}
         for name, head in self.heads.items():
             self.add_module(f"head_{name}", head)
+        self.fast = (
+            FastEncoder(encoder, self.routing) if fast and mode == "lora" and is_fast(encoder, list(self.adapters)) else None
+        )
         self._offset = position_offset(encoder)
         self._has_types = getattr(encoder.config, "type_vocab_size", 0) > 1
 
@@ -112,8 +116,7 @@ class MemberModel(nn.Module):
 
     def seed_dropout(self, *counter: int) -> None:
         """Name the dropout masks of the next training forward; the same counter gives the same masks."""
-        device = next(self.parameters()).device
-        self.routing.seed([member.seed for member in self.members], device, *counter)
+        self.routing.seed([member.seed for member in self.members], *counter)
 
     def forward(self, batch: PackedBatch) -> Tensor:
         """Logits `(M, B, C)` of a packed batch."""
@@ -126,22 +129,25 @@ class MemberModel(nn.Module):
 
     def pooled(self, batch: PackedBatch) -> Tensor:
         """Features `(M, B, D)` of a packed batch, before the head."""
-        self.routing.tokens = [sum(lengths) for lengths in batch.member_lengths]
-        device = batch.input_ids.device
-        types = {"token_type_ids": batch.token_type_ids[None]} if self._has_types else {}
-        hidden = self.encoder(
-            input_ids=batch.input_ids[None],
-            position_ids=batch.position_ids[None] + self._offset,
-            routing=self.routing,
-            layouts=attention_layouts(batch.member_lengths, device),
-            **types,
-        ).last_hidden_state[0]
+        device, first_only = batch.input_ids.device, self.pooling != "mean"
         lengths = torch.tensor(batch.lengths, device=device)
+        tokens = [sum(lengths) for lengths in batch.member_lengths]
+        self.routing.route(tokens, lengths, batch.position_ids, self.training)
+        layout = layout_of(batch.lengths, device)
+        embedded = {"input_ids": batch.input_ids[None], "position_ids": batch.position_ids[None] + self._offset}
+        if self._has_types:
+            embedded["token_type_ids"] = batch.token_type_ids[None]
+        if self.fast is not None:
+            hidden = self.fast(layout, first_only, **embedded)
+        else:
+            hidden = self.encoder(**embedded, routing=self.routing, layout=layout).last_hidden_state[0]
+            hidden = hidden[layout.first] if first_only else hidden
         if self.pooling == "mean":
             pooled = torch.segment_reduce(hidden.float() if hidden.dtype.itemsize < 4 else hidden, "mean", lengths=lengths)
+        elif self.pooling == "cls":
+            pooled = hidden
         else:
-            first = hidden[lengths.cumsum(0) - lengths]
-            pooled = first if self.pooling == "cls" else cast(nn.Module, self.encoder.pooler)(first[:, None])
+            pooled = cast(nn.Module, self.encoder.pooler)(hidden[:, None])
         return pooled.view(batch.members, -1, hidden.shape[-1])
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from tqdm import tqdm
 from transformers import get_scheduler
@@ -23,6 +23,7 @@ from loraens.errors import InputError
 from loraens.grid import Member
 from loraens.metrics import overall, scores
 from loraens.model import MemberModel, Mode, Pooling, member_losses
+from loraens.optimizer import MemberAdamW, gradient_norms, scale_gradients
 from loraens.packing import PackedBatch
 from loraens.tasks import Task
 
@@ -30,8 +31,15 @@ Schedule = Literal["constant", "linear", "cosine"]
 Key = tuple[str, str]  # task, split
 
 
+class PopulationError(InputError):
+    """No member of a population can go on: the loss of each became NaN or infinite."""
+
+
 class Population(LightningModule):
     """Members trained side by side on one backbone; the loss is the sum of the members' mean losses.
+
+    A member whose loss or gradient becomes NaN or infinite stays at the weights that it had before that step, and disturbs no
+    other.
 
     Args:
         members: The population.
@@ -84,6 +92,13 @@ class Population(LightningModule):
         self.outputs: dict[Key, Tensor] = {}  # (M, N, C) of the last evaluation
         self.rows: dict[Key, np.ndarray] = {}  # (N,) rows of the split that were evaluated
         self.scores: list[dict[str, dict[str, float]]] = []  # by member, task, metric: of dev, last evaluation
+        self.failed_at: Tensor  # (M,) step at which a member failed; -1 where it has not
+        self.failed_loss: Tensor  # (M,) its loss then
+        self.register_buffer("failed_at", torch.full((len(members),), -1))
+        self.register_buffer("failed_loss", torch.zeros(len(members)))
+        self.train_losses = torch.zeros(len(members))  # (M,) sums since the last validation, of so many steps:
+        self._steps = 0
+        self._fresh = True
         self._parts: dict[Key, list[tuple[Tensor, Tensor]]] = defaultdict(list)
         self._features: dict[Key, Tensor] = {}
 
@@ -119,10 +134,9 @@ class Population(LightningModule):
             raise InputError(f"--model.targets: {error}") from None
 
     def configure_optimizers(self) -> Any:
-        """AdamW (Loshchilov and Hutter 2019) with the members' rate, and the schedule stepped every batch."""
-        (lr,), (weight_decay,) = {m.lr for m in self.members}, {m.weight_decay for m in self.members}
-        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
+        """AdamW with the members' rates and decays, and the schedule stepped every batch."""
+        rates, decays = [m.lr for m in self.members], [m.weight_decay for m in self.members]
+        optimizer = MemberAdamW((p for p in self.parameters() if p.requires_grad), rates, decays)
         steps = self._scheduled_steps()
         if steps is None:
             return optimizer
@@ -145,6 +159,10 @@ class Population(LightningModule):
 
     def settings(self) -> dict[str, Any]:
         """Everything that a member's weights depend on beside its own settings, as JSON can hold it."""
+        return {**self.fixed_settings(self.data, self.trainer), "scheduled_steps": self._scheduled_steps()}
+
+    def fixed_settings(self, data: TextData, trainer: Trainer) -> dict[str, Any]:
+        """Those of the settings that are known before training; the model must be built."""
         return {
             **self.options,
             "backbone": self.backbone,
@@ -152,17 +170,22 @@ class Population(LightningModule):
             "schedule": self.schedule,
             "warmup": self.warmup,
             "tasks": [task.to_dict() for task in self.tasks],
-            "batch_size": self.data.batch_size,
-            "max_length": self.data.max_length,
-            "temperature": self.data.temperature,
-            "precision": str(self.trainer.precision),
-            "accumulate_grad_batches": self.trainer.accumulate_grad_batches,
-            "gradient_clip_val": self.trainer.gradient_clip_val,
-            "gradient_clip_algorithm": str(self.trainer.gradient_clip_algorithm or "norm"),
-            "limit_train_batches": self.trainer.limit_train_batches,
-            "scheduled_steps": self._scheduled_steps(),
-            "data": {f"{task}-{split}": part.fingerprint for (task, split), part in self.data.splits.items()},
+            "batch_size": data.batch_size,
+            "max_length": data.max_length,
+            "temperature": data.temperature,
+            "precision": str(trainer.precision),
+            "accumulate_grad_batches": trainer.accumulate_grad_batches,
+            "gradient_clip_val": trainer.gradient_clip_val,
+            "gradient_clip_algorithm": str(trainer.gradient_clip_algorithm or "norm"),
+            "limit_train_batches": trainer.limit_train_batches,
+            "data": {f"{task}-{split}": part.fingerprint for (task, split), part in data.splits.items()},
         }
+
+    @property
+    def mean_losses(self) -> list[float]:
+        """Mean training loss of each member since the last validation; a member that failed counts its losses till then."""
+        losses: list[float] = (self.train_losses / max(1, self._steps)).tolist()
+        return losses
 
     # Training
 
@@ -193,23 +216,63 @@ class Population(LightningModule):
         return self.model.head(features[batch.rows], batch.task)
 
     def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
-        """Sum of the members' losses.
+        """Sum of the losses of the members that go on.
 
         Raises:
-            InputError: The loss is not finite.
+            PopulationError: There are none.
         """
         self.model.seed_dropout(self.current_epoch, batch_idx)
         assert batch.labels is not None
         losses = member_losses(self._task(batch.task), self._logits(batch), batch.labels)
-        if not bool(losses.isfinite().all()):
-            raise InputError(
-                f"the loss is {losses.detach().max().item()} at epoch {self.current_epoch} step {self.global_step}: "
-                "choose a lower --model.lr or --model.scale"
-            )
-        self.log("train/loss", losses.mean(), prog_bar=True, batch_size=batch.rows.numel())
+        self._note_failures(losses.isfinite(), losses)
+        losses = torch.where(self.failed_at < 0, losses, 0.0)
+        if self._fresh:
+            self.train_losses, self._steps, self._fresh = torch.zeros_like(losses, requires_grad=False), 0, False
+        self.train_losses += losses.detach()
+        self._steps += 1
+        self.log("train/loss", losses.sum() / (self.failed_at < 0).sum(), prog_bar=True, batch_size=batch.rows.numel())
         if len(self.tasks) > 1:
             self.log(f"train/{batch.task}/loss", losses.mean(), batch_size=batch.rows.numel())
         return losses.sum()
+
+    def _note_failures(self, finite: Tensor, losses: Tensor, look: bool = False) -> None:
+        """Mark members that are not finite, the first time; without `look`, a GPU's memory is looked at every 20 steps."""
+        new = ~finite & (self.failed_at < 0)
+        self.failed_loss.copy_(torch.where(new, losses.detach().to(self.failed_loss.dtype), self.failed_loss))
+        self.failed_at.copy_(torch.where(new, self.global_step, self.failed_at))
+        look = look or self.device.type == "cpu" or self.global_step % 20 == 0
+        if look and not bool((self.failed_at < 0).any()):
+            step, reason = self.failure(0)  # type: ignore[misc]
+            raise PopulationError(
+                f"{reason} at epoch {self.current_epoch} step {step}: choose a lower --model.lr or --model.scale"
+            )
+
+    def failure(self, index: int) -> tuple[int, str] | None:
+        """Step and reason of a member's failure, if it failed."""
+        step, loss = int(self.failed_at[index]), float(self.failed_loss[index])
+        if step < 0:
+            return None
+        return step, f"the loss is {loss}" if not math.isfinite(loss) else "a gradient or logit is not finite"
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Any,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip each member's gradients by their own norm or by value, and stop those of members that failed."""
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        norms = gradient_norms(parameters, len(self.members))
+        self._note_failures(norms.isfinite(), torch.zeros_like(norms))
+        alive, factor = self.failed_at < 0, torch.ones_like(norms)
+        if gradient_clip_val and str(gradient_clip_algorithm or "norm").endswith("norm"):
+            factor = (gradient_clip_val / (norms + 1e-6)).clamp(max=1)
+        elif gradient_clip_val:
+            torch.nn.utils.clip_grad_value_(parameters, gradient_clip_val)
+        if gradient_clip_val or self.device.type != "cpu" or not bool(alive.all()):
+            scale_gradients(parameters, factor, alive)
+        inner = getattr(optimizer, "optimizer", optimizer)
+        inner.alive = alive
 
     def _task(self, name: str) -> Task:
         return next(task for task in self.tasks if task.name == name)
@@ -231,6 +294,7 @@ class Population(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Score dev, and keep the logits of all splits for the callbacks."""
         self._finish("dev")
+        self._fresh = True
 
     def on_test_epoch_end(self) -> None:
         """Score test."""
@@ -243,12 +307,15 @@ class Population(LightningModule):
             self.rows[key] = rows[order].numpy()
             self.outputs[key] = torch.cat([logits for _, logits in parts], dim=1)[:, order]
         self._parts.clear()
+        finite = torch.stack([logits.isfinite().flatten(1).all(1) for logits in self.outputs.values()]).all(0)
+        self._note_failures(finite.to(self.device), torch.zeros(len(self.members), device=self.device), look=True)
         self.scores = [self._member_scores(index, scored) for index in range(len(self.members))]
         for task in self.tasks:
-            for metric in self.scores[0][task.name]:
-                values = [found[task.name][metric] for found in self.scores]
-                self.log(f"{scored}/{task.name}/{metric}", float(np.mean(values)), prog_bar=metric == task.metric)
-        together = [self.overall(index) for index in range(len(self.members))]
+            going = [found[task.name] for index, found in enumerate(self.scores) if self.failure(index) is None]
+            for metric in going[0]:
+                mean = float(np.mean([found[metric] for found in going]))
+                self.log(f"{scored}/{task.name}/{metric}", mean, prog_bar=metric == task.metric)
+        together = [self.overall(index) for index in range(len(self.members)) if self.failure(index) is None]
         if together[0] is not None:
             self.log(f"{scored}/overall", float(np.mean(together)), prog_bar=True)  # type: ignore[arg-type]
 
@@ -258,11 +325,10 @@ class Population(LightningModule):
             labels = self.data.splits[task.name, split].split.labels
             assert labels is not None
             logits = self.outputs[task.name, split][index].numpy()
-            if not np.isfinite(logits).all():
-                raise InputError(
-                    f"a logit of {task.name} {split} is not finite after step {self.global_step}: choose a lower --model.lr"
-                )
-            found[task.name] = scores(task, logits, labels[self.rows[task.name, split]])
+            if self.failure(index) is None:
+                found[task.name] = scores(task, logits, labels[self.rows[task.name, split]])
+            else:
+                found[task.name] = {task.metric: math.nan}
         return found
 
     def overall(self, index: int) -> float | None:
@@ -274,6 +340,7 @@ class Population(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave the frozen weights out, and note the settings."""
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        trained |= {"failed_at", "failed_loss"}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
         checkpoint["loraens"] = {"members": [member.to_dict() for member in self.members], **self.settings()}
 

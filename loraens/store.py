@@ -114,19 +114,28 @@ class MemberStore:
         for epoch, files in epochs.items():
             for name, content in files.items():
                 write_atomically(self.directory / epoch / name, content)
-        kept = set(manifest["epochs"].values())
-        before = self._epochs_before()
-        paths = sorted(path for epoch in kept for path in (self.directory / epoch).iterdir())
-        sums = {path.relative_to(self.directory).as_posix(): checksum(path) for path in paths}
+        kept, old = set(manifest["epochs"].values()), self._manifest_before()
+        before = set(old["epochs"].values())
+        sums = {name: known for name, known in old["files"].items() if name.partition("/")[0] in kept - set(epochs)}
+        for epoch in kept & set(epochs):
+            sums.update({f"{epoch}/{name}": hashlib.sha256(content).hexdigest() for name, content in epochs[epoch].items()})
+        sums = dict(sorted(sums.items()))
         whole = _without_nan({"format": FORMAT, **manifest, "files": sums})
         write_atomically(self.directory / MANIFEST, (json.dumps(whole, indent=2, allow_nan=False) + "\n").encode())
         for path in self.directory.glob("epoch-*"):
             if path.name not in kept | before:
                 shutil.rmtree(path)
 
-    def _epochs_before(self) -> set[str]:
+    def update(self, **fields: Any) -> None:
+        """Change fields of the manifest; the member's files stay as they are."""
+        self.write({}, {**self.manifest(), **fields})
+
+    def _manifest_before(self) -> dict[str, Any]:
         path = self.directory / MANIFEST
-        return set(json.loads(path.read_bytes())["epochs"].values()) if path.is_file() else set()
+        if not path.is_file():
+            return {"epochs": {}, "files": {}}
+        found: dict[str, Any] = json.loads(path.read_bytes())
+        return found
 
     def manifest(self) -> dict[str, Any]:
         """The member's manifest, every file that it names checked.
@@ -157,8 +166,15 @@ class MemberStore:
         return manifest
 
     def logits(self, task: str, split: str, which: str = "best") -> Logits:
-        """Logits of a task's split after the member's best or last epoch."""
-        return read_logits(self.directory / self.manifest()["epochs"][which] / f"{task}-{split}.npz")
+        """Logits of a task's split after the member's best or last epoch.
+
+        Raises:
+            InputError: The member has none: it failed in its first epoch, or the split has no file.
+        """
+        manifest = self.manifest()
+        if which not in manifest["epochs"]:
+            raise InputError(f"{self.directory} has no epoch: the member failed ({manifest['ended']}), leave it out")
+        return read_logits(self.directory / manifest["epochs"][which] / f"{task}-{split}.npz")
 
 
 def _without_nan(value: Any) -> Any:

@@ -42,6 +42,12 @@ def quiet() -> None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
 
 
+def quiet_trainers() -> None:
+    """Silence what Lightning says at the start and the end of every fit: a sweep has many."""
+    for name in ("utilities.rank_zero", "accelerators.cuda"):
+        logging.getLogger(f"lightning.pytorch.{name}").setLevel(logging.WARNING)
+
+
 def _is_no_advertisement(record: logging.LogRecord) -> bool:
     return "litlogger" not in record.getMessage() and "litmodels" not in record.getMessage()
 
@@ -105,7 +111,7 @@ def default_logger(directory: Path, project: str = "loraens", **options: Any) ->
     if "WANDB_MODE" not in os.environ and not wandb.login(prompt=False):
         options["mode"] = "offline"
     directory.mkdir(parents=True, exist_ok=True)  # where it is not there, W&B writes elsewhere
-    return WandbLogger(name=directory.name, save_dir=directory, project=project, **options)
+    return WandbLogger(**{"name": directory.name, "save_dir": directory, "project": project, **options})
 
 
 def run_callbacks(directory: Path) -> list[Any]:

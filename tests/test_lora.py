@@ -8,7 +8,8 @@ from torch import nn
 from loraens.adapters import member_files
 from loraens.backbone import load_encoder
 from loraens.grid import Member
-from loraens.lora import LoRALinear, Routing, dropout_mask, linear_names, merge
+from loraens.dropout import Routing
+from loraens.lora import LoRALinear, linear_names, merge
 from loraens.model import MemberModel, member_losses
 from loraens.packing import pack
 from loraens.tasks import QUORA, SST, STS
@@ -142,19 +143,6 @@ def test_saved_keys_hold_no_frozen_weight(tiny_bert):
         for part, shape in (("A", (5, 32)), ("B", (32, 5)))
     }
     assert {name: tuple(tensor.shape) for name, tensor in load(files["adapter_model.safetensors"]).items()} == keys
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_dropout_mask(dtype):
-    generator = torch.Generator().manual_seed(0)
-    mask = dropout_mask((300, 401), 0.3, generator, dtype)
-    assert mask.dtype == dtype
-    assert mask.unique().tolist() == pytest.approx([0, 1 / 0.7], rel=1e-4 if dtype.itemsize > 2 else 1e-2)
-    assert (mask == 0).double().mean().item() == pytest.approx(0.3, abs=0.005)
-    generator.manual_seed(0)
-    assert torch.equal(mask == 0, dropout_mask((300, 401), 0.3, generator, torch.float64) == 0)
-    every_fourth = (mask.flatten()[: 4 * 30000].view(-1, 4) == 0).double().mean(0)  # the four lanes of a draw are alike
-    assert every_fourth.tolist() == pytest.approx([0.3] * 4, abs=0.01)
 
 
 @pytest.mark.parametrize("task", [SST, QUORA, STS])

@@ -1,0 +1,76 @@
+"""AdamW for parameters with a leading member axis: each member has its own rate, decay and clipping.
+
+Shape letters: M members.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+BETAS, EPS = (0.9, 0.999), 1e-8
+
+
+class MemberAdamW(torch.optim.Optimizer):
+    """AdamW (Loshchilov and Hutter 2019), with a learning rate and a weight decay of each member.
+
+    A group's `lr`, which schedulers change, is a factor of the members' rates; it is 1 at the start.
+
+    Args:
+        params: Parameters of shape `(M, ...)`; with one member any shape will do.
+        rates: Learning rate of each member.
+        decays: Weight decay of each member.
+    """
+
+    def __init__(self, params: Iterable[Tensor], rates: Sequence[float], decays: Sequence[float]) -> None:
+        super().__init__(params, {"lr": 1.0})
+        self.rates, self.decays = list(rates), list(decays)
+        self.alive: Tensor | None = None  # (M,) members that move; all, if None
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step of every member that is alive; the gradients of the others must be zero, and they stay where they are."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, group["lr"])
+        return loss
+
+    def _update(self, parameter: Tensor, lr: float) -> None:
+        members = len(self.rates)
+        state, grad = self.state[parameter], parameter.grad.view(members, -1)  # type: ignore[union-attr]
+        if not state:
+            state.update(step=0, exp_avg=torch.zeros_like(parameter), exp_avg_sq=torch.zeros_like(parameter))
+        state["step"] += 1
+        rates = grad.new_tensor(self.rates)[:, None] * lr
+        if self.alive is not None:
+            rates = torch.where(self.alive[:, None], rates, 0.0)
+        first, second = state["exp_avg"].view(members, -1), state["exp_avg_sq"].view(members, -1)
+        first.lerp_(grad, 1 - BETAS[0])
+        second.mul_(BETAS[1]).addcmul_(grad, grad, value=1 - BETAS[1])
+        corrections = [1 - beta ** state["step"] for beta in BETAS]
+        change = second.sqrt().div_(corrections[1] ** 0.5).add_(EPS)
+        torch.div(first, change, out=change).mul_(rates / corrections[0])
+        parameter.view(members, -1).mul_(1 - rates * grad.new_tensor(self.decays)[:, None]).sub_(change)
+
+
+def gradient_norms(parameters: Iterable[Tensor], members: int) -> Tensor:
+    """Norm of all gradients of each member together, `(M,)`."""
+    grads = [p.grad.view(members, -1) for p in parameters if p.grad is not None]
+    norms = torch.stack([torch.linalg.vector_norm(grad, dim=1) for grad in grads])
+    return torch.linalg.vector_norm(norms, dim=0)
+
+
+def scale_gradients(parameters: Iterable[Tensor], factor: Tensor, alive: Tensor) -> None:
+    """Multiply each member's gradients by its factor `(M,)`; those of a member that is not alive become zero, NaN too."""
+    for parameter in parameters:
+        if parameter.grad is not None:
+            grad = parameter.grad.view(len(alive), -1)
+            grad.copy_(torch.where(alive[:, None], grad * factor[:, None], 0.0))
