@@ -65,7 +65,8 @@ def gradient_norms(parameters: Iterable[Tensor], members: int) -> Tensor:
     """Norm of all gradients of each member together, `(M,)`."""
     grads = [p.grad.view(members, -1) for p in parameters if p.grad is not None]
     norms = torch.stack([torch.linalg.vector_norm(grad, dim=1) for grad in grads])
-    return torch.linalg.vector_norm(norms, dim=0)
+    total: Tensor = torch.linalg.vector_norm(norms, dim=0)
+    return total
 
 
 def scale_gradients(parameters: Iterable[Tensor], factor: Tensor, alive: Tensor) -> None:

@@ -7,8 +7,8 @@ from torch import nn
 
 from loraens.adapters import member_files
 from loraens.backbone import load_encoder
-from loraens.grid import Member
 from loraens.dropout import Routing
+from loraens.grid import Member
 from loraens.lora import LoRALinear, linear_names, merge
 from loraens.model import MemberModel, member_losses
 from loraens.packing import pack

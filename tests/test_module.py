@@ -7,9 +7,9 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 from loraens import data
+from loraens.dropout import MemberDropout
 from loraens.errors import InputError
 from loraens.grid import Member, cross
-from loraens.dropout import MemberDropout
 from loraens.module import Population
 
 QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
