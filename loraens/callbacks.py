@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
@@ -145,7 +146,7 @@ class MemberWriter(Callback):
             "truncated": {f"{task}-{split}": part.tokens.truncated for (task, split), part in module.data.splits.items()},
             "trainable_parameters": module.model.trainable_parameters(index),
             "seconds": round(self._spent(), 1),
-            "versions": {name: version(name) for name in ("loraens", "torch", "transformers", "lightning")},
+            "versions": _versions(),
         }
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -172,6 +173,11 @@ class MemberWriter(Callback):
         checkpoint = self.directory / CHECKPOINT
         if isinstance(exception, KeyboardInterrupt) and self.finish and checkpoint.is_file():
             rank_zero_info(f"to go on: loraens fit --config {self.directory / 'config.yaml'} --ckpt_path {checkpoint}")
+
+
+@cache
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("loraens", "torch", "transformers", "lightning")}
 
 
 class WandbRun(Callback):

@@ -1,0 +1,400 @@
+"""Whole sweeps on a tiny backbone, through the command line."""
+
+import gc
+import json
+import os
+import random
+import re
+import signal
+import time
+import weakref
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from loraens import sweep as sweep_module
+from loraens.cli import main
+from loraens.grid import Grid, Member, packs
+from loraens.module import Population
+from loraens.regroup import join, members_of, take
+from loraens.store import MANIFEST, MemberStore, find_members
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+QUIET = ["--trainer.logger", "false", "--trainer.enable_progress_bar", "false"]
+GRID = ["--grid.rank", "[1,8,29]", "--grid.scale", "[1,3]"]
+
+
+@pytest.fixture
+def command(tiny_bert, corpus, tmp_path):
+    """The arguments of a sweep on the tiny backbone in a new store."""
+
+    def make(*args, name="run", epochs=2, grid=GRID, size=4):
+        arguments = ["sweep", "--config", CONFIGS / "sts.yaml", "--model.backbone", tiny_bert, "--data.root", corpus]
+        arguments += ["--model.pooling", "mean", "--model.lr", 1e-2, "--trainer.max_epochs", epochs, "--store.root", tmp_path]
+        arguments += ["--store.run", name, "--sweep.pack_size", size, *QUIET, *grid, *args]
+        return [str(argument) for argument in arguments]
+
+    return make
+
+
+@pytest.fixture
+def sweep(command, run_command, tmp_path):
+    """Runs a sweep; returns its directory."""
+
+    def run(*args, name="run", expect=0, **options):
+        assert run_command(*command(*args, name=name, **options)) == expect
+        return tmp_path / name
+
+    return run
+
+
+def contents(run):
+    """Every file of the members; of a manifest all but the seconds that it took."""
+    found = {}
+    for member in find_members(run):
+        for path in sorted(member.rglob("*")):
+            if path.is_file():
+                name = path.relative_to(run).as_posix()
+                found[name] = path.read_bytes()
+                if path.name == MANIFEST:
+                    found[name] = {**json.loads(found[name]), "seconds": None}
+    return found
+
+
+def manifests(run):
+    return {path.name: MemberStore(path).manifest() for path in find_members(run)}
+
+
+def test_a_sweep_leaves_every_member_as_fit_does(sweep, run_command, command, capsys):
+    run = sweep("--model.schedule", "linear", "--model.warmup", 0.2)
+    table = capsys.readouterr().out
+    found = manifests(run)
+    assert len(found) == 6
+    assert not (run / "packs").exists()
+    order = sorted(found.values(), key=lambda manifest: -manifest["dev"]["best"]["sts"]["pearson"])
+    positions = [table.index(manifest["name"]) for manifest in order]
+    assert positions == sorted(positions)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["grid"]["rank"] == [1, 8, 29]
+    for name, manifest in found.items():
+        member = Member(**manifest["member"])
+        assert (member.name, manifest["status"]) == (name, "finished")
+        assert [entry["epoch"] for entry in manifest["history"]] == [1, 2]
+        assert all(np.isfinite(entry["train_loss"]) for entry in manifest["history"])
+        for split, size in (("dev", 24), ("test", 10)):
+            assert MemberStore(run / name).logits("sts", split, "last").logits.shape == (size, 1)
+    for member in (Member(8, 3.0, lr=1e-2), Member(29, 1.0, lr=1e-2)):
+        arguments = command("--model.rank", member.rank, "--model.scale", member.scale, name=f"fit-{member.rank}", grid=())
+        at = arguments.index("--sweep.pack_size")
+        options = ["--model.schedule", "linear", "--model.warmup", "0.2", "--trainer.enable_model_summary", "false"]
+        assert run_command("fit", *arguments[1:at], *arguments[at + 2 :], *options) == 0
+        alone, together = run.parent / f"fit-{member.rank}" / member.name, run / member.name
+        left, right = (MemberStore(path).manifest() for path in (alone, together))
+        assert left["settings"] == right["settings"]
+        for which in ("best", "last"):
+            a, b = (MemberStore(path).logits("sts", "dev", which) for path in (alone, together))
+            np.testing.assert_allclose(a.logits, b.logits, rtol=0, atol=1e-3)
+        assert left["epochs"] == right["epochs"]
+
+
+def run_in_child(arguments, kill_after=None):
+    """Runs the command in a child process, which is killed after so many seconds; returns whether it came to its end."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, 1)
+            os.dup2(null, 2)
+            main(arguments)
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        finally:
+            os._exit(code)
+    if kill_after is not None:
+        time.sleep(kill_after)
+        os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        return False
+    assert os.waitstatus_to_exitcode(status) == 0
+    return True
+
+
+@pytest.mark.parametrize("options", [[], ["--sweep.patience", 1, "--sweep.halving_factor", 2]], ids=["plain", "stopping"])
+def test_killed_anywhere_it_ends_with_the_same_contents(command, tmp_path, options):
+    epochs = 4 if options else 2
+    started = time.monotonic()
+    assert run_in_child(command(*options, name="whole", epochs=epochs))
+    seconds, whole = time.monotonic() - started, contents(tmp_path / "whole")
+    assert len({name.partition("/")[0] for name in whole}) == 6
+    rng, kills, runs = random.Random(0), 0, 0
+    while kills < 5:
+        runs, ended = runs + 1, False
+        while not ended:
+            ended = run_in_child(command(*options, name=f"run-{runs}", epochs=epochs), rng.uniform(0.1, 1.1) * seconds)
+            kills += not ended
+        assert contents(tmp_path / f"run-{runs}") == whole
+        assert not (tmp_path / f"run-{runs}" / "packs").exists()
+
+
+def test_finished_members_are_skipped_by_their_checksums(sweep, capsys, monkeypatch):
+    run = sweep()
+    before, trained, fit = contents(run), [], sweep_module.Sweep._fit
+
+    def noted(self, path, members, until):
+        trained.extend(member.name for member in members)
+        return fit(self, path, members, until)
+
+    monkeypatch.setattr(sweep_module.Sweep, "_fit", noted)
+    sweep()
+    assert not trained
+    assert contents(run) == before
+    name = "r8-c3-s0-lr0.01"
+    victim = next((run / name).glob("epoch-*/sts-dev.npz"))
+    victim.write_bytes(victim.read_bytes()[:-1] + b"x")
+    sweep()
+    assert f"{victim} was altered" in capsys.readouterr().out
+    assert trained == [name]
+    after = contents(run)
+    assert {path: value for path, value in after.items() if not path.startswith(name)} == {
+        path: value for path, value in before.items() if not path.startswith(name)
+    }
+    scores = [[entry["score"] for entry in found[f"{name}/manifest.json"]["history"]] for found in (before, after)]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-3)
+
+
+def test_a_grid_may_grow_and_changes_are_named(sweep, command, fails, corpus, tmp_path):
+    run = sweep(grid=["--grid.rank", "[2]"])
+    before = contents(run)
+    sweep(grid=["--grid.rank", "[2,3]"], size=1)
+    assert set(manifests(run)) == {"r2-c3-s0-lr0.01", "r3-c3-s0-lr0.01"}
+    after = contents(run)
+    assert all(after[name] == value for name, value in before.items())
+    assert "started with batch_size 8, now it is 4" in fails(*command("--data.batch_size", 4))
+    assert "started with max_epochs 2, now it is 3" in fails(*command(epochs=3))
+    assert "started with patience None, now it is 2" in fails(*command("--sweep.patience", 2))
+    other = tmp_path / "other"
+    other.mkdir()
+    for path in corpus.iterdir():
+        text = path.read_text()
+        (other / path.name).write_text(text.replace("\t5.0", "\t4.8", 1) if path.name == "sts-train.csv" else text)
+    assert (other / "sts-train.csv").read_text() != (corpus / "sts-train.csv").read_text()
+    assert "started with data.sts-train" in fails(*command("--data.root", other))
+    assert contents(run) == after
+
+
+def test_stopped_members_change_no_other(sweep):
+    """In double precision; members that have stopped are in no later pack."""
+    sizes = []
+
+    class Sizes(sweep_module._Watch):
+        def on_train_epoch_end(self, trainer, pl_module):
+            sizes.append(len(pl_module.members))
+            super().on_train_epoch_end(trainer, pl_module)
+
+    options = ["--trainer.precision", "64-true", "--grid.seed", "[0,1]"]
+    whole = manifests(sweep(*options, name="whole", epochs=6, size=12))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sweep_module, "_Watch", Sizes)
+        run = sweep(*options, "--sweep.patience", 2, name="stopped", epochs=6, size=12)
+    found = manifests(run)
+    assert {manifest["status"] for manifest in found.values()} == {"finished", "stopped"}
+    assert sizes[0] == 12
+    assert sizes[-1] == sum(len(manifest["history"]) == 6 for manifest in found.values()) < 12
+    for name, manifest in found.items():
+        scores = [entry["score"] for entry in manifest["history"]]
+        assert scores == pytest.approx([entry["score"] for entry in whole[name]["history"][: len(scores)]], abs=1e-6)
+        best = int(np.argmax(scores))
+        assert len(scores) == 6 or len(scores) - 1 - best == 2
+        if manifest["status"] == "stopped":
+            assert manifest["ended"] == f"epoch {len(scores)}: no better dev score for 2 epochs"
+    for member in find_members(run):
+        manifest = found[member.name]
+        if manifest["status"] == "finished":
+            a, b = (
+                load_file(path / member.name / "epoch-006" / "adapter_model.safetensors")
+                for path in (run, run.parent / "whole")
+            )
+            assert max((a[key] - b[key]).abs().max() for key in a) < 1e-7  # after 36 steps at a high rate
+
+
+def test_successive_halving(sweep, fails, command):
+    options = ["--sweep.halving_factor", 2, "--sweep.halving_epochs", 1]
+    whole = manifests(sweep(name="whole", epochs=4))
+    found = manifests(sweep(*options, name="halved", epochs=4, size=2))
+    left, lengths = set(whole), {name: len(manifest["history"]) for name, manifest in found.items()}
+    for epoch, kept in ((1, 3), (2, 2)):
+        ranked = sorted(left, key=lambda name: -whole[name]["history"][epoch - 1]["score"])
+        assert {name for name in left if lengths[name] == epoch} == set(ranked[kept:])
+        assert all("by dev score" in found[name]["ended"] for name in ranked[kept:])
+        left = set(ranked[:kept])
+    assert {name for name, manifest in found.items() if manifest["status"] == "finished"} == left
+    for name in left:
+        scores = [[entry["score"] for entry in manifests[name]["history"]] for manifests in (whole, found)]
+        assert scores[0] == pytest.approx(scores[1], abs=1e-3)
+    assert "halved_members" in fails(*command(*options, name="halved", epochs=4, grid=["--grid.rank", "[2,3]"]))
+
+
+def test_out_of_memory_halves_the_pack(sweep, monkeypatch, capsys):
+    expected = manifests(sweep(name="whole", size=1))
+    step, seen = Population.training_step, []
+
+    def hungry(self, batch, batch_idx):
+        seen.append((len(self.members), self.global_step))
+        if len(self.members) > 2 and self.global_step >= 7:  # in the second epoch
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(Population, "training_step", hungry)
+    run = sweep(name="tight", size=4)
+    found = manifests(run)
+    assert {manifest["status"] for manifest in found.values()} == {"finished"}
+    assert json.loads((run / "sweep.json").read_text())["pack_size"] == 2
+    assert [entry for entry in seen if entry[1] == 0] == [(4, 0), (2, 0)]  # the first epoch was not lost
+    for name, manifest in found.items():
+        scores = [[entry["score"] for entry in found[name]["history"]] for found in (expected, {name: manifest})]
+        assert scores[0] == pytest.approx(scores[1], abs=1e-3)
+    monkeypatch.setattr(Population, "training_step", lambda *args: (_ for _ in ()).throw(torch.OutOfMemoryError("no memory")))
+    sweep(name="none", expect=2)
+    assert "alone does not fit in memory" in capsys.readouterr().err
+
+
+def test_a_failed_member_is_marked_and_the_others_are_not_touched(sweep):
+    members = "[{rank: 2, scale: 1}, {rank: 2, scale: 2, lr: %s}, {rank: 3, scale: 1}]"
+    good, bad = (sweep(name=name, grid=["--grid.members", members % lr]) for name, lr in (("good", "0.01"), ("bad", "1.0e+30")))
+    left, right = contents(good), contents(bad)
+    for name in ("r2-c1-s0-lr0.01", "r3-c1-s0-lr0.01"):
+        of_name = {path for path in left if path.startswith(name)}
+        assert len(of_name) >= 6
+        for path in of_name:
+            assert left[path] == right[path], path
+    failed = manifests(bad)["r2-c2-s0-lr1e+30"]
+    assert (failed["status"], failed["epochs"]) == ("failed", {})
+    assert re.fullmatch(r"step 1: .*(loss is|not finite).*", failed["ended"])
+    alone = manifests(sweep(name="alone", grid=["--grid.members", "[{rank: 2, scale: 2, lr: 1.0e+30}]"]))
+    assert [manifest["status"] for manifest in alone.values()] == ["failed"]
+
+
+def test_memory_does_not_grow_with_the_number_of_packs(sweep, monkeypatch):
+    """When a pack begins, nothing of the packs before it is left."""
+    alive, build = weakref.WeakSet(), Population.build
+
+    def watched(self, max_length):
+        gc.collect()
+        assert len([module for module in alive if module is not self]) == 0
+        build(self, max_length)
+        alive.add(self.model)
+
+    monkeypatch.setattr(Population, "build", watched)
+    sweep(size=2, epochs=1)
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(sweep, capsys, tmp_path):
+    run = sweep("--dry-run")
+    printed = capsys.readouterr().out
+    assert "6 members, of which 0 have ended" in printed
+    assert "2 packs of at most 4 members" in printed
+    assert "12 steps a member (2 epochs of 6), 72 member-steps" in printed
+    assert re.search(r"about \d+ min at [\d.]+ member-steps a second", printed)
+    assert re.search(r"[\d,]+ MiB for a pack: ", printed)
+    assert not run.exists()
+
+
+def test_automatic_packs(sweep, capsys):
+    run = sweep("--sweep.pack_size", "auto", epochs=1)
+    assert "packs of 1: " in capsys.readouterr().out
+    chosen = json.loads((run / "sweep.json").read_text())["pack_size"]
+    assert chosen in (1, 2, 4, 6)
+    assert len(manifests(run)) == 6
+
+
+def test_the_papers_grids():
+    counts = {"sst": 80, "quora": 4, "sts": 186, "sst-minilm": 16, "quora-minilm": 4, "sts-minilm": 16}
+    assert {path.stem for path in (CONFIGS / "grids").iterdir()} == set(counts)
+    best = {"sst": (12, 3), "quora": (16, 1), "sts": (29, 3)}
+    for name, count in counts.items():
+        axes = yaml.safe_load((CONFIGS / "grids" / f"{name}.yaml").read_text())
+        members = Grid(**axes).expand(Member(1, 1.0))
+        assert len(members) == len({member.name for member in members}) == count
+        assert best[name.partition("-")[0]] in {(member.rank, member.scale) for member in members}
+
+
+def test_a_grid_file_on_the_command_line(sweep, tmp_path):
+    grid = tmp_path / "grid.yaml"
+    grid.write_text("rank: [2, 3]\nweight_decay: [0.01, 0.1]\n")
+    run = sweep("--grid", grid, grid=(), epochs=1)
+    expected = {f"r{rank}-c3-s0-lr0.01{decay}" for rank in (2, 3) for decay in ("", "-wd0.1")}
+    assert set(manifests(run)) == expected
+
+
+def test_packs_keep_like_ranks_together():
+    members = Grid(rank=[4, 1, 3, 2], seed=[0, 1]).expand(Member(1, 1.0))
+    assert [[member.rank for member in pack] for pack in packs(members, 3)] == [[1, 1, 2], [2, 3, 3], [4, 4]]
+
+
+def test_bad_input_ends_in_one_sentence(fails, command, tmp_path, run_command):
+    assert "--grid: member r2-c1-s0-lr0.01 occurs twice" in fails(
+        *command(grid=["--grid.rank", "[2,2]", "--grid.scale", "[1]"])
+    )
+    assert "no axis may be empty" in fails(*command(grid=["--grid.rank", "[]"]))
+    assert "'rang' is not a setting" in fails(*command(grid=["--grid.members", "[{rang: 2}]"]))
+    assert "the axis rank is not expected" in fails(*command("--grid.members", "[{rank: 2}]"))
+    assert "scale" in fails(*command(grid=["--grid.scale", "[0]"]))
+    assert "--grid.rank must be at least 1" in fails(*command(grid=["--grid.rank", "[0]"]))
+    assert "--sweep.pack_size 0 is too small" in fails(*command(size=0))
+    assert "--sweep.halving_factor 1 must be above 1" in fails(*command("--sweep.halving_factor", 1))
+    assert "use `loraens fit`" in fails(*command("--model.mode", "frozen"))
+    assert "--trainer.max_steps 5: a sweep trains whole epochs" in fails(*command("--trainer.max_steps", 5))
+    assert "a sweep needs an end" in fails(*command(epochs=-1))
+    assert "logs to one of CSVLogger, TensorBoardLogger, WandbLogger" in fails(
+        *command("--trainer.logger", "[{class_path: CSVLogger, init_args: {save_dir: x}}]")
+    )
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "last.ckpt").write_bytes(b"")
+    assert "holds a run that is no sweep" in fails(*command(name="taken"))
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "sweep.json").write_text("{")
+    assert "sweep.json cannot be read" in fails(*command(name="broken"))
+
+
+def checkpoint(ranks):
+    """A population's checkpoint with recognisable numbers, as our module writes it."""
+    size = max(ranks)
+
+    def tensors():
+        a, b = torch.zeros(len(ranks), size, 5), torch.zeros(len(ranks), 4, size)
+        for index, rank in enumerate(ranks):
+            a[index, :rank], b[index, :, :rank] = 10 * rank + torch.rand(rank, 5), torch.rand(4, rank)
+        return {"model.x.lora_A": a, "model.x.lora_B": b, "model.head_sts.weight": torch.rand(len(ranks), 1, 4)}
+
+    state, moments = tensors(), tensors()
+    return {
+        "state_dict": {"failed_at": torch.arange(len(ranks)), "failed_loss": torch.rand(len(ranks)), **state},
+        "optimizer_states": [
+            {"state": {i: {"step": 7, "exp_avg": m} for i, m in enumerate(moments.values())}, "param_groups": [{"lr": 1.0}]}
+        ],
+        "callbacks": {"loraens.members": {"progress": [{"best": rank} for rank in ranks], "seconds": 1.0}},
+        "loraens": {"members": [{"rank": rank} for rank in ranks]},
+    }
+
+
+def test_checkpoints_taken_apart_and_joined():
+    whole = checkpoint([2, 5, 3, 1])
+    apart = [take(whole, [2]), take(whole, [0, 3]), take(whole, [1])]
+    assert apart[1]["state_dict"]["model.x.lora_A"].shape == (2, 2, 5)
+    assert apart[1]["optimizer_states"][0]["state"][1]["exp_avg"].shape == (2, 4, 2)
+    again = take(join(apart), [1, 3, 0, 2])
+    assert [member["rank"] for member in members_of(again)] == [2, 5, 3, 1]
+    assert again["callbacks"] == whole["callbacks"]
+    for name, value in whole["state_dict"].items():
+        assert torch.equal(again["state_dict"][name], value), name
+    for place, entry in whole["optimizer_states"][0]["state"].items():
+        assert again["optimizer_states"][0]["state"][place]["step"] == 7
+        assert torch.equal(again["optimizer_states"][0]["state"][place]["exp_avg"], entry["exp_avg"])
