@@ -68,7 +68,7 @@ def quickstart(data: Data = Data(), store: Store = Store(), backbone: str = PACK
     """
     from loraens import data as modules
     from loraens.backbone import load_tokenizer
-    from loraens.training import quiet, run_directory
+    from loraens.training import quiet, quiet_trainers, run_directory
 
     quiet()
     load_tokenizer(backbone)  # a backbone that is not there is noticed before anything is written
@@ -80,6 +80,7 @@ def quickstart(data: Data = Data(), store: Store = Store(), backbone: str = PACK
         root = str(directory / "data")
         write_corpus(Path(root))
         print(f"The texts are made up, by a seeded grammar: they lie in {root}. Real ones: --data.root DIR")
+    quiet_trainers()
     results = []
     for name, kind in zip(TASKS, (modules.SST, modules.Quora, modules.STS)):
         texts = kind(root, backbone=backbone, limit=data.limit)
@@ -93,27 +94,28 @@ def train_task(data: TextData, epochs: int, members: Sequence[Member], directory
     """Train members side by side on one backbone and join them."""
     from lightning.pytorch import Trainer
 
-    from loraens.callbacks import MemberWriter
     from loraens.ensemble.combine import omni
     from loraens.metrics import prediction_score
     from loraens.module import Population
+    from loraens.sweep import Options, Setup, Sweep
 
     (task,) = data.tasks
+    data.setup("fit")
     print(f"{task.name}: {len(members)} members of {', '.join(map(_in_words, members))}", flush=True)
-    trainer = Trainer(
-        max_epochs=epochs,
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        callbacks=[MemberWriter(directory)],
+    unused = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    setup = Setup(
+        directory,
+        members,
+        data,
+        build=lambda chosen: Population(chosen, data.tasks, backbone=backbone, pooling="mean"),
+        trainer=lambda **options: Trainer(max_epochs=epochs, num_sanity_val_steps=0, **unused, **options),
+        epochs=epochs,
     )
-    trainer.fit(Population(members, data.tasks, backbone=backbone, pooling="mean"), data)
-    stores = [MemberStore(directory / member.name) for member in members]
-    found = [store.logits(task.name, "dev", "last") for store in stores]
+    manifests = Sweep(setup, Options(pack_size=len(members))).run()
+    found = [MemberStore(directory / member.name).logits(task.name, "dev", "last") for member in members]
     labels = found[0].labels
     assert labels is not None
-    scores = [store.manifest()["dev"]["last"][task.name][task.metric] for store in stores]
+    scores = [manifests[member.name]["dev"]["last"][task.name][task.metric] for member in members]
     joined = omni(task, np.stack([logits.logits for logits in found]), [member.rank for member in members])
     return Result(task, list(zip(members, scores)), prediction_score(task, joined, labels), directory)
 
