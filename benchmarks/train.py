@@ -455,9 +455,8 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     hub_logging.set_verbosity_error()
     hub_logging.disable_progress_bar()
-    quiet_trainers()
     names = arguments.model or (["minilm"] if arguments.quick else ["minilm", "bert-base"])
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, quiet_trainers():
         if arguments.memory is not None:
             print(json.dumps(memory(prepare(names[0], arguments.data, Path(scratch)), arguments.memory)))
             return

@@ -16,8 +16,9 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from loraens.adapters import member_files
 from loraens.errors import InputError
+from loraens.failures import PopulationError
 from loraens.metrics import predictions, probabilities
-from loraens.module import Population, PopulationError
+from loraens.module import Population
 from loraens.reading import Split
 from loraens.regroup import WRITER
 from loraens.store import CHECKPOINT, Logits, MemberStore, logits_to_bytes
@@ -90,7 +91,7 @@ class MemberWriter(Callback):
         earlier = max(sum(entry["epoch"] == epoch for entry in progress["history"]) for progress in self.progress)
         name = f"epoch-{epoch:03d}" + (f"-{earlier + 1}" if earlier else "")
         for index, progress in enumerate(self.progress):
-            if module.failure(index) is not None:
+            if module.failures.of(index) is not None:
                 self._store(module, index).write({}, self._manifest(module, index, "failed"))
                 continue
             score = score_of(module, index)
@@ -127,7 +128,7 @@ class MemberWriter(Callback):
         epochs = {"best": progress["best"], "last": history[-1]["name"]} if history else {}
         by_name = {entry["name"]: entry["dev"] for entry in history}
         ended = {}
-        if (failure := module.failure(index)) is not None:
+        if (failure := module.failures.of(index)) is not None:
             ended = {"ended": f"step {failure[0]}: {failure[1]}"}
         return {
             "name": member.name,

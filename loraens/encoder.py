@@ -159,6 +159,7 @@ class _Run:
         last = Places(layout, heads, first_only, self.training)
         others = Places(layout, heads, False, self.training) if first_only else last
         self.places = [others] * (len(fast.layers) - 1) + [last]
+        self.block = _BLOCK if layout.rows.device.type == "cpu" else max(1, len(layout.places))
         self.saved: list[_Saved] = []
 
     def _new(self, name: str, layer: _Layer, shape: Sequence[int], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -234,11 +235,11 @@ class _Run:
         up, down = layer.intermediate, layer.output.dense
         saved.wide = self._new("wide", layer, (len(x), up.out_features), x)
         y = self._new("second", layer, x.shape, x)
-        for start in range(0, len(x), _BLOCK):
-            wide = saved.wide[start : start + _BLOCK]
-            torch.addmm(up.bias, x[start : start + _BLOCK], up.weight.t(), out=wide)
+        for start in range(0, len(x), self.block):
+            wide = saved.wide[start : start + self.block]
+            torch.addmm(up.bias, x[start : start + self.block], up.weight.t(), out=wide)
             active = torch.ops.aten.gelu.out(wide, out=self._scratch("active", wide.shape, x))
-            torch.addmm(down.bias, active, down.weight.t(), out=y[start : start + _BLOCK])
+            torch.addmm(down.bias, active, down.weight.t(), out=y[start : start + self.block])
         return y
 
     # Backward
@@ -273,11 +274,11 @@ class _Run:
     def _feed_forward_backward(self, layer: _Layer, g: Tensor, out: Tensor, saved: _Saved) -> None:
         """Add the gradient of the feed-forward part's input to `out`."""
         up, down = layer.intermediate.weight, layer.output.dense.weight
-        for start in range(0, len(g), _BLOCK):
-            part, wide = g[start : start + _BLOCK], saved.wide[start : start + _BLOCK]
+        for start in range(0, len(g), self.block):
+            part, wide = g[start : start + self.block], saved.wide[start : start + self.block]
             grad = torch.mm(part, down, out=self._scratch("active", wide.shape, g))
             torch.ops.aten.gelu_backward.grad_input(grad, wide, grad_input=grad)
-            out[start : start + _BLOCK].addmm_(grad, up)
+            out[start : start + self.block].addmm_(grad, up)
 
     def _attention_backward(self, layer: _Layer, places: Places, saved: _Saved, g: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients `(Q, D)` of queries and `(N, 2 D)` of keys and values, from that of attention's projected context."""

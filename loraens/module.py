@@ -20,6 +20,7 @@ from transformers import get_scheduler
 from loraens.backbone import fingerprint, load_encoder, max_positions
 from loraens.data import TextData, eval_loader
 from loraens.errors import InputError
+from loraens.failures import Failures
 from loraens.grid import Member
 from loraens.metrics import overall, scores
 from loraens.model import MemberModel, Mode, Pooling, member_losses
@@ -29,10 +30,6 @@ from loraens.tasks import Task
 
 Schedule = Literal["constant", "linear", "cosine"]
 Key = tuple[str, str]  # task, split
-
-
-class PopulationError(InputError):
-    """No member of a population can go on: the loss of each became NaN or infinite."""
 
 
 class Population(LightningModule):
@@ -92,10 +89,7 @@ class Population(LightningModule):
         self.outputs: dict[Key, Tensor] = {}  # (M, N, C) of the last evaluation
         self.rows: dict[Key, np.ndarray] = {}  # (N,) rows of the split that were evaluated
         self.scores: list[dict[str, dict[str, float]]] = []  # by member, task, metric: of dev, last evaluation
-        self.failed_at: Tensor  # (M,) step at which a member failed; -1 where it has not
-        self.failed_loss: Tensor  # (M,) its loss then
-        self.register_buffer("failed_at", torch.full((len(members),), -1))
-        self.register_buffer("failed_loss", torch.zeros(len(members)))
+        self.failures = Failures(len(members))
         self.train_losses = torch.zeros(len(members))  # (M,) sums since the last validation, of so many steps:
         self._steps = 0
         self._fresh = True
@@ -224,35 +218,16 @@ class Population(LightningModule):
         self.model.seed_dropout(self.current_epoch, batch_idx)
         assert batch.labels is not None
         losses = member_losses(self._task(batch.task), self._logits(batch), batch.labels)
-        self._note_failures(losses.isfinite(), losses)
-        losses = torch.where(self.failed_at < 0, losses, 0.0)
+        self.failures.note(losses.isfinite(), self.global_step, losses)
+        losses = torch.where(self.failures.alive, losses, 0.0)
         if self._fresh:
             self.train_losses, self._steps, self._fresh = torch.zeros_like(losses, requires_grad=False), 0, False
         self.train_losses += losses.detach()
         self._steps += 1
-        self.log("train/loss", losses.sum() / (self.failed_at < 0).sum(), prog_bar=True, batch_size=batch.rows.numel())
+        self.log("train/loss", losses.sum() / self.failures.alive.sum(), prog_bar=True, batch_size=batch.rows.numel())
         if len(self.tasks) > 1:
             self.log(f"train/{batch.task}/loss", losses.mean(), batch_size=batch.rows.numel())
         return losses.sum()
-
-    def _note_failures(self, finite: Tensor, losses: Tensor, look: bool = False) -> None:
-        """Mark members that are not finite, the first time; without `look`, a GPU's memory is looked at every 20 steps."""
-        new = ~finite & (self.failed_at < 0)
-        self.failed_loss.copy_(torch.where(new, losses.detach().to(self.failed_loss.dtype), self.failed_loss))
-        self.failed_at.copy_(torch.where(new, self.global_step, self.failed_at))
-        look = look or self.device.type == "cpu" or self.global_step % 20 == 0
-        if look and not bool((self.failed_at < 0).any()):
-            step, reason = self.failure(0)  # type: ignore[misc]
-            raise PopulationError(
-                f"{reason} at epoch {self.current_epoch} step {step}: choose a lower --model.lr or --model.scale"
-            )
-
-    def failure(self, index: int) -> tuple[int, str] | None:
-        """Step and reason of a member's failure, if it failed."""
-        step, loss = int(self.failed_at[index]), float(self.failed_loss[index])
-        if step < 0:
-            return None
-        return step, f"the loss is {loss}" if not math.isfinite(loss) else "a gradient or logit is not finite"
 
     def configure_gradient_clipping(
         self,
@@ -263,8 +238,8 @@ class Population(LightningModule):
         """Clip each member's gradients by their own norm or by value, and stop those of members that failed."""
         parameters = [p for p in self.parameters() if p.requires_grad]
         norms = gradient_norms(parameters, len(self.members))
-        self._note_failures(norms.isfinite(), torch.zeros_like(norms))
-        alive, factor = self.failed_at < 0, torch.ones_like(norms)
+        self.failures.note(norms.isfinite(), self.global_step)
+        alive, factor = self.failures.alive, torch.ones_like(norms)
         if gradient_clip_val and str(gradient_clip_algorithm or "norm").endswith("norm"):
             factor = (gradient_clip_val / (norms + 1e-6)).clamp(max=1)
         elif gradient_clip_val:
@@ -308,14 +283,14 @@ class Population(LightningModule):
             self.outputs[key] = torch.cat([logits for _, logits in parts], dim=1)[:, order]
         self._parts.clear()
         finite = torch.stack([logits.isfinite().flatten(1).all(1) for logits in self.outputs.values()]).all(0)
-        self._note_failures(finite.to(self.device), torch.zeros(len(self.members), device=self.device), look=True)
+        self.failures.note(finite.to(self.device), self.global_step, look=True)
         self.scores = [self._member_scores(index, scored) for index in range(len(self.members))]
         for task in self.tasks:
-            going = [found[task.name] for index, found in enumerate(self.scores) if self.failure(index) is None]
+            going = [found[task.name] for index, found in enumerate(self.scores) if self.failures.of(index) is None]
             for metric in going[0]:
                 mean = float(np.mean([found[metric] for found in going]))
                 self.log(f"{scored}/{task.name}/{metric}", mean, prog_bar=metric == task.metric)
-        together = [self.overall(index) for index in range(len(self.members)) if self.failure(index) is None]
+        together = [self.overall(index) for index in range(len(self.members)) if self.failures.of(index) is None]
         if together[0] is not None:
             self.log(f"{scored}/overall", float(np.mean(together)), prog_bar=True)  # type: ignore[arg-type]
 
@@ -325,7 +300,7 @@ class Population(LightningModule):
             labels = self.data.splits[task.name, split].split.labels
             assert labels is not None
             logits = self.outputs[task.name, split][index].numpy()
-            if self.failure(index) is None:
+            if self.failures.of(index) is None:
                 found[task.name] = scores(task, logits, labels[self.rows[task.name, split]])
             else:
                 found[task.name] = {task.metric: math.nan}
@@ -340,7 +315,7 @@ class Population(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave the frozen weights out, and note the settings."""
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-        trained |= {"failed_at", "failed_loss"}
+        trained |= {"failures.step", "failures.loss"}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
         checkpoint["loraens"] = {"members": [member.to_dict() for member in self.members], **self.settings()}
 
@@ -360,37 +335,3 @@ class Population(LightningModule):
                     f"--ckpt_path was written with {name} {found.get(name)!r}, now it is {value!r}: "
                     "use the run's config.yaml and data, or start a new run without --ckpt_path"
                 )
-
-
-class LoraModule(Population):
-    """One member: a rank, a scale, a seed, a learning rate."""
-
-    def __init__(
-        self,
-        tasks: Sequence[Task],
-        rank: int = 8,
-        scale: float = 1.0,
-        seed: int = 0,
-        lr: float = 1e-4,
-        weight_decay: float = 0.01,
-        head_dropout: float = 0.3,
-        mode: Mode = "lora",
-        **kwargs: Any,
-    ) -> None:
-        """See the class.
-
-        Args:
-            tasks: What is predicted; linked from the data.
-            rank: Rank r of the adapter.
-            scale: Scale c = alpha / r of the adapter's effect c B A.
-            seed: Names the initial weights, the data order and the dropout masks.
-            lr: Learning rate.
-            weight_decay: Decoupled weight decay of AdamW.
-            head_dropout: Dropout before the heads.
-            mode: "lora" trains adapter and heads, "frozen" heads alone on features computed once, "full" the whole encoder.
-        """
-        try:
-            member = Member(rank if mode == "lora" else 0, scale, seed, lr, weight_decay, head_dropout)
-        except ValueError as error:
-            raise InputError(f"--model: {error}") from None
-        super().__init__([member], tasks, mode=mode, **kwargs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -68,7 +68,7 @@ def quickstart(data: Data = Data(), store: Store = Store(), backbone: str = PACK
     """
     from loraens import data as modules
     from loraens.backbone import load_tokenizer
-    from loraens.training import quiet, quiet_trainers, run_directory
+    from loraens.training import quiet, run_directory
 
     quiet()
     load_tokenizer(backbone)  # a backbone that is not there is noticed before anything is written
@@ -80,7 +80,6 @@ def quickstart(data: Data = Data(), store: Store = Store(), backbone: str = PACK
         root = str(directory / "data")
         write_corpus(Path(root))
         print(f"The texts are made up, by a seeded grammar: they lie in {root}. Real ones: --data.root DIR")
-    quiet_trainers()
     results = []
     for name, kind in zip(TASKS, (modules.SST, modules.Quora, modules.STS)):
         texts = kind(root, backbone=backbone, limit=data.limit)
@@ -97,12 +96,19 @@ def train_task(data: TextData, epochs: int, members: Sequence[Member], directory
     from loraens.ensemble.combine import omni
     from loraens.metrics import prediction_score
     from loraens.module import Population
-    from loraens.sweep import Options, Setup, Sweep
+    from loraens.packs import Options, Setup
+    from loraens.sweep import Sweep
+    from loraens.training import quiet_trainers
 
     (task,) = data.tasks
     data.setup("fit")
     print(f"{task.name}: {len(members)} members of {', '.join(map(_in_words, members))}", flush=True)
-    unused = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    unused: dict[str, Any] = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
     setup = Setup(
         directory,
         members,
@@ -111,7 +117,8 @@ def train_task(data: TextData, epochs: int, members: Sequence[Member], directory
         trainer=lambda **options: Trainer(max_epochs=epochs, num_sanity_val_steps=0, **unused, **options),
         epochs=epochs,
     )
-    manifests = Sweep(setup, Options(pack_size=len(members))).run()
+    with quiet_trainers():
+        manifests = Sweep(setup, Options(pack_size=len(members))).run()
     found = [MemberStore(directory / member.name).logits(task.name, "dev", "last") for member in members]
     labels = found[0].labels
     assert labels is not None

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 _RANK_AXIS = {"lora_A": 1, "lora_B": 2}
+FAILURES = ("failures.step", "failures.loss")
 MODULE, WRITER = "loraens", "loraens.members"  # keys of what our module and our member writer put there
 
 
@@ -59,7 +60,7 @@ def _rebuilt(checkpoints: Sequence[dict[str, Any]], combine: Any, kept: list[lis
     first = checkpoints[0]
     names = list(first["state_dict"])
     state = {name: combine(name, [checkpoint["state_dict"][name] for checkpoint in checkpoints]) for name in names}
-    trained = [name for name in names if name not in ("failed_at", "failed_loss")]
+    trained = [name for name in names if name not in FAILURES]
     optimizer = first["optimizer_states"][0]
     moments: dict[int, dict[str, Any]] = {}
     for place, entry in optimizer["state"].items():

@@ -9,123 +9,28 @@ checkpoints/<sweep>/
 from __future__ import annotations
 
 import gc
-import io
 import json
 import math
 import shutil
-import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
 from tqdm import tqdm
 
 from loraens.callbacks import MemberWriter
-from loraens.data import TextData
 from loraens.errors import InputError
 from loraens.estimate import choose_pack
+from loraens.failures import PopulationError
 from loraens.grid import Member, packs
-from loraens.module import Population, PopulationError
+from loraens.packs import Options, Setup, Watch, epochs_done, load, name_of, save, stalled
 from loraens.regroup import join, members_of, progress_of, take
 from loraens.store import MANIFEST, MemberStore, write_atomically
 from loraens.tracking import log_member
 
 SWEEP, PACKS = "sweep.json", "packs"
 ENDED = ("finished", "stopped", "failed")
-
-
-@dataclass
-class Options:
-    """How the members are trained together.
-
-    Args:
-        pack_size: Members that share each forward and backward pass, or "auto": measured.
-        patience: Stop a member after so many epochs without a better dev score.
-        halving_factor: Successive halving: after `halving_epochs`, and that times the factor, and so on, keep the best
-            1 / factor of the members by their last dev score.
-        halving_epochs: Epochs before the first halving.
-    """
-
-    pack_size: int | Literal["auto"] = "auto"
-    patience: int | None = None
-    halving_factor: float | None = None
-    halving_epochs: int = 1
-
-    def __post_init__(self) -> None:
-        minima = {"pack_size": 1, "patience": 1, "halving_epochs": 1}
-        for name, least in minima.items():
-            value = getattr(self, name)
-            if isinstance(value, int) and value < least:
-                raise InputError(f"--sweep.{name} {value} is too small: at least {least} is expected")
-        if self.halving_factor is not None and self.halving_factor <= 1:
-            raise InputError(f"--sweep.halving_factor {self.halving_factor:g} must be above 1")
-
-    def rungs(self, epochs: int) -> list[int]:
-        """Epochs after which members are compared; the last is the end."""
-        found, rung = [], float(self.halving_epochs)
-        while self.halving_factor is not None and round(rung) < epochs:
-            found.append(round(rung))
-            rung *= self.halving_factor
-        return [*dict.fromkeys(found), epochs]
-
-
-@dataclass
-class Setup:
-    """What every pack is trained with.
-
-    Args:
-        directory: The sweep's directory.
-        members: The grid.
-        data: The texts, set up.
-        build: Makes the population of some members.
-        trainer: Makes a trainer from callbacks and further arguments.
-        epochs: Epochs of a member that is not stopped.
-        logger: The trainer's `logger` as configured; members are logged to it one by one.
-        resume: The command that goes on after an interruption.
-        bar: Whether to show the progress bar.
-    """
-
-    directory: Path
-    members: Sequence[Member]
-    data: TextData
-    build: Callable[[Sequence[Member]], Population]
-    trainer: Callable[..., Trainer]
-    epochs: int
-    logger: Any = False
-    resume: str = "the same command again"
-    bar: bool = True
-
-
-class _Watch(Callback):
-    """Keeps a pack's checkpoint, counts its steps, and ends its training where members have to be looked at."""
-
-    def __init__(self, checkpoint: Path, until: int, sweep: Sweep) -> None:
-        self.checkpoint, self.until, self.sweep = checkpoint, until, sweep
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """Move the bar."""
-        self.sweep.bar.update(len(pl_module.members))  # type: ignore[arg-type]
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the pack after its members' epoch was written."""
-        beside = self.checkpoint.with_suffix(".part")
-        trainer.save_checkpoint(beside, weights_only=False)
-        beside.replace(self.checkpoint)
-        writer = next(callback for callback in trainer.callbacks if isinstance(callback, MemberWriter))  # type: ignore[attr-defined]
-        patience = self.sweep.options.patience
-        if trainer.current_epoch + 1 == self.until or any(_stalled(progress, patience) for progress in writer.progress):
-            trainer.should_stop = True
-
-
-def _stalled(progress: dict[str, Any], patience: int | None) -> bool:
-    """Whether a member has had no better dev score for `patience` epochs."""
-    if patience is None or not progress["history"]:
-        return False
-    names = [entry["name"] for entry in progress["history"]]
-    return len(names) - 1 - names.index(progress["best"]) >= patience
 
 
 class Sweep:
@@ -144,7 +49,7 @@ class Sweep:
         self.rungs = options.rungs(setup.epochs)
         self.by_name = {member.name: member for member in setup.members}
         self.ended: dict[str, dict[str, Any]] = {}  # manifests of members that have ended
-        self.state: dict[str, Any] = {"settings": self._settings(), "pack_size": None, "rung": 0, "logged": []}
+        self.state: dict[str, Any] = {"settings": self._settings(), "measured": None, "fits": None, "rung": 0, "logged": []}
         self.bar: tqdm[Any] = tqdm(disable=True)
         self._read()
 
@@ -192,13 +97,12 @@ class Sweep:
 
     def pack_size(self) -> int:
         """Members of a pack: as given, as once measured for this sweep, or measured now; less where memory did not do."""
-        given, known = self.options.pack_size, self.state["pack_size"]
-        if given != "auto":
-            self.state["pack_size"] = given
-        elif known is None:
-            setup = self.setup
-            self.state["pack_size"] = choose_pack(setup.build, setup.members, setup.data, setup.trainer(), print).size
-        return int(self.state["pack_size"])
+        setup, size = self.setup, self.options.pack_size
+        if size == "auto":
+            if self.state["measured"] is None:
+                self.state["measured"] = choose_pack(setup.build, setup.members, setup.data, setup.trainer(), print).size
+            size = int(self.state["measured"])
+        return min(size, self.state["fits"] or size)
 
     def steps_of_epoch(self) -> int:
         """Batches of one member and epoch."""
@@ -226,18 +130,21 @@ class Sweep:
                     if manifest["status"] in ENDED:
                         self.ended[name] = manifest
         held: set[str] = set()
-        for path in sorted(self._packs.glob("*")):
-            names = set(map(_name, members_of(_load(path)))) if self._is_current(path) else set()
+        found = {path: self._names(path) for path in self._packs.glob("*")}
+        for path, names in sorted(found.items(), key=lambda item: (-len(item[1]), item[0])):
             if not names or names & damaged or names <= held:  # of an earlier rung, half written, or half split
                 path.unlink()
             held |= names
+
+    def _names(self, path: Path) -> set[str]:
+        return set(map(name_of, members_of(load(path)))) if self._is_current(path) else set()
 
     def _is_current(self, path: Path) -> bool:
         return path.suffix == ".ckpt" and path.name.startswith(f"{self.state['rung']}-")
 
     def _missing(self) -> list[Member]:
         """Members that have not begun."""
-        begun = {_name(member) for path in self._packs.glob("*.ckpt") for member in members_of(_load(path))}
+        begun = {name_of(member) for path in self._packs.glob("*.ckpt") for member in members_of(load(path))}
         return [member for name, member in self.by_name.items() if name not in begun and name not in self.ended]
 
     def left(self) -> list[Member]:
@@ -277,8 +184,8 @@ class Sweep:
         self._open_bar(until)
         for path in sorted(self._packs.glob("*.ckpt")):
             self._train_pack(path, [], until)
-        while self.state["rung"] == 0 and (missing := self._missing()):
-            members = packs(missing, self.state["pack_size"])[0]
+        while missing := self._missing():
+            members = packs(missing, self.pack_size())[0]
             self._train_pack(self._path(members[0].name), members, until)
         return bool(self.state["rung"] + 1 == len(self.rungs))
 
@@ -289,8 +196,8 @@ class Sweep:
         done = len(self.ended) * until
         total, each = done + len(self._missing()) * until, self.steps_of_epoch()
         for path in self._packs.glob("*.ckpt"):
-            checkpoint = _load(path)
-            done += len(members_of(checkpoint)) * _epochs_done(checkpoint)
+            checkpoint = load(path)
+            done += len(members_of(checkpoint)) * epochs_done(checkpoint)
             total += len(members_of(checkpoint)) * until
         self.bar.close()
         shown = {"unit": " member-steps", "smoothing": 0.05, "disable": not self.setup.bar}
@@ -301,7 +208,7 @@ class Sweep:
         while True:
             if path.is_file():
                 checkpoint = self._compacted(path)
-                if checkpoint is None or _epochs_done(checkpoint) >= until:
+                if checkpoint is None or epochs_done(checkpoint) >= until:
                     break
                 members = [Member(**member) for member in members_of(checkpoint)]
             problem = self._fit(path, members, until)
@@ -314,15 +221,15 @@ class Sweep:
             if problem is not None:
                 return
         if checkpoint is not None and until == self.setup.epochs:
-            for settings, failed in zip(members_of(checkpoint), checkpoint["state_dict"]["failed_at"] >= 0):
-                self._end(_name(settings), **({} if failed else {"status": "finished"}))
+            for settings, failed in zip(members_of(checkpoint), checkpoint["state_dict"]["failures.step"] >= 0):
+                self._end(name_of(settings), **({} if failed else {"status": "finished"}))
             path.unlink()
 
     def _fit(self, path: Path, members: Sequence[Member], until: int) -> Exception | None:
         """Train a pack until some member has to be looked at; returns why nobody can go on, if so."""
         module = self.setup.build(members)
         writer = MemberWriter(self.directory, finish=False)
-        trainer = self.setup.trainer(callbacks=[writer, _Watch(path, until, self)])
+        trainer = self.setup.trainer(callbacks=[writer, Watch(path, until, self.options.patience, self.bar.update)])
         self.bar.set_postfix_str(f"{members[0].name} and {len(members) - 1} more" if len(members) > 1 else members[0].name)
         try:
             trainer.fit(module, self.setup.data, ckpt_path=path if path.is_file() else None, weights_only=True)
@@ -342,23 +249,23 @@ class Sweep:
 
         Members that failed stay while no other stops: so the others' numbers stay the same bit for bit.
         """
-        checkpoint = _load(path)
-        failed = (checkpoint["state_dict"]["failed_at"] >= 0).tolist()
-        stalled = [_stalled(progress, self.options.patience) for progress in progress_of(checkpoint)]
-        going = [index for index, gone in enumerate(zip(failed, stalled)) if not any(gone)]
-        if going and not any(stall and not fail for stall, fail in zip(stalled, failed)):
+        checkpoint = load(path)
+        failed = (checkpoint["state_dict"]["failures.step"] >= 0).tolist()
+        stuck = [stalled(progress, self.options.patience) for progress in progress_of(checkpoint)]
+        going = [index for index, gone in enumerate(zip(failed, stuck)) if not any(gone)]
+        if going and not any(stops and not fails for stops, fails in zip(stuck, failed)):
             return checkpoint
-        left = self.setup.epochs - _epochs_done(checkpoint)
+        left = self.setup.epochs - epochs_done(checkpoint)
         for index, member in enumerate(members_of(checkpoint)):
             if index not in going:
-                reason = f"epoch {_epochs_done(checkpoint)}: no better dev score for {self.options.patience} epochs"
-                self._end(_name(member), **({} if failed[index] else {"status": "stopped", "ended": reason}))
+                reason = f"epoch {epochs_done(checkpoint)}: no better dev score for {self.options.patience} epochs"
+                self._end(name_of(member), **({} if failed[index] else {"status": "stopped", "ended": reason}))
                 self.bar.total -= left * self.steps_of_epoch()
         if not going:
             path.unlink()
             return None
         checkpoint = take(checkpoint, going)
-        _save(path, checkpoint)
+        save(path, checkpoint)
         return checkpoint
 
     def _split(self, path: Path, members: Sequence[Member], until: int, problem: Exception) -> None:
@@ -372,39 +279,39 @@ class Sweep:
             torch.cuda.empty_cache()
         half = -(-len(members) // 2)
         self.bar.write(f"out of memory with {len(members)} members: going on with {half}")
-        self.state["pack_size"] = min(half, self.state["pack_size"])
+        self.state["fits"] = half
         self._write()
         halves = [(path, range(half)), (self._path(members[half].name), range(half, len(members)))]
         if path.is_file():
-            checkpoint = _load(path)
+            checkpoint = load(path)
             for place, indices in reversed(halves):  # the first half's file replaces the whole pack's, last
-                _save(place, take(checkpoint, indices))
+                save(place, take(checkpoint, indices))
         for place, indices in halves:
             self._train_pack(place, [members[index] for index in indices], until)
 
     def _halve(self) -> None:
         """Stop all but the best members, and put those into new packs."""
-        checkpoints = [_load(path) for path in sorted(self._packs.glob("*.ckpt"))]
+        checkpoints = [load(path) for path in sorted(self._packs.glob("*.ckpt"))]
         places = [
             (progress_of(checkpoint)[index]["history"][-1]["score"], number, index)
             for number, checkpoint in enumerate(checkpoints)
             for index in range(len(members_of(checkpoint)))
-            if checkpoint["state_dict"]["failed_at"][index] < 0
+            if checkpoint["state_dict"]["failures.step"][index] < 0
         ]
         ranked = sorted(places, key=lambda place: -math.inf if math.isnan(place[0]) else place[0], reverse=True)
         assert self.options.halving_factor is not None
         kept = math.ceil(len(ranked) / self.options.halving_factor)
         epoch = self.rungs[self.state["rung"]]
         for place, (_, number, index) in enumerate(ranked[kept:], kept + 1):
-            name = _name(members_of(checkpoints[number])[index])
+            name = name_of(members_of(checkpoints[number])[index])
             self._end(name, status="stopped", ended=f"epoch {epoch}: number {place} of {len(ranked)} by dev score")
         for checkpoint in checkpoints:
-            for index in (checkpoint["state_dict"]["failed_at"] >= 0).nonzero().flatten().tolist():
-                self._end(_name(members_of(checkpoint)[index]))
+            for index in (checkpoint["state_dict"]["failures.step"] >= 0).nonzero().flatten().tolist():
+                self._end(name_of(members_of(checkpoint)[index]))
         best = {Member(**members_of(checkpoints[n])[i]): (n, i) for _, n, i in ranked[:kept]}
-        for members in packs(list(best), self.state["pack_size"]):
+        for members in packs(list(best), self.pack_size()):
             parts = [take(checkpoints[n], [i]) for n, i in map(best.__getitem__, members)]
-            _save(self._path(members[0].name, self.state["rung"] + 1), join(parts))
+            save(self._path(members[0].name, self.state["rung"] + 1), join(parts))
         self.state["rung"] += 1
         self._write()
         for path in self._packs.glob("*"):
@@ -423,27 +330,6 @@ class Sweep:
             log_member(self.setup.logger, self.directory, self.ended[name])
             self.state["logged"].append(name)
             self._write()
-
-
-def _name(member: dict[str, Any]) -> str:
-    return Member(**member).name
-
-
-def _epochs_done(checkpoint: dict[str, Any]) -> int:
-    return max(int(progress["history"][-1]["epoch"]) for progress in progress_of(checkpoint) if progress["history"])
-
-
-def _load(path: Path) -> dict[str, Any]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    return found
-
-
-def _save(path: Path, checkpoint: dict[str, Any]) -> None:
-    buffer = io.BytesIO()
-    torch.save(checkpoint, buffer)
-    write_atomically(path, buffer.getvalue())
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

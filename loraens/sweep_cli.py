@@ -13,12 +13,13 @@ from loraens.data import TextData
 from loraens.errors import InputError
 from loraens.estimate import measure
 from loraens.grid import Grid, packs
-from loraens.module import LoraModule, Population
+from loraens.module import Population
+from loraens.packs import Options, Setup
 from loraens.store import write_atomically
-from loraens.sweep import Options, Setup, Sweep
+from loraens.sweep import Sweep
 from loraens.tasks import LOWER_IS_BETTER
 from loraens.tracking import check_logger
-from loraens.training import TRAINER_DEFAULTS, Cli, quiet, quiet_trainers
+from loraens.training import TRAINER_DEFAULTS, Cli, LoraModule, quiet, quiet_trainers
 
 _FIXED: dict[str, Any] = {
     "max_steps": -1,
@@ -82,7 +83,6 @@ class SweepCli(Cli):
         directory = Path(store.root) / (store.run or "-".join(task.name for task in data.tasks) + "-sweep")
         options = {"backbone": module.backbone, **module.options, "schedule": module.schedule, "warmup": module.warmup}
         data.setup("fit")
-        quiet_trainers()
         return Setup(
             directory,
             members,
@@ -171,10 +171,11 @@ def main(args: list[str]) -> None:
         run=False,
     )
     setup = cli.setup_of_packs()
-    sweep = Sweep(setup, cli.config_init.sweep)
-    if cli.config.dry_run:
-        print(plan(sweep))
-        return
-    write_atomically(setup.directory / "config.yaml", cli.parser.dump(cli.config, skip_none=False).encode())
-    print_table(sweep.run())
+    with quiet_trainers():
+        sweep = Sweep(setup, cli.config_init.sweep)
+        if cli.config.dry_run:
+            print(plan(sweep))
+            return
+        write_atomically(setup.directory / "config.yaml", cli.parser.dump(cli.config, skip_none=False).encode())
+        print_table(sweep.run())
     print(f"the members lie in {setup.directory}")

@@ -7,6 +7,8 @@ import os
 import pickle
 import sys
 import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,11 @@ from lightning.pytorch.loggers import WandbLogger
 from loraens.callbacks import MemberWriter, WandbRun
 from loraens.data import TextData
 from loraens.errors import InputError
-from loraens.module import LoraModule, Population
+from loraens.grid import Member
+from loraens.model import Mode
+from loraens.module import Population
 from loraens.store import CHECKPOINT, write_atomically
+from loraens.tasks import Task
 
 TRAINER_DEFAULTS: dict[str, Any] = {"devices": 1, "num_sanity_val_steps": 0, "max_epochs": 10, "log_every_n_steps": 20}
 NOISE = (
@@ -42,14 +47,56 @@ def quiet() -> None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
 
 
-def quiet_trainers() -> None:
-    """Silence what Lightning says at the start and the end of every fit: a sweep has many."""
-    for name in ("utilities.rank_zero", "accelerators.cuda"):
-        logging.getLogger(f"lightning.pytorch.{name}").setLevel(logging.WARNING)
+@contextmanager
+def quiet_trainers() -> Iterator[None]:
+    """Without what Lightning says at the start and the end of every fit: a sweep has many."""
+    loggers = [logging.getLogger(f"lightning.pytorch.{name}") for name in ("utilities.rank_zero", "accelerators.cuda")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels):
+            logger.setLevel(level)
 
 
 def _is_no_advertisement(record: logging.LogRecord) -> bool:
     return "litlogger" not in record.getMessage() and "litmodels" not in record.getMessage()
+
+
+class LoraModule(Population):
+    """One member: a rank, a scale, a seed, a learning rate."""
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        rank: int = 8,
+        scale: float = 1.0,
+        seed: int = 0,
+        lr: float = 1e-4,
+        weight_decay: float = 0.01,
+        head_dropout: float = 0.3,
+        mode: Mode = "lora",
+        **kwargs: Any,
+    ) -> None:
+        """See the class.
+
+        Args:
+            tasks: What is predicted; linked from the data.
+            rank: Rank r of the adapter.
+            scale: Scale c = alpha / r of the adapter's effect c B A.
+            seed: Names the initial weights, the data order and the dropout masks.
+            lr: Learning rate.
+            weight_decay: Decoupled weight decay of AdamW.
+            head_dropout: Dropout before the heads.
+            mode: "lora" trains adapter and heads, "frozen" heads alone on features computed once, "full" the whole encoder.
+        """
+        try:
+            member = Member(rank if mode == "lora" else 0, scale, seed, lr, weight_decay, head_dropout)
+        except ValueError as error:
+            raise InputError(f"--model: {error}") from None
+        super().__init__([member], tasks, mode=mode, **kwargs)
 
 
 def run_name(module: Population) -> str:

@@ -193,7 +193,7 @@ def test_stopped_members_change_no_other(sweep):
     """In double precision; members that have stopped are in no later pack."""
     sizes = []
 
-    class Sizes(sweep_module._Watch):
+    class Sizes(sweep_module.Watch):
         def on_train_epoch_end(self, trainer, pl_module):
             sizes.append(len(pl_module.members))
             super().on_train_epoch_end(trainer, pl_module)
@@ -201,7 +201,7 @@ def test_stopped_members_change_no_other(sweep):
     options = ["--trainer.precision", "64-true", "--grid.seed", "[0,1]"]
     whole = manifests(sweep(*options, name="whole", epochs=6, size=12))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sweep_module, "_Watch", Sizes)
+        patch.setattr(sweep_module, "Watch", Sizes)
         run = sweep(*options, "--sweep.patience", 2, name="stopped", epochs=6, size=12)
     found = manifests(run)
     assert {manifest["status"] for manifest in found.values()} == {"finished", "stopped"}
@@ -255,7 +255,7 @@ def test_out_of_memory_halves_the_pack(sweep, monkeypatch, capsys):
     run = sweep(name="tight", size=4)
     found = manifests(run)
     assert {manifest["status"] for manifest in found.values()} == {"finished"}
-    assert json.loads((run / "sweep.json").read_text())["pack_size"] == 2
+    assert json.loads((run / "sweep.json").read_text())["fits"] == 2
     assert [entry for entry in seen if entry[1] == 0] == [(4, 0), (2, 0)]  # the first epoch was not lost
     for name, manifest in found.items():
         scores = [[entry["score"] for entry in found[name]["history"]] for found in (expected, {name: manifest})]
@@ -309,7 +309,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(sweep, capsys, tmp_path):
 def test_automatic_packs(sweep, capsys):
     run = sweep("--sweep.pack_size", "auto", epochs=1)
     assert "packs of 1: " in capsys.readouterr().out
-    chosen = json.loads((run / "sweep.json").read_text())["pack_size"]
+    chosen = json.loads((run / "sweep.json").read_text())["measured"]
     assert chosen in (1, 2, 4, 6)
     assert len(manifests(run)) == 6
 
@@ -376,7 +376,7 @@ def checkpoint(ranks):
 
     state, moments = tensors(), tensors()
     return {
-        "state_dict": {"failed_at": torch.arange(len(ranks)), "failed_loss": torch.rand(len(ranks)), **state},
+        "state_dict": {"failures.step": torch.arange(len(ranks)), "failures.loss": torch.rand(len(ranks)), **state},
         "optimizer_states": [
             {"state": {i: {"step": 7, "exp_avg": m} for i, m in enumerate(moments.values())}, "param_groups": [{"lr": 1.0}]}
         ],

@@ -5,6 +5,7 @@ import os
 import struct
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -34,23 +35,11 @@ def records(path: Path):
             whole = b""
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory, tiny_bert, corpus):
-    home = tmp_path_factory.mktemp("home")
+def run_offline(home, *arguments):
+    """Runs a command as someone without an account would."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB", "NETRC"))}
-    command = ["fit", "--config", CONFIGS / "sst.yaml", "--model.backbone", tiny_bert, "--data.root", corpus]
-    command += [
-        "--trainer.max_epochs",
-        2,
-        "--trainer.log_every_n_steps",
-        2,
-        "--data.max_length",
-        40,
-        "--store.root",
-        home / "runs",
-    ]
     done = subprocess.run(
-        [sys.executable, "-c", "from loraens.cli import main; main()", *map(str, command)],
+        [sys.executable, "-c", "from loraens.cli import main; main()", *map(str, arguments)],
         env={**environment, "HOME": str(home)},
         cwd=home,
         stdin=subprocess.DEVNULL,  # a question would fail
@@ -63,30 +52,93 @@ def run(tmp_path_factory, tiny_bert, corpus):
     return directory
 
 
-def test_offline_run_holds_settings_curves_scores_and_table(run):
-    (offline,) = (run / "wandb").glob("offline-run-*")
+@dataclass
+class Logged:
+    """What an offline run holds."""
+
+    run: object
+    config: dict
+    summary: dict
+    curves: dict
+
+
+def read(offline):
     (file,) = offline.glob("*.wandb")
-    config, summary, curves, project, name = {}, {}, {}, None, None
+    found = Logged(None, {}, {}, {})
     for record in records(file):
         kind = record.WhichOneof("record_type")
         if kind == "run":
-            project, name = record.run.project, record.run.display_name
+            found.run = record.run
         for update in record.config.update if kind == "config" else record.run.config.update if kind == "run" else ():
-            config[update.key] = json.loads(update.value_json)
+            found.config[update.key] = json.loads(update.value_json)
         for update in record.summary.update if kind == "summary" else ():
-            summary[update.key or "/".join(update.nested_key)] = json.loads(update.value_json)
+            found.summary[update.key or "/".join(update.nested_key)] = json.loads(update.value_json)
         for item in record.history.item if kind == "history" else ():
-            curves.setdefault(item.key or "/".join(item.nested_key), []).append(json.loads(item.value_json))
-    assert (project, name) == ("loraens", run.name)
-    assert (config["rank"], config["scale"], config["mode"], config["batch_size"]) == (12, 3.0, "lora", 8)
-    assert len(curves["train/loss"]) >= 4
-    assert len(curves["dev/sst/accuracy"]) == 2
-    assert max(curves["dev/sst/accuracy"]) == summary["best/sst/accuracy"]
+            found.curves.setdefault(item.key or "/".join(item.nested_key), []).append(json.loads(item.value_json))
+    return found
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, tiny_bert, corpus):
+    home = tmp_path_factory.mktemp("home")
+    command = ["fit", "--config", CONFIGS / "sst.yaml", "--model.backbone", tiny_bert, "--data.root", corpus]
+    command += ["--trainer.max_epochs", 2, "--trainer.log_every_n_steps", 2, "--data.max_length", 40]
+    return run_offline(home, *command, "--store.root", home / "runs")
+
+
+def test_offline_run_holds_settings_curves_scores_and_table(run):
+    (offline,) = (run / "wandb").glob("offline-run-*")
+    found = read(offline)
+    assert (found.run.project, found.run.display_name) == ("loraens", run.name)
+    assert [found.config[name] for name in ("rank", "scale", "mode", "batch_size")] == [12, 3.0, "lora", 8]
+    assert len(found.curves["train/loss"]) >= 4
+    assert len(found.curves["dev/sst/accuracy"]) == 2
+    assert max(found.curves["dev/sst/accuracy"]) == found.summary["best/sst/accuracy"]
     (table,) = offline.glob("files/media/table/dev/sst/predictions*.json")
     rows = json.loads(table.read_text())
     assert rows["columns"][:4] == ["id", "sentence", "label", "prediction"]
     assert len(rows["data"]) == 24
     assert all(sum(row[4:]) == pytest.approx(1) for row in rows["data"])
+
+
+def test_a_sweep_logs_one_run_a_member_in_one_group(tmp_path, tiny_bert, corpus):
+    command = ["sweep", "--config", CONFIGS / "sts.yaml", "--model.backbone", tiny_bert, "--data.root", corpus]
+    command += ["--trainer.max_epochs", 2, "--grid.rank", "[2,3]", "--sweep.pack_size", 2, "--store.root", tmp_path / "runs"]
+    sweep = run_offline(tmp_path, *command)
+    found = [read(offline) for offline in sorted((sweep / "wandb").glob("offline-run-*"))]
+    assert sorted(entry.run.display_name for entry in found) == ["r2-c3-s0-lr0.0001", "r3-c3-s0-lr0.0001"]
+    assert len({entry.run.run_id for entry in found}) == 2
+    for entry in found:
+        manifest = json.loads((sweep / entry.run.display_name / "manifest.json").read_text())
+        assert (entry.run.project, entry.run.run_group, entry.run.job_type) == ("loraens", "sts-sweep", "member")
+        wanted = {**manifest["member"], "task": "sts", "mode": "lora", "sweep": "sts-sweep", "backbone": str(tiny_bert)}
+        assert {name: entry.config[name] for name in wanted} == wanted
+        assert entry.curves["dev/sts/pearson"] == pytest.approx([e["dev"]["sts"]["pearson"] for e in manifest["history"]])
+        assert entry.curves["train/loss"] == pytest.approx([e["train_loss"] for e in manifest["history"]])
+        assert entry.summary["best/sts/pearson"] == manifest["dev"]["best"]["sts"]["pearson"]
+        assert (entry.summary["status"], entry.summary["best/epoch"]) == ("finished", manifest["epochs"]["best"])
+        assert entry.summary["trainable_parameters"] == manifest["trainable_parameters"]
+    run_offline(tmp_path, *command)
+    assert len(list((sweep / "wandb").glob("offline-run-*"))) == 2  # a repetition logs nothing twice
+
+
+@pytest.mark.parametrize("kind", ["CSVLogger", "TensorBoardLogger"])
+def test_other_loggers_get_a_directory_a_member(run_command, tmp_path, tiny_bert, corpus, kind):
+    command = ["sweep", "--config", CONFIGS / "sts.yaml", "--model.backbone", tiny_bert, "--data.root", corpus]
+    command += ["--trainer.max_epochs", 1, "--grid.rank", "[2,3]", "--sweep.pack_size", 2, "--store.root", tmp_path / "runs"]
+    command += [
+        "--trainer.enable_progress_bar",
+        "false",
+        "--trainer.logger",
+        kind,
+        "--trainer.logger.save_dir",
+        tmp_path / "logs",
+    ]
+    assert run_command(*command) == 0
+    for name in ("r2-c3-s0-lr0.0001", "r3-c3-s0-lr0.0001"):
+        (file,) = (path for path in (tmp_path / "logs" / name).iterdir() if not path.name.startswith("hparams"))
+        if kind == "CSVLogger":
+            assert {"dev/sts/pearson", "train/loss", "epoch"} <= set(file.read_text().splitlines()[0].split(","))
 
 
 def test_config_beside_the_run_is_the_one_that_was_used(run):
