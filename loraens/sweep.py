@@ -115,24 +115,29 @@ class Sweep:
         """A member's files."""
         return MemberStore(self.directory / name)
 
-    def _verify(self) -> None:
-        """Find the members that have ended; a member whose files are not whole is thrown away, aloud, with its pack."""
+    def _verify(self) -> set[str]:
+        """Find the members that have ended; returns those whose files are not whole, and names them aloud."""
         damaged = set()
         for name in self.by_name:
             if (self.directory / name / MANIFEST).is_file():
                 try:
                     manifest = self.store(name).manifest()
                 except InputError as error:
-                    print(f"{error}; it is trained again", flush=True)
-                    shutil.rmtree(self.directory / name)
+                    print(f"{error}: the sweep will do that", flush=True)
                     damaged.add(name)
                 else:
                     if manifest["status"] in ENDED:
                         self.ended[name] = manifest
+        return damaged
+
+    def _clean_up(self, damaged: set[str]) -> None:
+        """Remove damaged members, and packs that are theirs, of an earlier rung, half written or half split."""
+        for name in damaged:
+            shutil.rmtree(self.directory / name)
         held: set[str] = set()
         found = {path: self._names(path) for path in self._packs.glob("*")}
         for path, names in sorted(found.items(), key=lambda item: (-len(item[1]), item[0])):
-            if not names or names & damaged or names <= held:  # of an earlier rung, half written, or half split
+            if not names or names & damaged or names <= held:
                 path.unlink()
             held |= names
 
@@ -161,7 +166,7 @@ class Sweep:
             The manifests of all members, by name.
         """
         self._packs.mkdir(parents=True, exist_ok=True)
-        self._verify()
+        self._clean_up(self._verify())
         for name in list(self.ended):
             self._log(name)
         if len(self.ended) < len(self.by_name):
@@ -326,7 +331,7 @@ class Sweep:
         self._log(name)
 
     def _log(self, name: str) -> None:
-        if name not in self.state["logged"]:
+        if self.setup.logger is not False and name not in self.state["logged"]:
             log_member(self.setup.logger, self.directory, self.ended[name])
             self.state["logged"].append(name)
             self._write()

