@@ -7,6 +7,7 @@ most L tokens, of which each asks Lq.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import NamedTuple
 
 import torch
@@ -25,7 +26,7 @@ class Buffers:
 
     def get(self, name: str, layer: int, shape: Sequence[int], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """An uninitialised tensor of a shape; what the name held before is lost."""
-        size = torch.Size(shape).numel()
+        size = prod(shape)
         held = self._held.get((name, layer))
         if held is None or held.numel() < size or held.dtype != (dtype or like.dtype) or held.device != like.device:
             self._held[name, layer] = held = like.new_empty(size + size // 8, dtype=dtype)

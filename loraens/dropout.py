@@ -9,6 +9,7 @@ Shape letters: M members, B examples of a member, S = M B sequences, N tokens, H
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import cast
 from zlib import crc32
 
@@ -122,6 +123,7 @@ class Routing:
         self._members: list[int] = []
         self._keys: tuple[Tensor, Tensor] | None = None  # (sites, S) each
         self._scratch = torch.empty(0, dtype=torch.int32)
+        self._held: Tensor | None = None
         self._sequence: Tensor | None = None  # (N,) sequence of each token
         self._position: Tensor | None = None  # (N,) hash input of its position
 
@@ -179,8 +181,9 @@ class Routing:
         if rows is not None:
             sequence, position = sequence[rows], position[rows]
         first, second = (key[sequence][:, None] for key in self._of(site))
-        place = places(width, bits=(12,), device=sequence.device)
-        return self._keep((len(sequence), width), place, (first + position[:, None], second), p, out)
+        return self._keep(
+            (len(sequence), width), self._columns(width, sequence.device), (first + position[:, None], second), p, out
+        )
 
     def attention_mask(self, site: int, place: Tensor, sequences: Tensor, p: float, out: Tensor | None = None) -> Tensor:
         """Mask `(s, H, Q, L)` of attention weights of some sequences; `place` is `attention_places` of it."""
@@ -190,12 +193,18 @@ class Routing:
     def feature_mask(self, site: int, each: int, width: int, p: Tensor) -> Tensor:
         """Mask `(M, B, width)` of features of the members' B = `each` sequences, with p of shape `(M, 1, 1)`."""
         first, second = (key.view(len(p), each, 1) for key in self._named([self._names[site]], each, p.device))
-        return self._keep((len(p), each, width), places(width, bits=(12,), device=p.device), (first, second), p, None)
+        return self._keep((len(p), each, width), self._columns(width, p.device), (first, second), p, None)
+
+    def _columns(self, width: int, device: torch.device) -> Tensor:
+        """Hash inputs of the places in a vector; made once."""
+        if self._held is None or len(self._held) != width or self._held.device != device:
+            self._held = places(width, bits=(12,), device=device)
+        return self._held
 
     def _keep(
         self, shape: Sequence[int], place: Tensor, keys: tuple[Tensor, Tensor], p: float | Tensor, out: Tensor | None
     ) -> Tensor:
-        size = torch.Size(shape).numel()
+        size = prod(shape)
         if self._scratch.numel() < size or self._scratch.device != place.device:
             self._scratch = place.new_empty(size)
         out = place.new_empty(size) if out is None else out

@@ -53,7 +53,7 @@ def free_memory(device: torch.device) -> int:
     return int(torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available)
 
 
-def bytes_of_formula(model: MemberModel, tokens: int, longest: int) -> int:
+def bytes_of_formula(model: MemberModel, lengths: np.ndarray) -> int:
     """Bytes that the fast path needs beside the backbone to train one member, without what it uses for a moment only.
 
     Of each token every layer keeps its input, two sums and a normalised one, query, key and value, the feed-forward part before
@@ -62,12 +62,12 @@ def bytes_of_formula(model: MemberModel, tokens: int, longest: int) -> int:
 
     Args:
         model: The model.
-        tokens: Tokens of the member's batch.
-        longest: Tokens of its longest sequence.
+        lengths: `(B,)` tokens of the sequences in the member's batch.
     """
     config = model.encoder.config
     width, wide, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
-    activations = tokens * config.num_hidden_layers * (9 * width + wide + 2 * heads * longest)
+    tokens, squares = int(lengths.sum()), int((lengths**2).sum())
+    activations = config.num_hidden_layers * (tokens * (9 * width + wide) + 2 * heads * squares)
     trained = max(model.trainable_parameters(index) for index in range(len(model.members)))
     return int(4 * (activations + 4 * trained))
 

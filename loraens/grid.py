@@ -88,8 +88,9 @@ class Grid:
         for setting in settings:
             if unknown := set(setting) - set(axes):
                 raise ValueError(f"{sorted(unknown)[0]!r} is not a setting of a member: {', '.join(axes)} are")
-            whole = {name: int(value) if name in ("rank", "seed") else value for name, value in setting.items()}
-            members.append(replace(base, **whole))
+            if fractions := [name for name in ("rank", "seed") if setting.get(name, 0) != int(setting.get(name, 0))]:
+                raise ValueError(f"{fractions[0]} {setting[fractions[0]]} is not a whole number")
+            members.append(replace(base, **{name: int(v) if name in ("rank", "seed") else v for name, v in setting.items()}))
         if not members:
             raise ValueError("at least one member is expected, and no axis may be empty")
         names = [member.name for member in members]

@@ -34,6 +34,7 @@ class LoRALinear(nn.Module):
         super().__init__()
         self.base, self.ranks, self.scales, self.routing = base, tuple(ranks), tuple(scales), routing
         weight = base.weight
+        self._scale = torch.empty(0)
         self.lora_A = nn.Parameter(weight.new_zeros(len(ranks), max(ranks), base.in_features))
         self.lora_B = nn.Parameter(weight.new_zeros(len(ranks), base.out_features, max(ranks)))
 
@@ -64,7 +65,7 @@ class LoRALinear(nn.Module):
 
         Products are taken in x's type, member by member, or, if the routing says so, padded and all at once.
         """
-        down_weight, up_weight = self.lora_A.to(x.dtype), (self.lora_B * self._scales()).to(x.dtype)
+        down_weight, up_weight = self.lora_A.to(x.dtype), (self.lora_B * self._scale_tensor()).to(x.dtype)
         if self.routing.batched:
             rows = self.routing.member_rows(tokens)
             down = rows.pad(x) @ down_weight.mT
@@ -81,7 +82,7 @@ class LoRALinear(nn.Module):
         self, grad: Tensor, x: Tensor, down: Tensor, tokens: Sequence[int], x_grad: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Gradients of A and B from that of `add_to`'s `out`; what belongs to x is added to `x_grad`."""
-        down_weight, up_weight = self.lora_A.to(x.dtype), (self.lora_B * self._scales()).to(x.dtype)
+        down_weight, up_weight = self.lora_A.to(x.dtype), (self.lora_B * self._scale_tensor()).to(x.dtype)
         if self.routing.batched:
             rows = self.routing.member_rows(tokens)
             g = rows.pad(grad)
@@ -98,10 +99,13 @@ class LoRALinear(nn.Module):
                 torch.mm(grad[low:high].t(), down[low:high], out=b_grad[index])
                 if x_grad is not None:
                     x_grad[low:high].addmm_(up, down_weight[index])
-        return a_grad.to(self.lora_A.dtype), b_grad.to(self.lora_B.dtype) * self._scales()
+        return a_grad.to(self.lora_A.dtype), b_grad.to(self.lora_B.dtype) * self._scale_tensor()
 
-    def _scales(self) -> Tensor:
-        return self.lora_B.new_tensor(self.scales)[:, None, None]
+    def _scale_tensor(self) -> Tensor:
+        """`(M, 1, 1)`, made once for each type and device of the weights."""
+        if self._scale.dtype != self.lora_B.dtype or self._scale.device != self.lora_B.device or not len(self._scale):
+            self._scale = self.lora_B.new_tensor(self.scales)[:, None, None]
+        return self._scale
 
     def delta_weight(self, index: int) -> Tensor:
         """The member's weight change c B A, `(O, I)`."""

@@ -27,7 +27,8 @@ class MemberAdamW(torch.optim.Optimizer):
 
     def __init__(self, params: Iterable[Tensor], rates: Sequence[float], decays: Sequence[float]) -> None:
         super().__init__(params, {"lr": 1.0})
-        self.rates, self.decays = list(rates), list(decays)
+        first: Tensor = self.param_groups[0]["params"][0]
+        self.rates, self.decays = (first.new_tensor(values)[:, None] for values in (rates, decays))
         self.alive: Tensor | None = None  # (M,) members that move; all, if None
 
     @torch.no_grad()
@@ -49,7 +50,7 @@ class MemberAdamW(torch.optim.Optimizer):
         if not state:
             state.update(step=0, exp_avg=torch.zeros_like(parameter), exp_avg_sq=torch.zeros_like(parameter))
         state["step"] += 1
-        rates = grad.new_tensor(self.rates)[:, None] * lr
+        rates = self.rates * lr
         if self.alive is not None:
             rates = torch.where(self.alive[:, None], rates, 0.0)
         first, second = state["exp_avg"].view(members, -1), state["exp_avg_sq"].view(members, -1)
@@ -58,7 +59,7 @@ class MemberAdamW(torch.optim.Optimizer):
         corrections = [1 - beta ** state["step"] for beta in BETAS]
         change = second.sqrt().div_(corrections[1] ** 0.5).add_(EPS)
         torch.div(first, change, out=change).mul_(rates / corrections[0])
-        parameter.view(members, -1).mul_(1 - rates * grad.new_tensor(self.decays)[:, None]).sub_(change)
+        parameter.view(members, -1).mul_(1 - rates * self.decays).sub_(change)
 
 
 def gradient_norms(parameters: Iterable[Tensor], members: int) -> Tensor:

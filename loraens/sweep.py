@@ -255,6 +255,8 @@ class Sweep:
         Members that failed stay while no other stops: so the others' numbers stay the same bit for bit.
         """
         checkpoint = load(path)
+        if epochs_done(checkpoint) >= self.setup.epochs:
+            return checkpoint
         failed = (checkpoint["state_dict"]["failures.step"] >= 0).tolist()
         stuck = [stalled(progress, self.options.patience) for progress in progress_of(checkpoint)]
         going = [index for index, gone in enumerate(zip(failed, stuck)) if not any(gone)]
