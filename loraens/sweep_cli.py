@@ -101,7 +101,7 @@ def plan(sweep: Sweep) -> str:
     setup = sweep.setup
     left = sweep.left()
     size = min(sweep.pack_size(), len(setup.members))
-    cost = measure(setup.build, packs(setup.members, size)[-1], setup.data, setup.trainer())
+    cost = measure(setup.build, packs(setup.members, len(setup.members))[0][-size:], setup.data, setup.trainer())
     each = sweep.steps_of_epoch()
     train = sum(int(part.tokens.lengths.sum()) for part in setup.data.of("train"))
     evaluated = sum(int(part.tokens.lengths.sum()) for split in ("dev", "test") for part in setup.data.of(split))
