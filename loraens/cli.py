@@ -17,6 +17,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "quickstart": ("loraens.quickstart", "main", "train a few members on a small made-up corpus and join them"),
     "fit": ("loraens.training", "main", "train one member"),
     "sweep": ("loraens.sweep_cli", "main", "train a grid of members at once on one backbone"),
+    "ensemble": ("loraens.ensembling", "main", "choose members, join them, and prove what that is worth"),
     "validate": ("loraens.training", "main", "score a checkpoint on dev"),
     "test": ("loraens.training", "main", "score a checkpoint on a labelled test split"),
     "predict": ("loraens.predict", "main", "write a trained member's predictions for a file or a text"),

@@ -1,142 +1,22 @@
-"""`loraens predict`: a trained member's predictions for a file of any length, or for one text."""
+"""`loraens predict`: predictions of a member or an ensemble for a file of any length, or for one text."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from io import TextIOWrapper
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-
-import numpy as np
+from typing import Any, Literal
 
 from loraens.errors import InputError
+from loraens.predictor import Predictor
 from loraens.reading import SUFFIXES, Format, Row, RowWriter, Table, open_table, row_texts
-from loraens.store import MemberStore, find_member
 from loraens.tasks import Task
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from loraens.model import MemberModel
-
 CHUNK = 2048  # rows that are tokenised, ordered by length and predicted together
-
-
-@dataclass
-class Predictor:
-    """A trained member, ready to predict.
-
-    Args:
-        model: The model with the member's weights, in evaluation mode.
-        tasks: Its tasks, by name.
-        tokenizer: The backbone's tokenizer.
-        max_length: Longest sequence in tokens.
-        batch_size: Texts in one batch.
-    """
-
-    model: MemberModel
-    tasks: dict[str, Task]
-    tokenizer: PreTrainedTokenizerBase
-    max_length: int
-    batch_size: int
-
-    @classmethod
-    def load(cls, path: str | Path, which: str = "best", batch_size: int = 64, device: str | None = None) -> Predictor:
-        """Load a member of a run.
-
-        Args:
-            path: A member's directory, or a run's that holds one member.
-            which: "best" or "last" epoch.
-            batch_size: Texts in one batch.
-            device: Where to compute; a GPU if there is one, by default.
-
-        Raises:
-            InputError: There is no such member, its files were altered, or its backbone cannot be had or is another.
-        """
-        import torch
-
-        from loraens.adapters import load_member
-        from loraens.backbone import fingerprint, load_encoder, load_tokenizer
-        from loraens.grid import Member
-        from loraens.model import MemberModel
-
-        directory = find_member(Path(path))
-        manifest = MemberStore(directory).manifest()
-        settings = manifest["settings"]
-        encoder = load_encoder(settings["backbone"], pooler=settings["pooling"] == "pooler")
-        if fingerprint(encoder) != settings["backbone_fingerprint"]:
-            raise InputError(
-                f"backbone {settings['backbone']!r} has other weights than the one that {directory} was trained on: "
-                "use the same version of it"
-            )
-        tasks = [Task.from_dict(fields) for fields in settings["tasks"]]
-        options = {name: settings[name] for name in ("mode", "targets", "pooling")}
-        model = MemberModel(encoder, tasks, [Member(**manifest["member"])], **options)
-        load_member(model, 0, directory / manifest["epochs"][which])
-        model.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        by_name = {task.name: task for task in tasks}
-        return cls(model, by_name, load_tokenizer(settings["backbone"]), settings["max_length"], batch_size)
-
-    def task(self, name: str | None = None) -> Task:
-        """The task of that name, or the only one.
-
-        Raises:
-            InputError: There is no such task, or there are several and none was named.
-        """
-        if name is None and len(self.tasks) == 1:
-            return next(iter(self.tasks.values()))
-        if name not in self.tasks:
-            raise InputError(f"--task {name or 'is missing'}: give one of the member's tasks {', '.join(self.tasks)}")
-        return self.tasks[name]
-
-    def logits(self, texts: Sequence[tuple[str, ...]], task: Task) -> np.ndarray:
-        """Logits `(N, C)` of texts, in their order."""
-        import torch
-
-        from loraens.packing import pack
-        from loraens.tokens import tokenise
-
-        if not texts:
-            return np.zeros((0, task.num_outputs), np.float32)
-        tokens = tokenise(list(texts), self.tokenizer, self.max_length)
-        order = np.argsort(tokens.lengths, kind="stable")
-        found = np.zeros((len(texts), task.num_outputs), np.float32)
-        device = next(self.model.parameters()).device
-        with torch.inference_mode():
-            for start in range(0, len(order), self.batch_size):
-                rows = order[start : start + self.batch_size]
-                batch = pack(tokens.ids, tokens.types, tokens.offsets, rows[None], None, task.name, "predict")
-                found[rows] = self.model(batch.to(device))[0].float().cpu().numpy()
-        return found
-
-    def columns(self, task: Task) -> list[str]:
-        """Names of the columns that predictions have."""
-        return ["prediction", *(f"probability_{name}" for name in task.class_names)]
-
-    def rows(self, texts: Sequence[tuple[str, ...]], task: Task) -> list[Row]:
-        """One row of prediction and, for classes, probabilities, a text.
-
-        Raises:
-            InputError: A logit is not finite.
-        """
-        from loraens.metrics import predictions, probabilities
-
-        logits = self.logits(texts, task)
-        if not np.isfinite(logits).all():
-            raise InputError("the member predicts values that are not finite: train it again at a lower rate")
-        if task.kind == "number":
-            return [{"prediction": round(value, 6)} for value in predictions(task, logits).tolist()]
-        shares = probabilities(task, logits)
-        columns = self.columns(task)
-        return [
-            dict(zip(columns, (task.class_names[index], *(round(value, 6) for value in row))))
-            for index, row in zip(predictions(task, logits).tolist(), shares.tolist())
-        ]
 
 
 def predict(
@@ -151,19 +31,19 @@ def predict(
     format: Format | None = None,
     device: str | None = None,
 ) -> None:
-    """Write a trained member's predictions for every row of a file, or print those of one text.
+    """Write predictions of a member or an ensemble for every row of a file, or print those of one text.
 
     Rows keep their order and their columns; rows without a text get an empty prediction and are counted. Memory does not
     grow with the file.
 
     Args:
-        model: Directory of a member, or of a run with one member.
+        model: Directory of a member, of a run with one member, or of an ensemble.
         input: CSV, TSV, JSON lines or Parquet file with the task's text columns; - is standard input.
         output: CSV, TSV or JSON lines file to write; - is standard output, in the format of the input.
         text: Predict this one text instead of a file.
         text2: The second text, where the task takes two.
         task: The task, where the member was trained on several.
-        which: Weights of the member's best or last epoch.
+        which: Weights of the member's best or last epoch; an ensemble says so itself.
         batch_size: Rows computed at once.
         format: Format of the input, where its name does not tell.
         device: Where to compute, such as cpu or cuda:0; a GPU if there is one, by default.

@@ -30,6 +30,7 @@ import numpy as np
 from loraens.errors import InputError
 
 MANIFEST = "manifest.json"
+ENSEMBLE = "ensemble.json"
 CHECKPOINT = "last.ckpt"
 FORMAT = 1
 

@@ -205,8 +205,7 @@ class Sweep:
             done += len(members_of(checkpoint)) * epochs_done(checkpoint)
             total += len(members_of(checkpoint)) * until
         self.bar.close()
-        shown = {"unit": " member-steps", "smoothing": 0.05, "disable": not self.setup.bar}
-        self.bar = tqdm(total=total * each, initial=done * each, **shown)
+        self.bar = tqdm(total=total * each, initial=done * each, unit=" member-steps", disable=not self.setup.bar)
 
     def _train_pack(self, path: Path, members: Sequence[Member], until: int) -> None:
         """Train a pack, from its checkpoint if there is one, and end its members as they are done."""
@@ -235,7 +234,7 @@ class Sweep:
         module = self.setup.build(members)
         writer = MemberWriter(self.directory, finish=False)
         trainer = self.setup.trainer(callbacks=[writer, Watch(path, until, self.options.patience, self.bar.update)])
-        self.bar.set_postfix_str(f"{members[0].name} and {len(members) - 1} more" if len(members) > 1 else members[0].name)
+        self.bar.set_postfix_str(members[0].name + (f" and {len(members) - 1} more" if len(members) > 1 else ""))
         try:
             trainer.fit(module, self.setup.data, ckpt_path=path if path.is_file() else None, weights_only=True)
         except PopulationError as error:

@@ -20,6 +20,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
 
+from loraens.account import wandb_mode
 from loraens.callbacks import MemberWriter, WandbRun
 from loraens.data import TextData
 from loraens.errors import InputError
@@ -152,13 +153,8 @@ def check_checkpoint(path: str) -> None:
 
 def default_logger(directory: Path, project: str = "loraens", **options: Any) -> WandbLogger:
     """W&B, without a question: online if an account is set up, else offline; `WANDB_MODE` decides where it is set."""
-    import wandb
-
-    os.environ.setdefault("WANDB_SILENT", "true")
-    if "WANDB_MODE" not in os.environ and not wandb.login(prompt=False):
-        options["mode"] = "offline"
     directory.mkdir(parents=True, exist_ok=True)  # where it is not there, W&B writes elsewhere
-    return WandbLogger(**{"name": directory.name, "save_dir": directory, "project": project, **options})
+    return WandbLogger(**{"name": directory.name, "save_dir": directory, "project": project, **wandb_mode(), **options})
 
 
 def run_callbacks(directory: Path) -> list[Any]:

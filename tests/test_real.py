@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from loraens.predict import Predictor
+from loraens.predictor import Predictor
 from loraens.reading import read_split
 from loraens.store import MemberStore, find_members
 from loraens.tasks import QUORA, SST, STS
@@ -123,6 +123,6 @@ def test_peft_loads_the_member_with_the_same_predictions(member):
         hidden, mask = model(**inputs).last_hidden_state, inputs["attention_mask"][..., None]
         expected = (hidden * mask).sum(1) / mask.sum(1) @ head["sts.weight"].T + head["sts.bias"]
     predictor = Predictor.load(member)
-    got = predictor.logits(texts, predictor.task())
+    (got,) = predictor.logits(texts, predictor.task())
     torch.testing.assert_close(torch.from_numpy(got), expected, rtol=0, atol=1e-4)
     assert got[0, 0] > got[1, 0] + 1

@@ -15,7 +15,7 @@ import yaml
 from lightning.pytorch import Callback
 from safetensors.torch import load_file
 
-from loraens.predict import Predictor
+from loraens.predictor import Predictor
 from loraens.store import MemberStore, find_member
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -61,7 +61,7 @@ def test_stored_logits_are_what_predict_gives(fit, corpus):
         stored = MemberStore(find_member(run)).logits("sst", "dev", which)
         lines = [line.split("\t") for line in (corpus / "ids-sst-dev.csv").read_text().splitlines()[1:]]
         texts = {fields[1]: (fields[2].strip(),) for fields in lines}
-        got = predictor.logits([texts[key] for key in stored.example_id.tolist()], predictor.task())
+        (got,) = predictor.logits([texts[key] for key in stored.example_id.tolist()], predictor.task())
         torch.testing.assert_close(torch.from_numpy(got), torch.from_numpy(stored.logits), rtol=0, atol=1e-5)
 
 
@@ -267,7 +267,7 @@ def test_three_heads_on_one_adapter(fit):
     assert set(manifest["dev"]["best"]) == {"sst", "quora", "sts"}
     assert {"sst.weight", "quora.weight", "sts.weight"} < {key.split()[-1] for key in weights(run)}
     predictor = Predictor.load(run)
-    assert predictor.logits([("a", "b")], predictor.task("quora")).shape == (1, 1)
+    assert predictor.logits([("a", "b")], predictor.task("quora")).shape == (1, 1, 1)
 
 
 QUESTIONS = {

@@ -120,6 +120,14 @@ def test_a_sweep_logs_one_run_a_member_in_one_group(tmp_path, tiny_bert, corpus)
         assert entry.summary["trainable_parameters"] == manifest["trainable_parameters"]
     run_offline(tmp_path, *command)
     assert len(list((sweep / "wandb").glob("offline-run-*"))) == 2  # a repetition logs nothing twice
+    run_offline(tmp_path, "ensemble", "--runs", sweep, "--method", "omni")
+    (offline,) = (sweep / "ensembles" / "wandb").glob("offline-run-*")
+    found = read(offline)
+    assert (found.run.project, found.run.run_group, found.run.job_type) == ("loraens", "sts-sweep", "ensemble")
+    assert {"sts/omni/logits/held_out", "sts/best/logits/to_best"} <= set(found.summary)
+    (table,) = offline.glob("files/media/table/ensembles*.json")
+    rows = json.loads(table.read_text())
+    assert [dict(zip(rows["columns"], row))["method"] for row in rows["data"]] == ["best", "omni"]
 
 
 @pytest.mark.parametrize("kind", ["CSVLogger", "TensorBoardLogger"])

@@ -1,0 +1,85 @@
+"""How sure a score is: bootstrap intervals, paired differences, McNemar's test.
+
+Shape letters: N examples, R resamples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import binomtest
+
+RESAMPLES, LEVEL = 1000, 0.95
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate and its bounds at the level of 95 %."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.4f} [{self.low:.4f}, {self.high:.4f}]"
+
+
+def resamples(examples: int, rng: np.random.Generator, count: int = RESAMPLES) -> np.ndarray:
+    """Rows `(R, N)` drawn with replacement; the same ones for all that is compared make the comparison paired."""
+    return rng.integers(0, examples, (count, examples), dtype=np.int32)
+
+
+def bootstrap(statistic: Callable[[np.ndarray], float], rows: np.ndarray, value: float | None = None) -> Interval:
+    """Percentile interval (Efron 1979) of a statistic of rows.
+
+    Args:
+        statistic: Of row numbers `(N,)`; where it is NaN, the resample is left out.
+        rows: `(R, N)`, as `resamples` gives them.
+        value: The estimate; by default the statistic of all rows in order.
+    """
+    found = np.array([statistic(row) for row in rows])
+    if value is None:
+        value = statistic(np.arange(rows.shape[1]))
+    return of_resamples(value, found)
+
+
+def of_resamples(value: float, found: np.ndarray) -> Interval:
+    """Percentile interval of a statistic's values on resamples `(R,)`."""
+    known = found[~np.isnan(found)]
+    if len(known) == 0:
+        return Interval(value, float("nan"), float("nan"))
+    low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(value, float(low), float(high))
+
+
+def mcnemar(left: np.ndarray, right: np.ndarray) -> float:
+    """McNemar's exact test: p of two classifiers being right `(N,)` equally often, two-sided, by the binomial distribution.
+
+    Only the examples on which one of them is right count; without any, p is 1.
+    """
+    first, second = int((left & ~right).sum()), int((~left & right).sum())
+    if first + second == 0:
+        return 1.0
+    return float(binomtest(first, first + second, 0.5).pvalue)
+
+
+def means_of_resamples(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Mean of per-example values `(V, N)` on each resample, `(V, R)`: one product with how often each example was drawn."""
+    examples, found = values.shape[1], []
+    for part in np.array_split(rows, -(-rows.size // 2**23)):
+        counts = np.stack([np.bincount(row, minlength=examples) for row in part])
+        found.append(values @ counts.T.astype(np.float64) / examples)
+    return np.concatenate(found, axis=1)
+
+
+def pearson_of_resamples(x: np.ndarray, y: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Pearson's r of each of `(V, N)` with y `(N,)` on each resample, `(V, R)`; NaN where one side is constant."""
+    a, b = x - x.mean(axis=1, keepdims=True), y - y.mean()
+    moments = means_of_resamples(np.concatenate([a, a * a, a * b, b[None], (b * b)[None]]), rows)
+    mean, square, product = moments[: len(a)], moments[len(a) : 2 * len(a)], moments[2 * len(a) : 3 * len(a)]
+    spread = np.maximum(square - mean**2, 0) * np.maximum(moments[-1] - moments[-2] ** 2, 0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found: np.ndarray = np.where(spread > 1e-24, (product - mean * moments[-2]) / np.sqrt(spread), np.nan)
+    return found
