@@ -111,7 +111,7 @@ class TextData(LightningDataModule):
         sources: One a task.
         backbone: Backbone whose tokenizer is used; set from `--model.backbone`.
         batch_size: Training records of one member in a batch.
-        eval_batch_size: Records of one member in a batch of dev or test.
+        eval_batch_size: Records in a batch of dev or test, those of all members together.
         max_length: Longest sequence in tokens, special tokens counted; longer ones are cut and counted.
         limit: Use at most this many records of each split, drawn by a fixed seed: for a quick look, not for results.
         temperature: With several tasks, a task's share of the batches is in proportion to records ** (1 / temperature).
@@ -216,7 +216,8 @@ class TextData(LightningDataModule):
 
     def eval_loaders(self, split: str) -> list[DataLoader[PackedBatch]]:
         """One loader for each task that has the split, in the order of `of(split)`."""
-        return [eval_loader(part, self.eval_batch_size, len(self._members())) for part in self.of(split)]
+        members = len(self._members())
+        return [eval_loader(part, max(1, self.eval_batch_size // members), members) for part in self.of(split)]
 
     def _members(self) -> Sequence[Member]:
         """The population of the trainer's module."""

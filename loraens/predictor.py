@@ -94,7 +94,7 @@ class Predictor:
         tasks: Its tasks, by name.
         tokenizer: The backbone's tokenizer.
         max_length: Longest sequence in tokens.
-        batch_size: Texts in one batch.
+        batch_size: Texts in one batch, those of all members together.
         joint: How the members are joined; None for a single member.
     """
 
@@ -193,9 +193,10 @@ class Predictor:
         tokens = tokenise(list(texts), self.tokenizer, self.max_length)
         order = np.argsort(tokens.lengths, kind="stable")
         device = next(self.model.parameters()).device
+        size = max(1, self.batch_size // members)
         with torch.inference_mode():
-            for start in range(0, len(order), self.batch_size):
-                rows = order[start : start + self.batch_size]
+            for start in range(0, len(order), size):
+                rows = order[start : start + size]
                 places = np.tile(rows, (members, 1))
                 batch = pack(tokens.ids, tokens.types, tokens.offsets, places, None, task.name, "predict")
                 found[:, rows] = self.model(batch.to(device)).float().cpu().numpy()

@@ -143,7 +143,7 @@ def test_killed_anywhere_it_ends_with_the_same_contents(command, tmp_path, optio
         assert not (tmp_path / f"run-{runs}" / "packs").exists()
 
 
-def test_finished_members_are_skipped_by_their_checksums(sweep, capsys, monkeypatch):
+def test_finished_members_are_skipped_by_their_checksums(sweep, run_command, capsys, monkeypatch):
     run = sweep()
     before, trained, fit = contents(run), [], sweep_module.Sweep._fit
 
@@ -153,6 +153,7 @@ def test_finished_members_are_skipped_by_their_checksums(sweep, capsys, monkeypa
 
     monkeypatch.setattr(sweep_module.Sweep, "_fit", noted)
     sweep()
+    assert run_command("sweep", "--config", run / "config.yaml") == 0  # what an interrupted sweep tells to do
     assert not trained
     assert contents(run) == before
     name = "r8-c3-s0-lr0.01"
