@@ -12,6 +12,7 @@ import gc
 import json
 import math
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from loraens.errors import InputError
 from loraens.estimate import choose_pack
 from loraens.failures import PopulationError
 from loraens.grid import Member, packs
-from loraens.packs import Options, Setup, Watch, epochs_done, load, name_of, save, stalled
+from loraens.packs import Options, Setup, Watch, epochs_done, is_out_of_memory, load, name_of, save, stalled
 from loraens.regroup import join, members_of, progress_of, take
 from loraens.store import MANIFEST, MemberStore, write_atomically
 from loraens.tracking import log_member
@@ -205,7 +206,9 @@ class Sweep:
             done += len(members_of(checkpoint)) * epochs_done(checkpoint)
             total += len(members_of(checkpoint)) * until
         self.bar.close()
-        self.bar = tqdm(total=total * each, initial=done * each, unit=" member-steps", disable=not self.setup.bar)
+        pause = 0.2 if sys.stderr.isatty() else 30  # seconds between two lines of a log
+        shown = {"unit": " member-steps", "mininterval": pause, "disable": not self.setup.bar}
+        self.bar = tqdm(total=total * each, initial=done * each, **shown)
 
     def _train_pack(self, path: Path, members: Sequence[Member], until: int) -> None:
         """Train a pack, from its checkpoint if there is one, and end its members as they are done."""
@@ -240,7 +243,7 @@ class Sweep:
         except PopulationError as error:
             return error
         except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             return error.with_traceback(None)  # whose frames hold the pack's tensors
         finally:
@@ -336,10 +339,6 @@ class Sweep:
             log_member(self.setup.logger, self.directory, self.ended[name])
             self.state["logged"].append(name)
             self._write()
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
