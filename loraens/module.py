@@ -103,7 +103,13 @@ class Population(LightningModule):
         return data
 
     def configure_model(self) -> None:
-        """Build the model, unless that was done before; Lightning calls it."""
+        """Build the model, unless that was done before; Lightning calls it.
+
+        Raises:
+            InputError: The precision scales the losses of all members by one factor.
+        """
+        if str(self.trainer.precision) == "16-mixed":
+            raise InputError("--trainer.precision 16-mixed: one loss scale would tie the members together, use bf16-mixed")
         self.build(self.data.max_length)
 
     def build(self, max_length: int) -> None:

@@ -96,6 +96,12 @@ def test_backbones_dropout_is_on_where_it_should_be(train, mode, dropout):
     assert set(seen) == {dropout and mode != "frozen"}
 
 
+def test_a_shared_loss_scale_is_refused(train, monkeypatch):
+    monkeypatch.setattr(Trainer, "precision", "16-mixed")
+    with pytest.raises(InputError, match="use bf16-mixed"):
+        train([Member(2, 1.0)], trainer=())
+
+
 def test_several_devices_are_refused(tiny_bert, corpus, tmp_path):
     from loraens.callbacks import MemberWriter
 
