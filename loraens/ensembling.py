@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 import math
@@ -25,9 +24,7 @@ from loraens.ensemble.select import METHODS, Options
 from loraens.errors import InputError
 from loraens.metrics import overall
 from loraens.significance import Interval
-from loraens.store import ENSEMBLE, MANIFEST, write_atomically
-
-FORMAT = 1
+from loraens.store import ENSEMBLE, ENSEMBLE_FORMAT, MANIFEST, checksum, without_nan, write_atomically
 
 
 def candidates(found: Candidates, methods: Sequence[str], only: Sequence[Rule] | None, options: Options) -> list[Candidate]:
@@ -68,7 +65,7 @@ def record(found: Candidates, proof: Proof, which: str, folder: Path) -> dict[st
             "rank": int(found.dev.ranks[index]),
             "place": int(found.dev.places[index]),
             "weight": float(weight),
-            "manifest_sha256": hashlib.sha256((found.directories[index] / MANIFEST).read_bytes()).hexdigest(),
+            "manifest_sha256": checksum(found.directories[index] / MANIFEST),
         }
         for index, weight in enumerate(proof.weights)
         if weight > 0
@@ -77,7 +74,7 @@ def record(found: Candidates, proof: Proof, which: str, folder: Path) -> dict[st
     fields = {key: value for key, value in asdict(proof).items() if key not in ("candidate", "weights", "members")}
     data = {key: value for key, value in settings["data"].items() if key.startswith(f"{name}-")}
     return {
-        "format": FORMAT,
+        "format": ENSEMBLE_FORMAT,
         "task": found.dev.task.to_dict(),
         "method": proof.candidate.method,
         "rule": proof.candidate.rule,
@@ -92,15 +89,6 @@ def record(found: Candidates, proof: Proof, which: str, folder: Path) -> dict[st
         "backbone_fingerprint": settings["backbone_fingerprint"],
         "data": data,
     }
-
-
-def _plain(value: Any) -> Any:
-    """JSON fields with null for what is not defined."""
-    if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 COLUMNS: list[str | int] = [
@@ -183,7 +171,7 @@ def run(
         of_task = []
         for proof in proofs:
             place = folder / f"{name}-{proof.candidate.method}-{proof.candidate.rule}"
-            of_task.append(_plain(record(found, proof, which, place)))
+            of_task.append(without_nan(record(found, proof, which, place)))
             write_atomically(place / ENSEMBLE, (json.dumps(of_task[-1], indent=2) + "\n").encode())
         print_table(of_task)
         entries.extend(of_task)

@@ -242,7 +242,7 @@ class Population(LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip each member's gradients by their own norm or by value, and stop those of members that failed."""
-        parameters = [p for p in self.parameters() if p.requires_grad]
+        parameters = optimizer.param_groups[0]["params"]
         norms = gradient_norms(parameters, len(self.members))
         self.failures.note(norms.isfinite(), self.global_step)
         alive, factor = self.failures.alive, torch.ones_like(norms)

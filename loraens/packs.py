@@ -23,6 +23,13 @@ from loraens.module import Population
 from loraens.regroup import progress_of
 from loraens.store import write_atomically
 
+TRAINER: dict[str, Any] = {  # what a sweep does itself, for all packs
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+
 
 @dataclass
 class Options:

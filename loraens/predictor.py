@@ -5,7 +5,6 @@ Shape letters: M members, N texts, C outputs, K classes.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from loraens.ensemble.pool import Outcome, Pool
 from loraens.ensemble.prove import scaled
 from loraens.errors import InputError
 from loraens.reading import Row
-from loraens.store import ENSEMBLE, MANIFEST, MemberStore, find_member
+from loraens.store import ENSEMBLE, ENSEMBLE_FORMAT, MANIFEST, MemberStore, checksum, find_member
 from loraens.tasks import Task
 
 if TYPE_CHECKING:
@@ -242,7 +241,7 @@ def _read_record(directory: Path) -> dict[str, Any]:
         record = json.loads(path.read_bytes())
     except ValueError:
         record = None
-    if not isinstance(record, dict) or record.get("format") != 1 or not record.get("members"):
+    if not isinstance(record, dict) or record.get("format") != ENSEMBLE_FORMAT or not record.get("members"):
         raise InputError(f"{path} is not an ensemble that this version of loraens reads: make it again with `loraens ensemble`")
     return record
 
@@ -253,6 +252,6 @@ def _member_of(ensemble: Path, member: dict[str, Any]) -> tuple[Path, dict[str, 
     path = directory / MANIFEST
     if not path.is_file():
         raise InputError(f"{directory} is missing: ensemble {ensemble} needs it, restore it or make the ensemble again")
-    if hashlib.sha256(path.read_bytes()).hexdigest() != member["manifest_sha256"]:
+    if checksum(path) != member["manifest_sha256"]:
         raise InputError(f"{path} has changed since ensemble {ensemble} was made: make the ensemble again")
     return directory, MemberStore(directory).manifest(), str(member["epoch"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -96,25 +96,19 @@ def train_task(data: TextData, epochs: int, members: Sequence[Member], directory
     from loraens.ensemble.combine import omni
     from loraens.metrics import prediction_score
     from loraens.module import Population
-    from loraens.packs import Options, Setup
+    from loraens.packs import TRAINER, Options, Setup
     from loraens.sweep import Sweep
     from loraens.training import quiet_trainers
 
     (task,) = data.tasks
     data.setup("fit")
     print(f"{task.name}: {len(members)} members of {', '.join(map(_in_words, members))}", flush=True)
-    unused: dict[str, Any] = {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
     setup = Setup(
         directory,
         members,
         data,
         build=lambda chosen: Population(chosen, data.tasks, backbone=backbone, pooling="mean"),
-        trainer=lambda **options: Trainer(max_epochs=epochs, num_sanity_val_steps=0, **unused, **options),
+        trainer=lambda **options: Trainer(max_epochs=epochs, num_sanity_val_steps=0, **TRAINER, **options),
         epochs=epochs,
     )
     with quiet_trainers():

@@ -5,7 +5,6 @@ Shape letters: N examples, R resamples.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,31 +21,14 @@ class Interval:
     low: float
     high: float
 
-    def __str__(self) -> str:
-        return f"{self.value:.4f} [{self.low:.4f}, {self.high:.4f}]"
-
 
 def resamples(examples: int, rng: np.random.Generator, count: int = RESAMPLES) -> np.ndarray:
     """Rows `(R, N)` drawn with replacement; the same ones for all that is compared make the comparison paired."""
     return rng.integers(0, examples, (count, examples), dtype=np.int32)
 
 
-def bootstrap(statistic: Callable[[np.ndarray], float], rows: np.ndarray, value: float | None = None) -> Interval:
-    """Percentile interval (Efron 1979) of a statistic of rows.
-
-    Args:
-        statistic: Of row numbers `(N,)`; where it is NaN, the resample is left out.
-        rows: `(R, N)`, as `resamples` gives them.
-        value: The estimate; by default the statistic of all rows in order.
-    """
-    found = np.array([statistic(row) for row in rows])
-    if value is None:
-        value = statistic(np.arange(rows.shape[1]))
-    return of_resamples(value, found)
-
-
 def of_resamples(value: float, found: np.ndarray) -> Interval:
-    """Percentile interval of a statistic's values on resamples `(R,)`."""
+    """Percentile interval (Efron 1979) of a statistic's values on resamples `(R,)`; where it is NaN, one is left out."""
     known = found[~np.isnan(found)]
     if len(known) == 0:
         return Interval(value, float("nan"), float("nan"))

@@ -30,7 +30,7 @@ import numpy as np
 from loraens.errors import InputError
 
 MANIFEST = "manifest.json"
-ENSEMBLE = "ensemble.json"
+ENSEMBLE, ENSEMBLE_FORMAT = "ensemble.json", 1
 CHECKPOINT = "last.ckpt"
 FORMAT = 1
 
@@ -121,15 +121,18 @@ class MemberStore:
         for epoch in kept & set(epochs):
             sums.update({f"{epoch}/{name}": hashlib.sha256(content).hexdigest() for name, content in epochs[epoch].items()})
         sums = dict(sorted(sums.items()))
-        whole = _without_nan({"format": FORMAT, **manifest, "files": sums})
+        whole = without_nan({"format": FORMAT, **manifest, "files": sums})
         write_atomically(self.directory / MANIFEST, (json.dumps(whole, indent=2, allow_nan=False) + "\n").encode())
         for path in self.directory.glob("epoch-*"):
             if path.name not in kept | before:
                 shutil.rmtree(path)
 
-    def update(self, **fields: Any) -> None:
-        """Change fields of the manifest; the member's files stay as they are."""
-        self.write({}, {**self.manifest(), **fields})
+    def update(self, **fields: Any) -> dict[str, Any]:
+        """Change fields of the manifest; the member's files, which are verified, stay as they are. Returns the manifest."""
+        manifest = {**self.manifest(), **fields}
+        if fields:
+            self.write({}, manifest)
+        return manifest
 
     def _manifest_before(self) -> dict[str, Any]:
         path = self.directory / MANIFEST
@@ -178,12 +181,12 @@ class MemberStore:
         return read_logits(self.directory / manifest["epochs"][which] / f"{task}-{split}.npz")
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
     """JSON fields with null for scores that are not defined."""
     if isinstance(value, dict):
-        return {name: _without_nan(item) for name, item in value.items()}
+        return {name: without_nan(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_without_nan(item) for item in value]
+        return [without_nan(item) for item in value]
     return None if isinstance(value, float) and math.isnan(value) else value
 
 

@@ -150,7 +150,7 @@ class Sweep:
 
     def _missing(self) -> list[Member]:
         """Members that have not begun."""
-        begun = {name_of(member) for path in self._packs.glob("*.ckpt") for member in members_of(load(path))}
+        begun = set().union(*map(self._names, self._packs.glob("*")))
         return [member for name, member in self.by_name.items() if name not in begun and name not in self.ended]
 
     def left(self) -> list[Member]:
@@ -329,9 +329,7 @@ class Sweep:
 
     def _end(self, name: str, **fields: Any) -> None:
         """A member has ended: note it in its manifest, and log it."""
-        if fields:
-            self.store(name).update(**fields)
-        self.ended[name] = self.store(name).manifest()
+        self.ended[name] = self.store(name).update(**fields)
         self._log(name)
 
     def _log(self, name: str) -> None:

@@ -14,7 +14,7 @@ from loraens.errors import InputError
 from loraens.estimate import measure
 from loraens.grid import Grid, packs
 from loraens.module import Population
-from loraens.packs import Options, Setup
+from loraens.packs import TRAINER, Options, Setup
 from loraens.store import write_atomically
 from loraens.sweep import Sweep
 from loraens.tasks import LOWER_IS_BETTER
@@ -49,10 +49,9 @@ class SweepCli(Cli):
 
     def pack_trainer(self, **kwargs: Any) -> Trainer:
         """A trainer of one pack."""
-        unused = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
         given = self._get(self.config_init, "trainer").get("callbacks") or []
         callbacks = [*(given if isinstance(given, list) else [given]), *kwargs.pop("callbacks", [])]
-        trainer: Trainer = LightningCLI.instantiate_trainer(self, **unused, callbacks=callbacks, **kwargs)
+        trainer: Trainer = LightningCLI.instantiate_trainer(self, **TRAINER, callbacks=callbacks, **kwargs)
         return trainer
 
     def setup_of_packs(self) -> Setup:

@@ -13,7 +13,7 @@ from loraens.ensemble.diversity import pair_counts, q_statistic, similarity, sum
 from loraens.ensemble.pool import Outcome, Pool, metric, score
 from loraens.ensemble.select import METHODS, Options, _scorer, accurate, dicor, greedy, pseudo_bma, stacking, topk, weighted
 from loraens.metrics import scores as reference_scores
-from loraens.significance import bootstrap, mcnemar, means_of_resamples, of_resamples, pearson_of_resamples, resamples
+from loraens.significance import mcnemar, means_of_resamples, of_resamples, pearson_of_resamples, resamples
 from loraens.tasks import METRICS, QUORA, SST, STS
 
 TASKS = {"sst": SST, "quora": QUORA, "sts": STS}
@@ -250,7 +250,7 @@ def test_intervals():
     rng = np.random.default_rng(0)
     values = rng.normal(1.0, 2.0, 400)
     rows = resamples(400, rng)
-    found = bootstrap(lambda part: float(values[part].mean()), rows)
+    found = of_resamples(float(values.mean()), np.array([values[row].mean() for row in rows]))
     assert found.value == pytest.approx(values.mean())
     half = 1.96 * values.std() / 20
     assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.1)
