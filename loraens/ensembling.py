@@ -8,7 +8,7 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from loraens.ensemble.diversity import SIMILARITIES, summary
 from loraens.ensemble.pool import metric
 from loraens.ensemble.prove import FOLDS, REPEATS, Candidate, Proof, prove
 from loraens.ensemble.read import Candidates, read_runs
-from loraens.ensemble.select import METHODS, Options
+from loraens.ensemble.select import METHODS, SOUPS, Options
 from loraens.errors import InputError
 from loraens.metrics import overall
 from loraens.significance import Interval
@@ -33,18 +33,31 @@ def candidates(found: Candidates, methods: Sequence[str], only: Sequence[Rule] |
     Raises:
         InputError: A method or rule is unknown, or does not apply to the task.
     """
-    names = list(METHODS) if "all" in methods else list(methods)
+    groups = {"all": list(METHODS), "soup": list(SOUPS)}
+    names = list(dict.fromkeys(name for given in methods for name in groups.get(given, [given])))
     for name in names:
-        if name not in METHODS:
-            raise InputError(f"--method {name} is unknown: give all, or some of {', '.join(METHODS)}")
+        if name not in METHODS and name not in SOUPS:
+            raise InputError(f"--method {name} is unknown: give all, or some of {', '.join([*METHODS, *SOUPS])}")
     task = found.dev.task
     apply = rules(task)
     for rule in only or ():
         if rule not in apply:
             raise InputError(f"--rule {rule} does not apply to task {task.name}: give one of {', '.join(apply)}")
-    wanted = [Candidate(name, rule, options) for name in names for rule in only or apply]
+    wanted = [Candidate(name, rule, options) for name in names if name in METHODS for rule in only or apply]
+    wanted += [Candidate(name, "merged", options) for name in names if name in SOUPS]
     needed = [Candidate(name, apply[0], options) for name in ("best", "omni")]
     return [*(candidate for candidate in needed if candidate not in wanted), *wanted]
+
+
+def _soup(found: Candidates, which: str) -> Any:
+    """What merges the members; their pools learn to run the merged model."""
+    from loraens.soup import Soup
+
+    bar = tqdm(desc=f"{found.dev.task.name}: merged models", unit="", disable=None, leave=False)
+    soup = Soup(found, which, bar.update)
+    found.dev = replace(found.dev, merged=soup.of("dev"))
+    found.test = found.test and replace(found.test, merged=soup.of("test"))
+    return soup
 
 
 def test_score(found: Candidates, proof: Proof) -> float | None:
@@ -91,6 +104,10 @@ def record(found: Candidates, proof: Proof, which: str, folder: Path) -> dict[st
     }
 
 
+METHOD_HELP = (
+    f"all, or some of {', '.join(METHODS)}; soup for soup (all members merged into one model) and greedy_soup, which need the "
+    "backbone and the texts, and which all does not hold."
+)
 COLUMNS: list[str | int] = [
     *("task", "method", "rule", "members", "dev", "held_out", "low", "high", "to_best", "to_best_low", "to_best_high"),
     *("to_omni", "to_omni_low", "to_omni_high", "p_best", "test"),
@@ -166,12 +183,15 @@ def run(
         if math.isnan(found.dev.labels[0]):
             raise InputError(f"task {name} has no labels on dev: ensembles cannot be chosen")
         chosen = candidates(found, methods, only, options)
+        soup = _soup(found, which) if any(candidate.method in SOUPS for candidate in chosen) else None
         with tqdm(total=FOLDS * REPEATS, desc=f"{name}: folds", disable=None, leave=False) as bar:
             proofs = prove(found.dev, chosen, bar.update)
         of_task = []
         for proof in proofs:
             place = folder / f"{name}-{proof.candidate.method}-{proof.candidate.rule}"
             of_task.append(without_nan(record(found, proof, which, place)))
+            if soup is not None and proof.candidate.method in SOUPS:
+                soup.write(place, proof.weights, proof.dev)
             write_atomically(place / ENSEMBLE, (json.dumps(of_task[-1], indent=2) + "\n").encode())
         print_table(of_task)
         entries.extend(of_task)
@@ -204,7 +224,7 @@ def main(args: list[str]) -> None:
 
     parser = ArgumentParser(prog="loraens ensemble", description=__doc__, exit_on_error=False)
     parser.add_argument("--runs", nargs="+", type=str, required=True, help="Directories of runs, sweeps or members.")
-    parser.add_argument("--method", nargs="+", type=str, default=["all"], help=f"all, or some of {', '.join(METHODS)}.")
+    parser.add_argument("--method", nargs="+", type=str, default=["all"], help=METHOD_HELP)
     parser.add_argument("--rule", nargs="+", type=str, default=None, help="vote, logits or probs; all that apply by default.")
     parser.add_argument("--task", nargs="+", type=str, default=None, help="Names of tasks; all by default.")
     parser.add_argument("--which", type=str, choices=["best", "last"], default="best", help="Epoch of each member.")

@@ -112,6 +112,20 @@ class LoRALinear(nn.Module):
         return self.scales[index] * self.lora_B[index] @ self.lora_A[index]
 
     @torch.no_grad()
+    def joined(self, weights: Sequence[float]) -> tuple[Tensor, Tensor]:
+        """B `(O, R)` and A `(R, I)` whose product is the sum of the members' weight changes, each times its weight.
+
+        Exact: the members' matrices side by side, or, of more columns than B can need, their QR decomposition.
+        """
+        chosen = [(index, weight) for index, weight in enumerate(weights) if weight]
+        up = torch.cat([weight * self.scales[m] * self.lora_B[m, :, : self.ranks[m]] for m, weight in chosen], dim=1)
+        down = torch.cat([self.lora_A[m, : self.ranks[m]] for m, _ in chosen])
+        if up.shape[1] <= up.shape[0]:
+            return up, down
+        q, r = torch.linalg.qr(up)
+        return q, r @ down
+
+    @torch.no_grad()
     def merged(self, index: int) -> nn.Linear:
         """A new linear layer of the weights W0 + c B A of one member; this layer is left as it is."""
         layer = nn.Linear(

@@ -16,7 +16,7 @@ from loraens.backbone import position_offset
 from loraens.dropout import Routing, factor, route_dropout
 from loraens.encoder import FastEncoder, is_fast
 from loraens.grid import Member
-from loraens.lora import inject
+from loraens.lora import inject, merge
 from loraens.packing import PackedBatch, layout_of
 from loraens.seeding import derive_seed
 from loraens.tasks import Task
@@ -101,7 +101,7 @@ class MemberModel(nn.Module):
         for name, head in self.heads.items():
             self.add_module(f"head_{name}", head)
         self.fast = (
-            FastEncoder(encoder, self.routing) if fast and mode == "lora" and is_fast(encoder, list(self.adapters)) else None
+            FastEncoder(encoder, self.routing) if fast and mode != "full" and is_fast(encoder, list(self.adapters)) else None
         )
         self._offset = position_offset(encoder)
         self._has_types = getattr(encoder.config, "type_vocab_size", 0) > 1
@@ -113,6 +113,13 @@ class MemberModel(nn.Module):
             return heads + sum(parameter.numel() for parameter in self.encoder.parameters())
         adapters = self.adapters.values()
         return heads + sum(a.ranks[index] * (a.base.in_features + a.base.out_features) for a in adapters)
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """For inference: add the only member's adapter to the backbone's weights, so that it costs nothing any more."""
+        merge(self.encoder, 0)
+        self.adapters, self.mode = {}, "frozen"
+        self.fast = FastEncoder(self.encoder, self.routing) if is_fast(self.encoder, []) else None
 
     def seed_dropout(self, *counter: int) -> None:
         """Name the dropout masks of the next training forward; the same counter gives the same masks."""

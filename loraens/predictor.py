@@ -117,24 +117,34 @@ class Predictor:
         Raises:
             InputError: There is no such member, its files were altered, or its backbone cannot be had or is another.
         """
-        if not (Path(path) / ENSEMBLE).is_file():
+        if not (Path(path) / ENSEMBLE).is_file() or (Path(path) / MANIFEST).is_file():  # a member, or a soup: both in one
             directory = find_member(Path(path))
             manifest = MemberStore(directory).manifest()
             if which not in manifest["epochs"]:
                 raise InputError(f"{directory} has no weights: the member failed ({manifest.get('ended')}), choose another")
-            return cls._of([(directory, manifest, manifest["epochs"][which])], batch_size, device)
+            predictor = cls.of_members([(directory, manifest, manifest["epochs"][which])], batch_size, device)
+            predictor.model.fold()
+            return predictor
         record = _read_record(Path(path))
         members = record["members"]
         found = [_member_of(Path(path), member) for member in members]
-        predictor = cls._of(found, batch_size, device)
+        predictor = cls.of_members(found, batch_size, device)
+        if len(members) == 1:
+            predictor.model.fold()
         weights, ranks, places = (np.array([member[key] for member in members]) for key in ("weight", "rank", "place"))
         predictor.joint = Joint(record["rule"], weights, ranks, places, record["temperature"])
         predictor.tasks = {record["task"]["name"]: Task.from_dict(record["task"])}
         return predictor
 
     @classmethod
-    def _of(cls, members: Sequence[tuple[Path, dict[str, Any], str]], batch_size: int, device: str | None) -> Predictor:
-        """Load members (directory, manifest, epoch) onto one backbone."""
+    def of_members(
+        cls, members: Sequence[tuple[Path, dict[str, Any], str]], batch_size: int = 64, device: str | None = None
+    ) -> Predictor:
+        """Load members (directory, manifest, epoch) onto one backbone, not joined.
+
+        Raises:
+            InputError: They cannot share one, or it cannot be had or is another than theirs.
+        """
         import torch
 
         from loraens.adapters import load_member

@@ -14,7 +14,7 @@ from loraens.ensemble.pool import Outcome, Pool
 from loraens.metrics import predictions, probabilities
 from loraens.tasks import Task
 
-Rule = Literal["vote", "logits", "probs"]
+Rule = Literal["vote", "logits", "probs", "merged"]
 
 
 def rules(task: Task) -> tuple[Rule, ...]:
@@ -28,9 +28,13 @@ def combine(pool: Pool, weights: np.ndarray, rule: Rule, places: np.ndarray) -> 
     Args:
         pool: The members.
         weights: `(M,)`; members of weight zero have no say.
-        rule: "vote" (see `majority_vote`), "logits" (weighted mean logit) or "probs" (weighted mean probability).
+        rule: "vote" (see `majority_vote`), "logits" (weighted mean logit), "probs" (weighted mean probability) or "merged" (the
+            one model that `pool.merged` makes of them).
         places: `(M,)` place of each member where the ensemble was chosen, 0 the best: what is voted on here has no say in that.
     """
+    if rule == "merged":
+        assert pool.merged is not None
+        return _outcome(pool.task, pool.merged(weights))
     chosen = np.flatnonzero(weights)
     pool, weights = pool.of(chosen), weights[chosen]
     if rule == "vote":
@@ -38,10 +42,13 @@ def combine(pool: Pool, weights: np.ndarray, rule: Rule, places: np.ndarray) -> 
     if rule == "probs":
         shares = np.tensordot(weights / weights.sum(), pool.probabilities, 1)
         return Outcome(shares.argmax(axis=1), shares)
-    mean = np.tensordot(weights, pool.logits.astype(np.float64), 1)
-    if pool.task.kind == "number":
-        return Outcome(mean[:, 0])
-    return Outcome(predictions(pool.task, mean), probabilities(pool.task, mean))
+    return _outcome(pool.task, np.tensordot(weights, pool.logits.astype(np.float64), 1))
+
+
+def _outcome(task: Task, logits: np.ndarray) -> Outcome:
+    if task.kind == "number":
+        return Outcome(logits[:, 0].astype(np.float64))
+    return Outcome(predictions(task, logits), probabilities(task, logits))
 
 
 def mean_logits(logits: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ Shape letters: M members, N examples, C outputs, K classes, R resamples.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -25,6 +25,7 @@ class Pool:
         ranks: `(M,)` rank of each member.
         logits: `(M, N, C)`.
         labels: `(N,)` class numbers or values.
+        merged: From weights `(M,)` to the logits `(N, C)` of one model merged of the members, where the backbone is there.
     """
 
     task: Task
@@ -32,6 +33,7 @@ class Pool:
     ranks: np.ndarray
     logits: np.ndarray
     labels: np.ndarray
+    merged: Callable[[np.ndarray], np.ndarray] | None = None
     similarities: dict[str, np.ndarray] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
@@ -39,13 +41,15 @@ class Pool:
 
     def at(self, rows: np.ndarray) -> Pool:
         """The same members on some of the examples."""
-        return replace(self, logits=self.logits[:, rows], labels=self.labels[rows])
+        whole = self.merged
+        merged = None if whole is None else lambda weights: whole(weights)[rows]
+        return replace(self, logits=self.logits[:, rows], labels=self.labels[rows], merged=merged)
 
     def of(self, members: Sequence[int] | np.ndarray) -> Pool:
         """Some of the members on the same examples."""
         chosen = np.asarray(members)
         names = tuple(self.names[index] for index in chosen)
-        return replace(self, names=names, ranks=self.ranks[chosen], logits=self.logits[chosen])
+        return replace(self, names=names, ranks=self.ranks[chosen], logits=self.logits[chosen], merged=None)
 
     @cached_property
     def probabilities(self) -> np.ndarray:

@@ -17,7 +17,7 @@ from scipy.optimize import minimize_scalar
 
 from loraens.ensemble.combine import Rule, combine, rules
 from loraens.ensemble.pool import Outcome, Pool, metric
-from loraens.ensemble.select import METHODS, Options
+from loraens.ensemble.select import METHODS, SOUPS, Options
 from loraens.seeding import derive_seed
 from loraens.significance import Interval, mcnemar, means_of_resamples, of_resamples, pearson_of_resamples, resamples
 from loraens.tasks import LOWER_IS_BETTER, METRICS
@@ -37,7 +37,12 @@ class Candidate:
     def weights(self, pool: Pool, *seed: str | int) -> np.ndarray:
         """Weights `(M,)` on a pool; random choices are named by the method, its size and the seed."""
         rng = np.random.default_rng(derive_seed(0, self.method, str(self.options.size), *seed))
-        return METHODS[self.method](pool, self.options, rng)
+        return {**METHODS, **SOUPS}[self.method](pool, self.options, rng)
+
+    @property
+    def repeats(self) -> int:
+        """Repetitions of the cross-validation: one for soups, each of which runs the backbone."""
+        return 1 if self.method in SOUPS else REPEATS
 
 
 @dataclass
@@ -124,12 +129,14 @@ def cross_validate(pool: Pool, candidates: list[Candidate], advance: Advance = l
     found = []
     for candidate in candidates:
         shares = classes and candidate.rule != "vote"
-        empty = np.full((REPEATS, size, classes), np.nan) if shares else None
-        found.append(_HeldOut(np.full((REPEATS, size), np.nan), empty, None if empty is None else empty.copy()))
+        empty = np.full((candidate.repeats, size, classes), np.nan) if shares else None
+        found.append(_HeldOut(np.full((candidate.repeats, size), np.nan), empty, None if empty is None else empty.copy()))
     for number, (repeat, chosen_on, scored_on) in enumerate(folds(pool)):
         inside, outside = pool.at(chosen_on), pool.at(scored_on)
         known: dict[tuple[str, Options], np.ndarray] = {}
         for candidate, held in zip(candidates, found):
+            if repeat >= candidate.repeats:
+                continue
             key = candidate.method, candidate.options
             if key not in known:
                 known[key] = candidate.weights(inside, number)

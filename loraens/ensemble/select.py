@@ -33,6 +33,7 @@ class Options:
         steps: Members that one bag of `greedy` joins at most.
         start: Best members that each bag of `greedy` starts with.
         draws: Draws of the Bayesian bootstrap of `pseudo_bma`.
+        tried: Best members that `greedy_soup` tries to merge.
     """
 
     size: int | None = None
@@ -43,6 +44,7 @@ class Options:
     steps: int = 16
     start: int = 2
     draws: int = 1000
+    tried: int = 11
 
 
 Select = Callable[[Pool, Options, np.random.Generator], np.ndarray]
@@ -277,6 +279,18 @@ def pseudo_bma(pool: Pool, options: Options, rng: np.random.Generator) -> np.nda
     return found
 
 
+def greedy_soup(pool: Pool, options: Options, rng: np.random.Generator) -> np.ndarray:
+    """Greedy soup (Wortsman et al. 2022): the best member, then each next one that does not make the merged model worse."""
+    chosen: list[int] = []
+    reached = -np.inf
+    for member in pool.order[: options.tried].tolist():
+        weights = _equal(pool, [*chosen, member])
+        found = _defined(score(pool.task, combine(pool, weights, "merged", pool.places), pool.labels))
+        if not chosen or found >= reached:
+            chosen, reached = [*chosen, member], found
+    return _equal(pool, chosen)
+
+
 def _softmax(x: np.ndarray) -> np.ndarray:
     exponentials = np.exp(x - x.max(axis=-1, keepdims=True))
     shares: np.ndarray = exponentials / exponentials.sum(axis=-1, keepdims=True)
@@ -295,3 +309,4 @@ METHODS: dict[str, Select] = {
     "bma": bma,
     "pseudo_bma": pseudo_bma,
 }
+SOUPS: dict[str, Select] = {"soup": omni, "greedy_soup": greedy_soup}  # all members, or some, merged into one model
