@@ -108,9 +108,11 @@ METHOD_HELP = (
     f"all, or some of {', '.join(METHODS)}; soup for soup (all members merged into one model) and greedy_soup, which need the "
     "backbone and the texts, and which all does not hold."
 )
+CALIBRATION = ("nll", "brier", "calibration_error")
 COLUMNS: list[str | int] = [
     *("task", "method", "rule", "members", "dev", "held_out", "low", "high", "to_best", "to_best_low", "to_best_high"),
-    *("to_omni", "to_omni_low", "to_omni_high", "p_best", "test"),
+    *("to_omni", "to_omni_low", "to_omni_high", "p_best", "test", "temperature"),
+    *(f"{name}{when}" for name in CALIBRATION for when in ("", "_calibrated")),
 ]
 
 
@@ -119,30 +121,70 @@ def row(entry: dict[str, Any]) -> list[Any]:
     name = entry["task"]["metric"]
     intervals = [entry[key][part] for key in ("interval", "to_best", "to_omni") for part in ("value", "low", "high")]
     cells = [entry["task"]["name"], entry["method"], entry["rule"], len(entry["members"]), entry["dev"][name], *intervals]
-    return [*cells, entry["p_best"], entry["test"]]
+    held_out, calibrated = entry["held_out"], entry["calibrated"]
+    calibration = [scores.get(name) for name in CALIBRATION for scores in (held_out, calibrated)]
+    return [*cells, entry["p_best"], entry["test"], entry["temperature"], *calibration]
 
 
 def print_table(entries: Sequence[dict[str, Any]]) -> None:
     """Print one task's ensembles."""
-    from rich.console import Console
-    from rich.table import Table
-
     task = entries[0]["task"]
-    cross = f"{REPEATS} x {FOLDS} cross-validation"
-    table = Table(
-        title=f"{task['name']}: {task['metric']}, {entries[0]['pool_size']} members to choose from",
-        caption=f"dev: chosen on it, so not held out. held out: {cross} of the whole choice, 95 % interval.",
+    cross = f"{REPEATS} x {FOLDS} cross-validation{' (soups: once)' if entries[-1]['method'] in SOUPS else ''}"
+    table = _table(
+        f"{task['name']}: {task['metric']}, {entries[0]['pool_size']} members to choose from",
+        ("method", "rule", "members", "dev", "held out", "minus best", "minus omni", "p", "test"),
+        f"dev: chosen on it, so not held out. held out: {cross} of the whole choice, 95 % interval.",
     )
-    for column in ("method", "rule", "members", "dev", "held out", "minus best", "minus omni", "p", "test"):
-        left = column in ("method", "rule")
-        table.add_column(column, justify="left" if left else "right", no_wrap=left)
     for entry in entries:
         intervals = [Interval(**entry[key]) for key in ("interval", "to_best", "to_omni")]
         p, test = entry["p_best"], entry["test"]
         cells = [entry["method"], entry["rule"], str(len(entry["members"])), f"{entry['dev'][task['metric']]:.4f}"]
         cells += [_cell(intervals[0]), *(_cell(interval, "+") for interval in intervals[1:])]
         table.add_row(*cells, "" if p is None or math.isnan(p) else f"{p:.3f}", "" if test is None else f"{test:.4f}")
+    _print(table)
+
+
+def _table(title: str, columns: Sequence[str], caption: str) -> Any:
+    from rich.table import Table
+
+    table = Table(title=title, caption=caption)
+    for column in columns:
+        left = column in ("method", "rule")
+        table.add_column(column, justify="left" if left else "right", no_wrap=left)
+    return table
+
+
+def _print(table: Any) -> None:
+    from rich.console import Console
+
     Console().print(table)
+
+
+def print_details(entries: Sequence[dict[str, Any]]) -> None:
+    """Print how far one task's probabilities can be trusted, and how different the members are."""
+    name = entries[0]["task"]["name"]
+    if calibrated := [entry for entry in entries if entry["calibrated"]]:
+        columns = ["method", "rule", "temperature", *(text for key in CALIBRATION for text in (_words(key), "at that T"))]
+        table = _table(
+            f"{name}: calibration, held out", columns, "temperature: of all of dev; the folds' own in the columns after."
+        )
+        for entry in calibrated:
+            pairs = [(entry["held_out"][key], entry["calibrated"][key]) for key in CALIBRATION]
+            numbers = [entry["temperature"], *(value for pair in pairs for value in pair)]
+            table.add_row(entry["method"], entry["rule"], *(f"{value:.3f}" for value in numbers))
+        _print(table)
+    several = {entry["method"]: entry for entry in entries if len(entry["members"]) > 1 and entry["method"] not in SOUPS}
+    if several:
+        keys = list(next(iter(several.values()))["diversity"])
+        table = _table(f"{name}: diversity on dev", ["method", *map(_words, keys)], "predicted: by the paper's formula.")
+        for method, entry in several.items():
+            found = (entry["diversity"][key] for key in keys)
+            table.add_row(method, *("" if value is None else f"{value:.3f}" for value in found))
+        _print(table)
+
+
+def _words(key: str) -> str:
+    return key.replace("_", " ")
 
 
 def _cell(interval: Interval, sign: str = "") -> str:
@@ -194,6 +236,7 @@ def run(
                 soup.write(place, proof.weights, proof.dev)
             write_atomically(place / ENSEMBLE, (json.dumps(of_task[-1], indent=2) + "\n").encode())
         print_table(of_task)
+        print_details(of_task)
         entries.extend(of_task)
     text = io.StringIO()
     csv.writer(text).writerows([COLUMNS, *map(row, entries)])

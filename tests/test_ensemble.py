@@ -96,6 +96,13 @@ def test_all_methods_leave_ensembles_that_can_be_used(ensemble, tmp_path, task):
     assert len(rows) == len(entries)
     assert float(rows[0]["held_out"]) == pytest.approx(entries[0]["interval"]["value"])
     assert float(rows[0]["dev"]) == pytest.approx(entries[0]["dev"][task.metric])
+    assert f"{task.name}: diversity on dev" in printed
+    assert (f"{task.name}: calibration, held out" in printed) == (task is not STS)
+    for row, entry in zip(rows, entries):
+        for name, value in entry["calibrated"].items():
+            assert float(row[f"{name}_calibrated"]) == pytest.approx(value)
+            assert float(row[name]) == pytest.approx(entry["held_out"][name])
+        assert bool(row["nll_calibrated"]) == bool(entry["calibrated"])
 
 
 def test_three_tasks_have_an_overall_score(ensemble, tmp_path):
