@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "fit": ("loraens.training", "main", "train one member"),
     "sweep": ("loraens.sweep_cli", "main", "train a grid of members at once on one backbone"),
     "ensemble": ("loraens.ensembling", "main", "choose members, join them, and prove what that is worth"),
+    "report": ("loraens.reporting", "main", "show members and ensembles on one page"),
     "validate": ("loraens.training", "main", "score a checkpoint on dev"),
     "test": ("loraens.training", "main", "score a checkpoint on a labelled test split"),
     "predict": ("loraens.predict", "main", "write a trained member's predictions for a file or a text"),

@@ -14,7 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from loraens.account import wandb_mode
+from loraens.account import run_id, wandb_mode
 from loraens.ensemble.combine import Rule, combine, rules
 from loraens.ensemble.diversity import SIMILARITIES, summary
 from loraens.ensemble.pool import metric
@@ -108,6 +108,22 @@ METHOD_HELP = (
     f"all, or some of {', '.join(METHODS)}; soup for soup (all members merged into one model) and greedy_soup, which need the "
     "backbone and the texts, and which all does not hold."
 )
+HEADINGS = {  # of the measures of `diversity.summary`, in words that fit
+    "mean_agreement": "agree",
+    "mean_cosine": "cosine",
+    "mean_pearson": "r",
+    "mean_errors": "r of errors",
+    "disagreement": "differ",
+    "double_fault": "both wrong",
+    "q_statistic": "Q",
+    "vote_error_predicted": "error by formula",
+    "vote_error_observed": "error seen",
+    "member_mse": "member MSE",
+    "ambiguity": "ambiguity",
+    "mean_mse": "joint MSE",
+    "error_variance_predicted": "variance by formula",
+    "error_variance_observed": "variance seen",
+}
 CALIBRATION = ("nll", "brier", "calibration_error")
 COLUMNS: list[str | int] = [
     *("task", "method", "rule", "members", "dev", "held_out", "low", "high", "to_best", "to_best_low", "to_best_high"),
@@ -176,7 +192,7 @@ def print_details(entries: Sequence[dict[str, Any]]) -> None:
     several = {entry["method"]: entry for entry in entries if len(entry["members"]) > 1 and entry["method"] not in SOUPS}
     if several:
         keys = list(next(iter(several.values()))["diversity"])
-        table = _table(f"{name}: diversity on dev", ["method", *map(_words, keys)], "predicted: by the paper's formula.")
+        table = _table(f"{name}: diversity on dev", ["method", *(HEADINGS[key] for key in keys)], "by formula: by the paper's.")
         for method, entry in several.items():
             found = (entry["diversity"][key] for key in keys)
             table.add_row(method, *("" if value is None else f"{value:.3f}" for value in found))
@@ -191,14 +207,20 @@ def _cell(interval: Interval, sign: str = "") -> str:
     return f"{interval.value:{sign}.4f} [{interval.low:{sign}.3f}, {interval.high:{sign}.3f}]"
 
 
-def log(entries: Sequence[dict[str, Any]], folder: Path, group: str) -> None:
-    """A W&B run of job type `ensemble` in the group of the sweep, with the table."""
+def log(entries: Sequence[dict[str, Any]], folder: Path, first: Path) -> None:
+    """A W&B run of job type `ensemble` in the group of the first sweep, with the table."""
     import wandb
 
-    folder.mkdir(parents=True, exist_ok=True)
+    group = first.resolve().name
     names = "-".join(dict.fromkeys(entry["task"]["name"] for entry in entries))
     options: dict[str, Any] = {"project": "loraens", "group": group, "job_type": "ensemble", "name": f"{group} ensembles"}
-    options |= {"dir": folder, "config": {"task": names, **entries[0]["options"]}, **wandb_mode()}
+    options |= {
+        "id": run_id(first, "ensembles"),
+        "resume": "allow",
+        "dir": folder,
+        "config": {"task": names, **entries[0]["options"]},
+        **wandb_mode(),
+    }
     with wandb.init(**options) as run:
         run.log({"ensembles": wandb.Table(COLUMNS, [row(entry) for entry in entries])})
         for entry in entries:
@@ -244,7 +266,7 @@ def run(
     write_atomically(folder / "ensembles.json", (json.dumps(entries, indent=2) + "\n").encode())
     print_overall(entries)
     if logged:
-        log(entries, folder, Path(runs[0]).resolve().name)
+        log(entries, folder, Path(runs[0]))
     print(f"the ensembles lie in {folder}")
     return entries
 

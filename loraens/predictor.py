@@ -6,7 +6,7 @@ Shape letters: M members, N texts, C outputs, K classes.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,9 +22,11 @@ from loraens.store import ENSEMBLE, ENSEMBLE_FORMAT, MANIFEST, MemberStore, chec
 from loraens.tasks import Task
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
     from loraens.model import MemberModel
+    from loraens.packing import PackedBatch
 
 
 @dataclass
@@ -190,13 +192,23 @@ class Predictor:
 
     def logits(self, texts: Sequence[tuple[str, ...]], task: Task) -> np.ndarray:
         """Logits `(M, N, C)` of texts, in their order."""
+        return self._run(texts, task, self.model, task.num_outputs)
+
+    def features(self, texts: Sequence[tuple[str, ...]], task: Task) -> np.ndarray:
+        """What the heads read of texts, `(M, N, D)`, in their order."""
+        return self._run(texts, task, self.model.pooled, self.model.encoder.config.hidden_size)
+
+    def _run(
+        self, texts: Sequence[tuple[str, ...]], task: Task, part: Callable[[PackedBatch], Tensor], width: int
+    ) -> np.ndarray:
+        """What a part of the model makes of texts, `(M, N, width)`, in packed passes over texts of like length."""
         import torch
 
         from loraens.packing import pack
         from loraens.tokens import tokenise
 
         members = len(self.model.members)
-        found = np.zeros((members, len(texts), task.num_outputs), np.float32)
+        found = np.zeros((members, len(texts), width), np.float32)
         if not texts:
             return found
         tokens = tokenise(list(texts), self.tokenizer, self.max_length)
@@ -208,7 +220,7 @@ class Predictor:
                 rows = order[start : start + size]
                 places = np.tile(rows, (members, 1))
                 batch = pack(tokens.ids, tokens.types, tokens.offsets, places, None, task.name, "predict")
-                found[:, rows] = self.model(batch.to(device)).float().cpu().numpy()
+                found[:, rows] = part(batch.to(device)).float().cpu().numpy()
         return found
 
     def columns(self, task: Task) -> list[str]:

@@ -196,5 +196,5 @@ def test_reading_names_the_problem(tmp_path):
     run = plant(tmp_path / "run", STS, members=1)
     store = MemberStore(run / "r1")
     store.write({}, {**store.manifest(), "ended": "x", "epochs": {}, "files": {}})
-    with pytest.raises(InputError, match="every member failed"):
+    with pytest.raises(InputError, match="holds no member that did not fail"):
         read_runs([run])

@@ -131,7 +131,7 @@ def test_what_cannot_be_merged_is_refused(soups, fails, run_command, tmp_path, m
         config.write_text(text.replace("limit: null", "limit: 5"))
         assert "names other data than the members were trained on" in fails("ensemble", "--runs", sweep, "--method", "soup")
         config.unlink()
-        assert "a soup is scored on texts" in fails("ensemble", "--runs", sweep, "--method", "soup")
+        assert "it says where the members' texts are" in fails("ensemble", "--runs", sweep, "--method", "soup")
     finally:
         config.write_text(text)
     found = read_runs([sweep])[name]

@@ -79,8 +79,8 @@ def pair_counts(pool: Pool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Shares of the examples, for each pair of members `(M, M)`: both right, one right, both wrong; of classes."""
     wrong = errors(pool)
     size = wrong.shape[1]
-    both_wrong, both_right = wrong @ wrong.T / size, (1 - wrong) @ (1 - wrong).T / size
-    return both_right, 1 - both_right - both_wrong, both_wrong
+    both_wrong, both_right = wrong @ wrong.T, (1 - wrong) @ (1 - wrong).T
+    return both_right / size, (size - both_right - both_wrong) / size, both_wrong / size
 
 
 def q_statistic(pool: Pool) -> np.ndarray:

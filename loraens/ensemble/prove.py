@@ -111,7 +111,7 @@ def scaled(outcome: Outcome, by: float) -> Outcome:
 
 
 @dataclass
-class _HeldOut:
+class HeldOut:
     """Outcomes of one candidate on every example, by repetition: raw, and at the folds' temperatures."""
 
     predictions: np.ndarray  # (T, N)
@@ -119,18 +119,19 @@ class _HeldOut:
     cooled: np.ndarray | None
 
     def outcome(self, repeat: int, cooled: bool = False) -> Outcome:
+        """Of one repetition."""
         shares = self.cooled if cooled else self.probabilities
         return Outcome(self.predictions[repeat], None if shares is None else shares[repeat])
 
 
-def cross_validate(pool: Pool, candidates: list[Candidate], advance: Advance = lambda: None) -> list[_HeldOut]:
+def cross_validate(pool: Pool, candidates: list[Candidate], advance: Advance = lambda: None) -> list[HeldOut]:
     """Held-out outcomes of every candidate; `advance` is called after each fold."""
     size, classes = len(pool.labels), len(pool.task.class_names)
     found = []
     for candidate in candidates:
         shares = classes and candidate.rule != "vote"
         empty = np.full((candidate.repeats, size, classes), np.nan) if shares else None
-        found.append(_HeldOut(np.full((candidate.repeats, size), np.nan), empty, None if empty is None else empty.copy()))
+        found.append(HeldOut(np.full((candidate.repeats, size), np.nan), empty, None if empty is None else empty.copy()))
     for number, (repeat, chosen_on, scored_on) in enumerate(folds(pool)):
         inside, outside = pool.at(chosen_on), pool.at(scored_on)
         known: dict[tuple[str, Options], np.ndarray] = {}
@@ -150,7 +151,7 @@ def cross_validate(pool: Pool, candidates: list[Candidate], advance: Advance = l
     return found
 
 
-def on_resamples(pool: Pool, held: _HeldOut, rows: np.ndarray) -> np.ndarray:
+def on_resamples(pool: Pool, held: HeldOut, rows: np.ndarray) -> np.ndarray:
     """The task's metric on each resample `(R,)`, mean of the repetitions."""
     task = pool.task
     if task.metric == "accuracy":
@@ -163,7 +164,7 @@ def on_resamples(pool: Pool, held: _HeldOut, rows: np.ndarray) -> np.ndarray:
     return np.array([np.mean([metric(task, task.metric, one.at(row), pool.labels[row]) for one in outcomes]) for row in rows])
 
 
-def _mean_metrics(pool: Pool, held: _HeldOut, cooled: bool = False) -> dict[str, float]:
+def _mean_metrics(pool: Pool, held: HeldOut, cooled: bool = False) -> dict[str, float]:
     repeats = range(len(held.predictions))
     return {
         name: float(np.mean([metric(pool.task, name, held.outcome(repeat, cooled), pool.labels) for repeat in repeats]))

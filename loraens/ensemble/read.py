@@ -38,7 +38,11 @@ class Candidates:
 
 
 def read_runs(
-    runs: Sequence[Path], tasks: Sequence[str] | None = None, which: str = "best", say: Callable[[str], None] = print
+    runs: Sequence[Path],
+    tasks: Sequence[str] | None = None,
+    which: str = "best",
+    say: Callable[[str], None] = print,
+    mode: str | None = None,
 ) -> dict[str, Candidates]:
     """Read all members at or below some directories, by task; those that failed are left out, aloud.
 
@@ -47,6 +51,7 @@ def read_runs(
         tasks: Names of tasks; all that the members have by default.
         which: "best" or "last" epoch.
         say: Is told what was left out.
+        mode: Read members of this mode alone; of any by default.
 
     Raises:
         InputError: There is no member, a file is missing or altered, or members differ in what must be the same.
@@ -64,12 +69,15 @@ def read_runs(
         if which not in manifest["epochs"]:
             say(f"{path} is left out: it failed ({manifest['ended']})")
             continue
+        if mode and manifest["settings"]["mode"] != mode:
+            continue
         for fields in manifest["settings"]["tasks"]:
             by_task.setdefault(fields["name"], []).append((path, manifest))
     if tasks and (unknown := set(tasks) - set(by_task)):
         raise InputError(f"--task {sorted(unknown)[0]}: the members have {', '.join(by_task) or 'none, all failed'}")
     if not by_task:
-        raise InputError(f"--runs {', '.join(map(str, runs))}: every member failed")
+        kind = f"{mode} member" if mode else "member"
+        raise InputError(f"--runs {', '.join(map(str, runs))} holds no {kind} that did not fail")
     return {name: _read(name, members, which) for name, members in by_task.items() if not tasks or name in tasks}
 
 

@@ -1,0 +1,328 @@
+"""The report shows what was planted, and needs nothing from elsewhere."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from loraens.errors import InputError
+from loraens.report import figures, sections
+from loraens.report.content import read
+from loraens.report.sections import Missing, Picture, Rows
+from loraens.report.tables import verdict
+from loraens.store import Logits, MemberStore, logits_to_bytes
+from loraens.tasks import QUORA, SST, STS
+
+CHOICE = ("best", "omni", "dicor", "topk")
+
+
+def population(
+    directory, task, ranks=(1, 4, 16), scales=(1.0, 3.0), seeds=(0, 1), examples=120, mode="lora", test_labels=False
+):
+    """A run of members whose error falls with rank; those of one rank share a part of it."""
+    rng = np.random.default_rng(0)
+    classes = len(task.class_names)
+    labels = {
+        split: rng.integers(0, classes, examples).astype(float) if classes else rng.uniform(0, 5, examples) for split in "dt"
+    }
+    believed = {split: values.copy() for split, values in labels.items()}
+    for split, values in labels.items():  # all members are wrong about the first few
+        believed[split][:4] = (values[:4] + 1) % classes if classes else 5 - values[:4]
+    for rank in ranks:
+        shared = {split: rng.normal(0, 1, (examples, task.num_outputs)) for split in "dt"}
+        for scale, seed in ((scale, seed) for scale in scales for seed in seeds):
+            files = {}
+            for split, name in (("d", "dev"), ("t", "test")):
+                seen = believed[split]
+                truth = seen[:, None] if task.num_outputs == 1 else 5 * np.eye(classes)[seen.astype(int)]
+                truth = 4 * truth - 2 if task is QUORA else truth
+                own = rng.normal(0, 1, shared[split].shape)
+                logits = (truth + (2 / (1 + np.log2(max(rank, 1)) / 4)) * (0.7 * shared[split] + 0.5 * own)).astype(np.float32)
+                ids = np.array([f"{name}-{row}" for row in range(examples)])
+                given = labels[split] if split == "d" or test_labels else None
+                files[f"{task.name}-{name}.npz"] = logits_to_bytes(Logits(logits, ids, given))
+            score = {task.metric: 0.5 + rank / 100}
+            member = f"r{rank}-c{scale:g}-s{seed}"
+            data = {f"{task.name}-{split}": split for split in ("train", "dev", "test")}
+            settings = {
+                "tasks": [task.to_dict()],
+                "backbone": "minilm",
+                "backbone_fingerprint": "b",
+                "data": data,
+                "mode": mode,
+            }
+            manifest = {
+                "name": member,
+                "status": "finished",
+                "member": {"rank": rank, "scale": scale, "seed": seed},
+                "settings": settings,
+                "epochs": {"best": "epoch-002", "last": "epoch-002"},
+                "dev": {"best": {task.name: score}},
+                "history": [{"epoch": e, "train_loss": 1 / e, "dev": {task.name: score}} for e in (1, 2)],
+            }
+            MemberStore(directory / member).write({"epoch-002": files}, manifest)
+    return directory
+
+
+@pytest.fixture
+def report(run_command, tmp_path, capsys):
+    """Makes ensembles and a report of runs; returns its directory."""
+
+    def run(*runs, methods=CHOICE, **options):
+        for one in runs:
+            assert run_command("ensemble", "--runs", one, "--method", *methods, "--size", 3) == 0
+        given = [part for name, value in options.items() for part in (f"--{name}", value)]
+        out = tmp_path / "report"
+        assert run_command("report", "--runs", *runs, "--out", out, *(given or ["--texts", "false"])) == 0
+        return out
+
+    return run
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, the text of each table, and whether all that is opened is closed."""
+
+    VOID = ("meta", "link", "img", "br", "hr", "input", "path", "use", "image", "rect")
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.open, self.tables, self.text = [], [], [], []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag == "table":
+            self.tables.append([])
+        if tag == "tr":
+            self.tables[-1].append([])
+        if tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+        if "table" in self.open and ("td" in self.open or "th" in self.open):
+            self.tables[-1][-1][-1] += data
+
+
+@pytest.mark.parametrize("task", [SST, QUORA, STS], ids=lambda task: task.name)
+def test_the_page_needs_nothing_from_elsewhere(report, tmp_path, task):
+    out = report(population(tmp_path / "run", task))
+    text = (out / "index.html").read_text()
+    page = Page(text)
+    assert not page.open
+    for tag, attributes in page.tags:
+        for name, value in attributes.items():
+            if name.split(":")[-1] in ("href", "src", "srcset", "action", "data") and value:
+                assert value.startswith(("#", "data:")), (tag, name, value)
+    assert not re.search(r"url\((?!#|&quot;#|\"#)|@import|<link|<iframe|<script src|fetch\(", text)
+    pictures = [attributes for tag, attributes in page.tags if attributes.get("role") == "img"]
+    assert len(pictures) == len(list(out.glob("*.png"))) >= 7
+    assert all(len(picture["aria-label"]) > 40 for picture in pictures)
+    assert "prefers-color-scheme: dark" in text
+    assert figures.INK not in text.partition("</style>")[2]  # figures are drawn in the page's colours
+    assert (out / f"{task.name}-likeness.png").stat().st_size > 5000
+    assert len({attributes["id"] for _, attributes in page.tags if attributes.get("id", "").startswith("part")}) >= 1
+
+
+def test_tables_hold_the_scores_of_the_ensembles(report, tmp_path):
+    run = population(tmp_path / "run", SST, test_labels=True)
+    population(run.parent / "frozen", SST, ranks=(1,), scales=(1.0,), seeds=(0,), mode="frozen")
+    assert run
+    out = report(run)
+    entries = json.loads((run / "ensembles" / "ensembles.json").read_text())
+    table = Page((out / "index.html").read_text()).tables[0]
+    found = {row[0].partition(":")[0]: dict(zip(table[0], row)) for row in table[1:]}
+    for entry in entries:
+        if entry["rule"] != "vote":
+            continue
+        names = {"best": "best single LoRA member", "omni": "Omni-LoRA", "dicor": "DiCor-LoRA"}
+        row = found[names.get(entry["method"], entry["method"])]
+        assert row["dev (chosen on)"] == f"{entry['dev']['accuracy']:.4f}"
+        held = entry["interval"]
+        assert row["cross-validated [95 %]"] == f"{held['value']:.4f} [{held['low']:.3f}, {held['high']:.3f}]"
+        assert row["test"] == f"{entry['test']:.4f}"
+        assert row["members"] == str(len(entry["members"]))
+    assert found["Omni-LoRA"]["paper, BERT-base: dev"] == "0.5300"
+    assert found["DiCor-LoRA"]["paper, BERT-base: test"] == "0.5500"
+    assert found["topk"]["paper, BERT-base: dev"] == ""
+    assert found["frozen backbone, heads alone"]["dev (chosen on)"] == ""
+
+
+def test_baselines_and_three_tasks_have_rows(report, run_command, tmp_path, capsys):
+    runs = [population(tmp_path / task.name, task) for task in (SST, QUORA, STS)]
+    frozen = [
+        population(tmp_path / f"{task.name}-frozen", task, ranks=(0,), scales=(1.0,), seeds=(0,), mode="frozen")
+        for task in (SST, QUORA, STS)
+        if task is not STS
+    ]
+    for one in runs:
+        assert run_command("ensemble", "--runs", one, "--method", "omni") == 0
+    capsys.readouterr()
+    command = ["report", "--runs", *runs, *frozen, "--out", tmp_path / "out", "--texts", "false"]
+    assert run_command(*command) == 0
+    printed = capsys.readouterr().out
+    tables = Page((tmp_path / "out" / "index.html").read_text()).tables
+    assert [row[0] for row in tables[0][1:]] == ["best single LoRA member", "Omni-LoRA: all members"]
+    values = {}
+    for one, task in zip(runs, (SST, QUORA, STS)):
+        entries = json.loads((one / "ensembles" / "ensembles.json").read_text())
+        entry = next(e for e in entries if e["method"] == "omni" and e["rule"] == ("logits" if task is STS else "vote"))
+        values[task.name] = entry["interval"]["value"]
+        assert f"{task.name}: omni" in printed
+    overall = (values["sst"] + values["quora"] + (1 + values["sts"]) / 2) / 3
+    assert float(tables[0][2][2]) == pytest.approx(overall, abs=1e-4)
+    assert float(tables[0][2][4]) == 0.791
+    frozen_row = next(row for row in tables[1] if row[0].startswith("frozen"))
+    assert frozen_row[3] == "0.5000"
+
+
+def test_the_verdict_says_whether_the_interval_excludes_zero(tmp_path, run_command):
+    run = population(tmp_path / "run", SST)
+    assert run_command("ensemble", "--runs", run, "--method", "omni") == 0
+    content = read([run])["sst"]
+    for low, high, word in (
+        (0.01, 0.03, "excludes zero"),
+        (-0.01, 0.03, "does not exclude zero"),
+        (-0.03, -0.01, "excludes zero"),
+    ):
+        for entry in content.entries:
+            entry["to_best"] = {"value": (low + high) / 2, "low": low, "high": high}
+        assert verdict(content).endswith(f"an interval that {word}.")
+        assert f"[{low:+.4f}, {high:+.4f}]" in verdict(content)
+
+
+def test_alike_members_lie_together():
+    rng = np.random.default_rng(0)
+    group = rng.permutation(np.repeat([0, 1, 2], 5))
+    alike = np.where(group[:, None] == group, 0.95, 0.5) + rng.normal(0, 0.01, (15, 15))
+    alike = np.clip((alike + alike.T) / 2, 0, 1)
+    np.fill_diagonal(alike, 1.0)
+    order = figures.cluster_order(alike)
+    assert sorted(order) == list(range(15))
+    assert (np.diff(group[order]) != 0).sum() == 2  # three blocks
+    drawn = figures.heatmap(alike, order, [f"m{m}" for m in range(15)], {"rank": group}, "r")
+    main, bar = drawn.axes[0], drawn.axes[2]
+    np.testing.assert_array_equal(main.images[0].get_array(), alike[np.ix_(order, order)])
+    assert [tick.get_text() for tick in main.get_xticklabels()] == [f"m{m}" for m in order]
+    shown = np.asarray(bar.images[0].get_array())[:, 0]
+    assert len(np.unique(shown, axis=0)) == 3
+    assert (np.abs(np.diff(shown, axis=0)).sum(axis=1) > 0).sum() == 2
+
+
+def test_lines_bands_and_marks(tmp_path, run_command):
+    run = population(tmp_path / "run", STS)
+    assert run_command("ensemble", "--runs", run, "--method", "dicor", "--size", 2) == 0
+    content = read([run])["sts"]
+    picture = sections.scores(content)
+    axes = picture.drawn.axes[0]
+    assert len(axes.lines) == 2  # one for each scale
+    for line, scale in zip(axes.lines, (1.0, 3.0)):
+        ranks, means = line.get_data()
+        assert list(ranks) == [1, 4, 16]
+        for rank, mean in zip(ranks, means):
+            here = [v for v, m in zip(content.dev, content.members) if m["rank"] == rank and m["scale"] == scale]
+            assert mean == pytest.approx(np.mean(here))
+    marks = {marked.get_gid(): marked.get_offsets() for marked in axes.collections if marked.get_gid()}
+    dicor = next(entry for entry in content.entries if entry["method"] == "dicor")
+    names = [member["name"] for member in dicor["members"]]
+    expected = {(content.members[m]["rank"], content.dev[m]) for m in range(12) if content.found.dev.names[m] in names}
+    assert {tuple(point) for point in marks["chosen-dicor"].tolist()} == expected
+    assert len(marks["chosen-best"]) == 1
+    one_seed = read([population(tmp_path / "one", STS, seeds=(0,))])["sts"]
+    assert "there is no band" in sections.scores(one_seed).caption
+
+
+def test_what_is_missing_is_said(tmp_path, report):
+    content = read([population(tmp_path / "run", SST, ranks=(4,), scales=(1.0,), seeds=(0,), examples=30)])["sst"]
+    for made, why in (
+        (sections.heatmap(content), "one member only"),
+        (sections.diversity(content), "same rank and scale"),
+        (sections.scores(content), "same rank"),
+        (sections.frontier(content), "1 members only"),
+        (sections.reliability(content), "no ensemble `omni`"),
+        (sections.outcomes(content), "no ensembles"),
+        (sections.gains(content), "no ensembles of several members"),
+        (sections.maps(content, []), "same rank"),
+    ):
+        assert isinstance(made, Missing)
+        assert why in made.why
+    assert "no ensemble was made yet" in verdict(content)
+    assert isinstance(sections.reliability(read([population(tmp_path / "n", STS)])["sts"]), Missing)
+    text = (report(tmp_path / "run", methods=["best"], texts="true") / "index.html").read_text()
+    assert "Test has no labels here" in text
+    assert "Not trained here: frozen backbone" in text
+    assert "the texts or the backbone cannot be had" in text
+
+
+def test_figures_hold_the_planted_numbers(tmp_path, run_command):
+    run = population(tmp_path / "run", SST)
+    assert run_command("ensemble", "--runs", run, "--method", "omni", "--size", 3) == 0
+    content = read([run])["sst"]
+    matrix = sections.outcomes(content).drawn.axes[0]
+    entry = next(entry for entry in content.paper() if entry["method"] == "omni")
+    counts = np.array([int(text.get_text()) for text in matrix.texts]).reshape(5, 5)
+    assert counts.sum() == 120
+    assert np.trace(counts) / 120 == pytest.approx(entry["interval"]["value"])  # omni chooses nothing: the same in all folds
+    np.testing.assert_array_equal(counts.sum(axis=1), np.bincount(content.found.dev.labels.astype(int)))
+    frontier = sections.frontier(content).drawn.axes[0]
+    assert [line.get_label() for line in frontier.lines if not line.get_label().startswith("_")] == ["random", "topk", "dicor"]
+    assert list(frontier.lines[0].get_xdata()) == list(range(1, 12))
+    best = next(entry for entry in content.paper() if entry["method"] == "best")
+    assert frontier.lines[1].get_ydata()[0] == pytest.approx(best["interval"]["value"])  # the best one alone
+    gains = sections.gains(content).drawn.axes[0]
+    assert gains.collections[2].get_offsets()[0][0] == pytest.approx(entry["diversity"]["vote_error_observed"])
+    assert gains.collections[1].get_offsets()[0][0] == pytest.approx(entry["diversity"]["vote_error_predicted"])
+    training = sections.curves(content).drawn
+    assert len(training.axes[0].lines) == len(training.axes[1].lines) == 12
+
+
+def test_the_hardest_examples(tmp_path):
+    content = read([population(tmp_path / "run", SST)])["sst"]
+    pool = content.found.dev
+    texts = [(f"text {row}",) for row in range(120)]
+    apart, wrong = sections.hardest(content, texts)
+    assert isinstance(wrong, Rows)
+    all_wrong = (pool.predictions != pool.labels).all(axis=0)
+    assert len(wrong.rows) == min(8, all_wrong.sum())
+    for row in wrong.rows:
+        assert all_wrong[int(row[0].split()[1])]
+    most = max(len(set(pool.predictions[:, row])) for row in range(120))
+    first = int(apart.rows[0][0].split()[1])
+    assert len(set(pool.predictions[:, first])) >= min(3, most)
+    assert [row[-1] for row in apart.rows] == sorted((row[-1] for row in apart.rows), reverse=True)
+    assert apart.rows[0][1] == SST.class_names[int(pool.labels[first])]
+
+
+def test_186_members_stay_legible(tmp_path):
+    content = read(
+        [population(tmp_path / "run", STS, ranks=range(1, 32), scales=(1, 2, 3, 4, 5, 10), seeds=(0,), examples=40)]
+    )["sts"]
+    for picture in (sections.heatmap(content), sections.scores(content), sections.diversity(content)):
+        assert isinstance(picture, Picture)
+        path = tmp_path / f"{picture.name}.png"
+        path.write_bytes(figures.png(picture.drawn))
+        assert imread(path).shape[1] > 900
+        assert len(figures.svg(picture.drawn, picture.name)) < 3_000_000
+    assert sections.heatmap(content).drawn.axes[0].get_xticklabels() == []  # no names that nobody can read
+
+
+def test_changed_members_are_refused(tmp_path, run_command, capsys):
+    run = population(tmp_path / "run", STS)
+    assert run_command("ensemble", "--runs", run, "--method", "omni") == 0
+    path = next(run.glob("r*/manifest.json"))
+    path.write_text(path.read_text() + "\n")
+    with pytest.raises(InputError, match="has changed since ensemble"):
+        read([run])
