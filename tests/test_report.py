@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from matplotlib.image import imread
+from test_wandb import read as read_run
 
 from loraens.errors import InputError
 from loraens.report import figures, sections
@@ -326,3 +327,24 @@ def test_changed_members_are_refused(tmp_path, run_command, capsys):
     path.write_text(path.read_text() + "\n")
     with pytest.raises(InputError, match="has changed since ensemble"):
         read([run])
+
+
+def test_ensembles_and_pictures_are_one_run_of_wandb(tmp_path, run_command, monkeypatch):
+    """Read back from the offline files: the group, the job type, the settings, the table and the images."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    sweep = population(tmp_path / "my-sweep", STS, seeds=(0,), examples=60)
+    assert run_command("ensemble", "--runs", sweep, "--method", "omni") == 0
+    assert run_command("report", "--runs", sweep, "--out", tmp_path / "out", "--texts", "false") == 0
+    (ensembles,) = (read_run(path) for path in (sweep / "ensembles" / "wandb").glob("offline-run-*"))
+    (pictures,) = (read_run(path) for path in (sweep / "wandb").glob("offline-run-*"))
+    assert ensembles.run.run_id == pictures.run.run_id
+    for logged in (ensembles, pictures):
+        assert (logged.run.run_group, logged.run.job_type, logged.run.project) == ("my-sweep", "ensemble", "loraens")
+    assert ensembles.config["task"] == "sts"
+    entry = next(e for e in json.loads((sweep / "ensembles" / "ensembles.json").read_text()) if e["method"] == "omni")
+    assert ensembles.summary["sts/omni/logits/held_out"] == pytest.approx(entry["interval"]["value"])
+    assert ensembles.summary["ensembles/nrows"] == 2
+    for path in (tmp_path / "out").glob("*.png"):
+        assert pictures.summary[f"report/{path.stem}/_type"] == "image-file"
+        (file,) = (sweep / "wandb").glob(f"offline-run-*/files/{pictures.summary[f'report/{path.stem}/path']}")
+        assert file.read_bytes() == path.read_bytes()
