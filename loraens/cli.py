@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "validate": ("loraens.training", "main", "score a checkpoint on dev"),
     "test": ("loraens.training", "main", "score a checkpoint on a labelled test split"),
     "predict": ("loraens.predict", "main", "write a trained member's predictions for a file or a text"),
+    "wandb-sync": ("loraens.wandb_sync", "main", "upload what was logged to W&B offline"),
 }
 TRAINER_COMMANDS = ("fit", "validate", "test")
 
