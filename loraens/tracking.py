@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
+from loraens.callbacks import wandb_summary
 from loraens.errors import InputError
 from loraens.training import default_logger
 
@@ -50,17 +51,7 @@ def log_member(given: Any, directory: Path, manifest: dict[str, Any]) -> None:
         logger.log_metrics({"epoch": entry["epoch"], "train/loss": entry["train_loss"], **known}, entry["step"])
     logger.save()
     if isinstance(logger, WandbLogger):
-        best = manifest["dev"].get("best", {})
-        logger.experiment.summary.update(
-            {
-                **{f"best/{task}/{name}": value for task, found in best.items() for name, value in found.items()},
-                "best/epoch": manifest["epochs"].get("best"),
-                "status": manifest["status"],
-                "ended": manifest.get("ended"),
-                "trainable_parameters": manifest["trainable_parameters"],
-                "seconds": manifest["seconds"],
-            }
-        )
+        logger.experiment.summary.update(wandb_summary(manifest))
         logger.experiment.finish()
     else:
         logger.finalize("success")
