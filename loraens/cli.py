@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "fit": ("loraens.training", "main", "train one member"),
     "sweep": ("loraens.sweep_cli", "main", "train a grid of members at once on one backbone"),
     "ensemble": ("loraens.ensembling", "main", "choose members, join them, and prove what that is worth"),
+    "compare": ("loraens.compare", "main", "print or write the table of members, baselines and ensembles of runs"),
     "validate": ("loraens.training", "main", "score a checkpoint on dev"),
     "test": ("loraens.training", "main", "score a checkpoint on a labelled test split"),
     "predict": ("loraens.predict", "main", "write a trained member's predictions for a file or a text"),
