@@ -6,13 +6,22 @@ import hashlib
 import os
 from pathlib import Path
 
+from loraens.errors import InputError
+
 
 def wandb_mode() -> dict[str, str]:
-    """Arguments of `wandb.init`: online if an account is set up, else offline; `WANDB_MODE` decides where it is set."""
+    """Arguments of `wandb.init`: online if an account is set up, else offline; `WANDB_MODE` decides where it is set.
+
+    Raises:
+        InputError: The account's key is refused, or the server cannot be reached.
+    """
     import wandb
 
     os.environ.setdefault("WANDB_SILENT", "true")
-    return {} if "WANDB_MODE" in os.environ or wandb.login(prompt=False) else {"mode": "offline"}
+    try:
+        return {} if "WANDB_MODE" in os.environ or wandb.login(prompt=False) else {"mode": "offline"}
+    except wandb.errors.Error as error:
+        raise InputError(f"W&B does not let you in ({error}): mend the key, or set WANDB_MODE=offline") from None
 
 
 def run_id(directory: Path, name: str) -> str:

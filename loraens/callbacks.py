@@ -195,7 +195,8 @@ class WandbRun(Callback):
         """Log the settings to every logger."""
         module = cast(Population, pl_module)
         for logger in trainer.loggers:
-            logger.log_hyperparams({**module.members[0].to_dict(), **module.settings()})
+            task = "-".join(task.name for task in module.tasks)
+            logger.log_hyperparams({**module.members[0].to_dict(), **module.settings(), "task": task})
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log one table a task, and the best scores as the run's summary."""
@@ -204,13 +205,25 @@ class WandbRun(Callback):
         for logger in trainer.loggers:
             if not isinstance(logger, WandbLogger):
                 continue
-            best = store.manifest()["dev"]["best"]
             for task in module.tasks:
                 columns, rows = prediction_table(
                     task, module.data.splits[task.name, "dev"].split, store.logits(task.name, "dev")
                 )
                 logger.log_table(f"dev/{task.name}/predictions", columns, rows)
-                logger.experiment.summary.update({f"best/{task.name}/{k}": v for k, v in best[task.name].items()})
+            logger.experiment.summary.update(wandb_summary(store.manifest()))
+
+
+def wandb_summary(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The summary of a member's W&B run: its best scores, and what they cost."""
+    best = manifest["dev"].get("best", {})
+    return {
+        **{f"best/{task}/{name}": value for task, found in best.items() for name, value in found.items()},
+        "best/epoch": manifest["epochs"].get("best"),
+        "status": manifest["status"],
+        "ended": manifest.get("ended"),
+        "trainable_parameters": manifest["trainable_parameters"],
+        "seconds": manifest["seconds"],
+    }
 
 
 def prediction_table(task: Task, split: Split, logits: Logits) -> tuple[list[str], list[list[Any]]]:

@@ -19,9 +19,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "sweep": ("loraens.sweep_cli", "main", "train a grid of members at once on one backbone"),
     "ensemble": ("loraens.ensembling", "main", "choose members, join them, and prove what that is worth"),
     "report": ("loraens.reporting", "main", "show members and ensembles on one page"),
+    "compare": ("loraens.compare", "main", "print or write the table of members, baselines and ensembles of runs"),
     "validate": ("loraens.training", "main", "score a checkpoint on dev"),
     "test": ("loraens.training", "main", "score a checkpoint on a labelled test split"),
     "predict": ("loraens.predict", "main", "write a trained member's predictions for a file or a text"),
+    "wandb-sync": ("loraens.wandb_sync", "main", "upload what was logged to W&B offline"),
 }
 TRAINER_COMMANDS = ("fit", "validate", "test")
 

@@ -5,7 +5,6 @@ Shape letters: M members, N texts, C outputs, K classes.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from loraens.ensemble.pool import Outcome, Pool
 from loraens.ensemble.prove import scaled
 from loraens.errors import InputError
 from loraens.reading import Row
-from loraens.store import ENSEMBLE, ENSEMBLE_FORMAT, MANIFEST, MemberStore, checksum, find_member
+from loraens.store import ENSEMBLE, MANIFEST, MemberStore, checksum, find_member, read_ensemble
 from loraens.tasks import Task
 
 if TYPE_CHECKING:
@@ -127,7 +126,7 @@ class Predictor:
             predictor = cls.of_members([(directory, manifest, manifest["epochs"][which])], batch_size, device)
             predictor.model.fold()
             return predictor
-        record = _read_record(Path(path))
+        record = read_ensemble(Path(path))
         members = record["members"]
         found = [_member_of(Path(path), member) for member in members]
         predictor = cls.of_members(found, batch_size, device)
@@ -255,17 +254,6 @@ class Predictor:
     def predict(self, texts: Sequence[str | tuple[str, str]], task: str | None = None) -> list[Row]:
         """Rows as `rows` gives them, of texts, or of pairs where the task takes two."""
         return self.rows([(text,) if isinstance(text, str) else text for text in texts], self.task(task))
-
-
-def _read_record(directory: Path) -> dict[str, Any]:
-    path = directory / ENSEMBLE
-    try:
-        record = json.loads(path.read_bytes())
-    except ValueError:
-        record = None
-    if not isinstance(record, dict) or record.get("format") != ENSEMBLE_FORMAT or not record.get("members"):
-        raise InputError(f"{path} is not an ensemble that this version of loraens reads: make it again with `loraens ensemble`")
-    return record
 
 
 def _member_of(ensemble: Path, member: dict[str, Any]) -> tuple[Path, dict[str, Any], str]:

@@ -141,11 +141,11 @@ class MemberStore:
         found: dict[str, Any] = json.loads(path.read_bytes())
         return found
 
-    def manifest(self) -> dict[str, Any]:
-        """The member's manifest, every file that it names checked.
+    def read(self) -> dict[str, Any]:
+        """The member's manifest; the files that it names are not looked at.
 
         Raises:
-            InputError: It is missing, not readable or of another format, or a file is missing or altered.
+            InputError: It is missing, not readable or of another format.
         """
         path = self.directory / MANIFEST
         if not path.is_file():
@@ -159,6 +159,15 @@ class MemberStore:
         for name in ("files", "epochs", "settings", "member", "dev"):
             if not isinstance(manifest.get(name), dict):
                 raise InputError(f"{path} lacks the field {name!r}: restore it or train the member again")
+        return manifest
+
+    def manifest(self) -> dict[str, Any]:
+        """The member's manifest, every file that it names checked.
+
+        Raises:
+            InputError: It is missing, not readable or of another format, or a file is missing or altered.
+        """
+        manifest = self.read()
         for name, expected in manifest["files"].items():
             file = self.directory / name
             if not file.is_file():
@@ -188,6 +197,22 @@ def without_nan(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [without_nan(item) for item in value]
     return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def read_ensemble(directory: Path) -> dict[str, Any]:
+    """The record of an ensemble in its directory.
+
+    Raises:
+        InputError: It is not readable or of another format.
+    """
+    path = directory / ENSEMBLE
+    try:
+        record = json.loads(path.read_bytes())
+    except ValueError:
+        record = None
+    if not isinstance(record, dict) or record.get("format") != ENSEMBLE_FORMAT or not record.get("members"):
+        raise InputError(f"{path} is not an ensemble that this version of loraens reads: make it again with `loraens ensemble`")
+    return record
 
 
 def find_members(path: Path) -> list[Path]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
+from loraens.account import run_id
+from loraens.callbacks import wandb_summary
 from loraens.errors import InputError
 from loraens.training import default_logger
 
@@ -50,17 +51,7 @@ def log_member(given: Any, directory: Path, manifest: dict[str, Any]) -> None:
         logger.log_metrics({"epoch": entry["epoch"], "train/loss": entry["train_loss"], **known}, entry["step"])
     logger.save()
     if isinstance(logger, WandbLogger):
-        best = manifest["dev"].get("best", {})
-        logger.experiment.summary.update(
-            {
-                **{f"best/{task}/{name}": value for task, found in best.items() for name, value in found.items()},
-                "best/epoch": manifest["epochs"].get("best"),
-                "status": manifest["status"],
-                "ended": manifest.get("ended"),
-                "trainable_parameters": manifest["trainable_parameters"],
-                "seconds": manifest["seconds"],
-            }
-        )
+        logger.experiment.summary.update(wandb_summary(manifest))
         logger.experiment.finish()
     else:
         logger.finalize("success")
@@ -70,8 +61,7 @@ def _logger(given: Any, directory: Path, name: str) -> Logger:
     arguments = {} if given in (None, True) else dict(given.get("init_args") or {})
     if given not in (None, True) and (kind := KNOWN[_kind(given)]) is not WandbLogger:
         return kind(**{**arguments, "name": "", "version": name})
-    identity = hashlib.sha256(f"{directory.resolve()} {name}".encode()).hexdigest()[:12]
-    ours = {"name": name, "version": identity, "group": directory.name, "job_type": "member"}
+    ours = {"name": name, "version": run_id(directory, name), "group": directory.name, "job_type": "member"}
     if not arguments:
         return default_logger(directory, **ours)
     directory.mkdir(parents=True, exist_ok=True)

@@ -218,7 +218,10 @@ class Cli(LightningCLI):
         callbacks = [*(given if isinstance(given, list) else [given]), *run_callbacks(directory)]
         if trainer_config.enable_checkpointing is False:
             callbacks.pop()
-        logger = default_logger(directory) if trainer_config.logger in (None, True) else trainer_config.logger
+        logger = trainer_config.logger
+        if logger in (None, True):
+            job_type = "member" if self.model.options["mode"] == "lora" else "baseline"
+            logger = default_logger(directory, job_type=job_type)
         return super().instantiate_trainer(**{"logger": logger, "callbacks": callbacks, **kwargs})
 
     def _parse_ckpt_path(self) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from jsonargparse import ArgumentParser
 
-from loraens import __version__, cli, predict, quickstart, training
+from loraens import __version__, cli, compare, predict, quickstart, training
 
 CONSOLE = Path(sys.executable).parent / "loraens"
 
@@ -52,6 +52,7 @@ def printed_help(monkeypatch, function, *args):
 @pytest.mark.parametrize(
     ("function", "args"),
     [
+        (compare.main, []),
         (predict.main, []),
         (quickstart.main, []),
         *((training.main, [name]) for name in cli.TRAINER_COMMANDS),

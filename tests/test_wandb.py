@@ -11,6 +11,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from loraens.account import wandb_mode
+from loraens.errors import InputError
+
+from loraens import wandb_sync
+from loraens.store import find_member
+
 CONFIGS = Path(__file__).parent.parent / "configs"
 BLOCK, HEADER = 32 * 1024, 7
 
@@ -78,6 +84,23 @@ def read(offline):
     return found
 
 
+def check_member(directory, found, job_type):
+    """Compares the W&B run of a member with its manifest."""
+    manifest = json.loads((directory / "manifest.json").read_text())
+    tasks = [task["name"] for task in manifest["settings"]["tasks"]]
+    assert found.run.job_type == job_type
+    wanted = {name: manifest["settings"][name] for name in ("backbone", "mode")}
+    wanted |= {name: manifest["member"][name] for name in ("rank", "scale", "seed", "lr")}
+    wanted |= {"task": "-".join(tasks)}
+    assert {name: found.config[name] for name in wanted} == wanted
+    best = {f"best/{task}/{name}": value for task in tasks for name, value in manifest["dev"]["best"][task].items()}
+    best |= {"best/epoch": manifest["epochs"]["best"], "status": "finished"}
+    best |= {name: manifest[name] for name in ("trainable_parameters", "seconds")}
+    assert {name: found.summary[name] for name in best} == best
+    assert found.summary["trainable_parameters"] > 0
+    assert found.summary["seconds"] > 0
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, tiny_bert, corpus):
     home = tmp_path_factory.mktemp("home")
@@ -91,6 +114,7 @@ def test_offline_run_holds_settings_curves_scores_and_table(run):
     found = read(offline)
     assert (found.run.project, found.run.display_name) == ("loraens", run.name)
     assert [found.config[name] for name in ("rank", "scale", "mode", "batch_size")] == [12, 3.0, "lora", 8]
+    check_member(find_member(run), found, "member")
     assert len(found.curves["train/loss"]) >= 4
     assert len(found.curves["dev/sst/accuracy"]) == 2
     assert max(found.curves["dev/sst/accuracy"]) == found.summary["best/sst/accuracy"]
@@ -109,15 +133,13 @@ def test_a_sweep_logs_one_run_a_member_in_one_group(tmp_path, tiny_bert, corpus)
     assert sorted(entry.run.display_name for entry in found) == ["r2-c3-s0-lr0.0001", "r3-c3-s0-lr0.0001"]
     assert len({entry.run.run_id for entry in found}) == 2
     for entry in found:
+        check_member(sweep / entry.run.display_name, entry, "member")
         manifest = json.loads((sweep / entry.run.display_name / "manifest.json").read_text())
         assert (entry.run.project, entry.run.run_group, entry.run.job_type) == ("loraens", "sts-sweep", "member")
         wanted = {**manifest["member"], "task": "sts", "mode": "lora", "sweep": "sts-sweep", "backbone": str(tiny_bert)}
         assert {name: entry.config[name] for name in wanted} == wanted
         assert entry.curves["dev/sts/pearson"] == pytest.approx([e["dev"]["sts"]["pearson"] for e in manifest["history"]])
         assert entry.curves["train/loss"] == pytest.approx([e["train_loss"] for e in manifest["history"]])
-        assert entry.summary["best/sts/pearson"] == manifest["dev"]["best"]["sts"]["pearson"]
-        assert (entry.summary["status"], entry.summary["best/epoch"]) == ("finished", manifest["epochs"]["best"])
-        assert entry.summary["trainable_parameters"] == manifest["trainable_parameters"]
     run_offline(tmp_path, *command)
     assert len(list((sweep / "wandb").glob("offline-run-*"))) == 2  # a repetition logs nothing twice
     run_offline(tmp_path, "ensemble", "--runs", sweep, "--method", "omni")
@@ -128,6 +150,15 @@ def test_a_sweep_logs_one_run_a_member_in_one_group(tmp_path, tiny_bert, corpus)
     (table,) = offline.glob("files/media/table/ensembles*.json")
     rows = json.loads(table.read_text())
     assert [dict(zip(rows["columns"], row))["method"] for row in rows["data"]] == ["best", "omni"]
+
+
+@pytest.mark.parametrize("mode", ["frozen", "full"])
+def test_baselines_are_of_job_type_baseline(tmp_path, tiny_bert, corpus, mode):
+    command = ["fit", "--config", CONFIGS / "sts.yaml", "--config", CONFIGS / f"{mode}.yaml", "--model.backbone", tiny_bert]
+    command += ["--data.root", corpus, "--trainer.max_epochs", 1, "--store.root", tmp_path / "runs"]
+    directory = run_offline(tmp_path, *command)
+    (offline,) = wandb_sync.offline_runs(directory)
+    check_member(find_member(directory), read(offline), "baseline")
 
 
 @pytest.mark.parametrize("kind", ["CSVLogger", "TensorBoardLogger"])
@@ -153,3 +184,15 @@ def test_config_beside_the_run_is_the_one_that_was_used(run):
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["trainer"]["max_epochs"] == 2
     assert config["model"]["rank"] == 12
+
+
+def test_an_account_that_is_refused_is_one_sentence(monkeypatch):
+    import wandb
+
+    def refuse(**options):
+        raise wandb.errors.AuthenticationError("no such key")
+
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setattr(wandb, "login", refuse)
+    with pytest.raises(InputError, match="W&B does not let you in .no such key.: mend the key, or set WANDB_MODE=offline"):
+        wandb_mode()

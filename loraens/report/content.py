@@ -5,7 +5,6 @@ Shape letters: M members, N examples.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from loraens.ensemble.prove import Candidate, HeldOut, cross_validate
 from loraens.ensemble.read import Candidates, read_runs
 from loraens.ensemble.select import SOUPS, Options
 from loraens.errors import InputError
-from loraens.store import ENSEMBLE, MANIFEST, MemberStore, checksum, find_members
+from loraens.store import ENSEMBLE, MANIFEST, MemberStore, checksum, find_members, read_ensemble
 from loraens.tasks import LOWER_IS_BETTER, Task
 
 MODES = {"frozen": "frozen backbone, heads alone", "full": "all weights trained"}
@@ -100,7 +99,7 @@ def read(runs: Sequence[Path], tasks: Sequence[str] | None = None, say: Callable
         places = {path.resolve(): index for index, path in enumerate(candidates.directories)}
         entries = []
         for path in sorted(path for run in runs for path in Path(run).glob(f"ensembles/{name}-*/{ENSEMBLE}")):
-            entry = json.loads(path.read_text())
+            entry = read_ensemble(path.parent)
             if entry["task"]["name"] == name and _is_of(path.parent, entry, places, candidates, say):
                 entries.append(entry)
         task, backbone = candidates.dev.task, candidates.manifests[0]["settings"]["backbone"]
