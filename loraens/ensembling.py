@@ -149,7 +149,7 @@ def print_table(entries: Sequence[dict[str, Any]]) -> None:
     table = _table(
         f"{task['name']}: {task['metric']}, {entries[0]['pool_size']} members to choose from",
         ("method", "rule", "members", "dev", "held out", "minus best", "minus omni", "p", "test"),
-        f"dev: chosen on it, so not held out. held out: {cross} of the whole choice, 95 % interval.",
+        f"dev: chosen on it, so not held out. held out: {cross} of the choice, 95 % interval{_epochs(entries[0]['which'])}.",
     )
     for entry in entries:
         intervals = [Interval(**entry[key]) for key in ("interval", "to_best", "to_omni")]
@@ -158,6 +158,11 @@ def print_table(entries: Sequence[dict[str, Any]]) -> None:
         cells += [_cell(intervals[0]), *(_cell(interval, "+") for interval in intervals[1:])]
         table.add_row(*cells, "" if p is None or math.isnan(p) else f"{p:.3f}", "" if test is None else f"{test:.4f}")
     _print(table)
+
+
+def _epochs(which: str) -> str:
+    """What the cross-validation does not repeat."""
+    return "; each member's best epoch was chosen on all of dev (not so with --which last)" if which == "best" else ""
 
 
 def _table(title: str, columns: Sequence[str], caption: str) -> Any:

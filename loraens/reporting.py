@@ -49,9 +49,9 @@ def _of_texts(content: Content, wanted: bool) -> list[Section]:
         return [Missing(title, f"the texts or the backbone cannot be had ({error})") for title in titles]
 
 
-def run(runs: Sequence[str], tasks: Sequence[str] | None, out: Path, texts: bool, logged: bool) -> Path:
+def run(runs: Sequence[str], tasks: Sequence[str] | None, which: str | None, out: Path, texts: bool, logged: bool) -> Path:
     """Make the report; returns the page's path."""
-    contents = read([Path(path) for path in runs], tasks)
+    contents = read([Path(path) for path in runs], tasks, which)
     parts: dict[str, list[Section]] = {}
     if (together := overall_scores(contents)) is not None:
         parts["All tasks"] = [together]
@@ -90,9 +90,11 @@ def main(args: list[str]) -> None:
     parser = ArgumentParser(prog="loraens report", description=__doc__, exit_on_error=False)
     parser.add_argument("--runs", nargs="+", type=str, required=True, help="Directories of runs or sweeps, ensembles included.")
     parser.add_argument("--task", nargs="+", type=str, default=None, help="Names of tasks; all by default.")
+    which = "Epoch of each member; that of the ensembles by default."
+    parser.add_argument("--which", type=str | None, choices=["best", "last"], default=None, help=which)
     parser.add_argument("--out", type=str | None, default=None, help="Directory of the page; RUN/report by default.")
     parser.add_argument("--texts", type=bool, default=True, help="Whether to show texts and maps of embeddings.")
     parser.add_argument("--logger", type=bool, default=True, help="Whether to log the pictures to W&B.")
     given = parser.parse_args(args)
     out = Path(given.runs[0]) / "report" if given.out is None else Path(given.out)
-    run(given.runs, given.task, out, given.texts, given.logger)
+    run(given.runs, given.task, given.which, out, given.texts, given.logger)

@@ -348,3 +348,22 @@ def test_ensembles_and_pictures_are_one_run_of_wandb(tmp_path, run_command, monk
         assert pictures.summary[f"report/{path.stem}/_type"] == "image-file"
         (file,) = (sweep / "wandb").glob(f"offline-run-*/files/{pictures.summary[f'report/{path.stem}/path']}")
         assert file.read_bytes() == path.read_bytes()
+
+
+def test_the_report_is_of_the_epochs_that_the_ensembles_join(tmp_path, run_command, capsys):
+    run = population(tmp_path / "run", STS, seeds=(0,))
+    assert run_command("ensemble", "--runs", run, "--method", "omni", "--which", "last") == 0
+    assert "chosen on all of dev" not in capsys.readouterr().out
+    content = read([run])["sts"]
+    assert (content.which, len(content.entries)) == ("last", 2)
+    assert read([run], which="best")["sts"].entries == []
+    assert run_command("ensemble", "--runs", run, "--method", "dicor") == 0  # and best anew, of the best epochs
+    assert "best epoch was chosen on all of dev" in " ".join(capsys.readouterr().out.split())
+    said = []
+    entries = read([run], say=said.append)["sts"].entries
+    assert {entry["method"] for entry in entries} == {"best", "omni", "dicor"}
+    assert not said
+    assert run_command("ensemble", "--runs", run, "--method", "topk", "--which", "last", "--out", run / "ensembles") == 0
+    assert {entry["method"] for entry in read([run], which="best", say=said.append)["sts"].entries} == {"dicor"}
+    assert len(said) == 3
+    assert all("joins the members' last epochs" in sentence for sentence in said), said

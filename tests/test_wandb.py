@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from loraens import wandb_sync
 from loraens.account import wandb_mode
 from loraens.errors import InputError
-
-from loraens import wandb_sync
 from loraens.store import find_member
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -194,5 +193,5 @@ def test_an_account_that_is_refused_is_one_sentence(monkeypatch):
 
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setattr(wandb, "login", refuse)
-    with pytest.raises(InputError, match="W&B does not let you in .no such key.: mend the key, or set WANDB_MODE=offline"):
+    with pytest.raises(InputError, match=r"W&B does not let you in .no such key.: mend the key, or set WANDB_MODE=offline"):
         wandb_mode()

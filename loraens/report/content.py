@@ -34,6 +34,7 @@ class Content:
         baselines: Scores of the modes `frozen` and `full`: mode -> the task's metric on dev, of the best such member.
         entries: Its ensembles, as `ensemble.json` holds them.
         backbone: Name of the backbone.
+        which: "best" or "last" epoch of each member.
     """
 
     task: Task
@@ -41,6 +42,7 @@ class Content:
     baselines: dict[str, float]
     entries: list[dict[str, Any]]
     backbone: str
+    which: str
 
     @property
     def members(self) -> list[dict[str, Any]]:
@@ -81,33 +83,46 @@ class Content:
         return cross_validate(self.found.dev, [candidate])[0]
 
 
-def read(runs: Sequence[Path], tasks: Sequence[str] | None = None, say: Callable[[str], None] = print) -> dict[str, Content]:
+def read(
+    runs: Sequence[Path],
+    tasks: Sequence[str] | None = None,
+    which: str | None = None,
+    say: Callable[[str], None] = print,
+) -> dict[str, Content]:
     """Everything of some runs, by task.
 
     Args:
         runs: Directories of runs, sweeps or members; ensembles are those in `RUN/ensembles`.
         tasks: Names of tasks; all by default.
+        which: "best" or "last" epoch of each member; by default that of the ensembles, or the best.
         say: Is told what was left out.
 
     Raises:
         InputError: As `read_runs`; or an ensemble is older than its members.
     """
+    folders = sorted(path.parent for run in runs for path in Path(run).glob(f"ensembles/*/{ENSEMBLE}"))
+    records = [(folder, read_ensemble(folder)) for folder in folders]
+    kinds = {record["which"] for _, record in records}
+    which = which or (kinds.pop() if len(kinds) == 1 else "best")
     found = {}
-    for name, candidates in read_runs(runs, tasks, say=say, mode="lora").items():
+    for name, candidates in read_runs(runs, tasks, which, say, mode="lora").items():
         if np.isnan(candidates.dev.labels[0]):
             raise InputError(f"task {name} has no labels on dev: there is nothing to report")
         places = {path.resolve(): index for index, path in enumerate(candidates.directories)}
         entries = []
-        for path in sorted(path for run in runs for path in Path(run).glob(f"ensembles/{name}-*/{ENSEMBLE}")):
-            entry = read_ensemble(path.parent)
-            if entry["task"]["name"] == name and _is_of(path.parent, entry, places, candidates, say):
+        for folder, entry in records:
+            if entry["task"]["name"] != name:
+                continue
+            if entry["which"] != which:
+                say(f"{folder} is left out: it joins the members' {entry['which']} epochs, the report is of the {which} ones")
+            elif _is_of(folder, entry, places, candidates, say):
                 entries.append(entry)
         task, backbone = candidates.dev.task, candidates.manifests[0]["settings"]["backbone"]
         order = {method: place for place, method in enumerate(("best", "omni", "dicor"))}
         entries.sort(
             key=lambda entry: (order.get(entry["method"], 3), entry["method"] in SOUPS, entry["method"], entry["rule"])
         )
-        found[name] = Content(task, candidates, _baselines(runs, task), entries, Path(str(backbone)).name)
+        found[name] = Content(task, candidates, _baselines(runs, task, which), entries, Path(str(backbone)).name, which)
     return found
 
 
@@ -126,11 +141,11 @@ def _is_of(
     return True
 
 
-def _baselines(runs: Sequence[Path], task: Task) -> dict[str, float]:
+def _baselines(runs: Sequence[Path], task: Task, which: str) -> dict[str, float]:
     found: dict[str, float] = {}
     for path in [path for run in runs for path in find_members(Path(run))]:
         manifest = MemberStore(path).manifest()
-        mode, scores = manifest["settings"]["mode"], manifest["dev"].get("best", {}).get(task.name)
+        mode, scores = manifest["settings"]["mode"], manifest["dev"].get(which, {}).get(task.name)
         if mode in MODES and scores and scores[task.metric] is not None:
             sign = -1 if task.metric in LOWER_IS_BETTER else 1
             if mode not in found or sign * scores[task.metric] > sign * found[mode]:

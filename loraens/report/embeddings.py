@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from loraens.ensemble.read import Candidates
-from loraens.store import checksum, write_atomically
+from loraens.store import MANIFEST, checksum, write_atomically
 
 FOLDER = "embeddings"  # beside the members of a run
 PERPLEXITY, MOST = 30, 3000  # examples that are mapped at most
@@ -25,13 +25,13 @@ def low_and_high(found: Candidates) -> list[int]:
     return [next(int(member) for member in order if ranks[member] == rank) for rank in ends]
 
 
-def embeddings(found: Candidates, members: Sequence[int], texts: list[tuple[str, ...]]) -> list[np.ndarray]:
+def embeddings(found: Candidates, members: Sequence[int], texts: list[tuple[str, ...]], which: str) -> list[np.ndarray]:
     """What the heads of some members read of dev, `(N, D)` each: computed in one packed pass, once, and kept beside the run."""
     from loraens.predictor import Predictor
 
-    places = [_place(found, member) for member in members]
+    places = [_place(found, member, which) for member in members]
     if not all(place.is_file() for place in places):
-        chosen = [(found.directories[m], found.manifests[m], found.manifests[m]["epochs"]["best"]) for m in members]
+        chosen = [(found.directories[m], found.manifests[m], found.manifests[m]["epochs"][which]) for m in members]
         for place, features in zip(places, Predictor.of_members(chosen).features(texts, found.dev.task)):
             buffer = io.BytesIO()
             np.save(buffer, features)
@@ -39,11 +39,11 @@ def embeddings(found: Candidates, members: Sequence[int], texts: list[tuple[str,
     return [np.load(place, allow_pickle=False) for place in places]
 
 
-def _place(found: Candidates, member: int) -> Path:
+def _place(found: Candidates, member: int, which: str) -> Path:
     """Named by the member's manifest, which names its weights and the data."""
     directory = found.directories[member]
-    digest = checksum(directory / "manifest.json")[:12]
-    return directory.parent / FOLDER / f"{directory.name}-{found.dev.task.name}-dev-{digest}.npy"
+    digest = checksum(directory / MANIFEST)[:12]
+    return directory.parent / FOLDER / f"{directory.name}-{found.dev.task.name}-dev-{which}-{digest}.npy"
 
 
 def tsne(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

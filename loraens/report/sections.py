@@ -123,7 +123,7 @@ def maps(content: Content, texts: Texts) -> Section:
     members, pool = low_and_high(content.found), content.found.dev
     if len(members) < 2:
         return Missing(title, "all members have the same rank")
-    found = [tsne(features) for features in embeddings(content.found, members, texts)]
+    found = [tsne(features) for features in embeddings(content.found, members, texts, content.which)]
     rows = found[0][0]
     panels = {f"rank {pool.ranks[member]} ({pool.names[member]})": places for member, (_, places) in zip(members, found)}
     caption = (
