@@ -146,17 +146,18 @@ def print_table(entries: Sequence[dict[str, Any]]) -> None:
     """Print one task's ensembles."""
     task = entries[0]["task"]
     cross = f"{REPEATS} x {FOLDS} cross-validation{' (soups: once)' if entries[-1]['method'] in SOUPS else ''}"
+    known = {"p_best": "p", "test": "test"}
+    known = {key: name for key, name in known.items() if any(entry[key] is not None for entry in entries)}
     table = _table(
         f"{task['name']}: {task['metric']}, {entries[0]['pool_size']} members to choose from",
-        ("method", "rule", "members", "dev", "held out", "minus best", "minus omni", "p", "test"),
+        ("method", "rule", "members", "dev", "held out", "minus best", "minus omni", *known.values()),
         f"dev: chosen on it, so not held out. held out: {cross} of the choice, 95 % interval{_epochs(entries[0]['which'])}.",
     )
     for entry in entries:
         intervals = [Interval(**entry[key]) for key in ("interval", "to_best", "to_omni")]
-        p, test = entry["p_best"], entry["test"]
         cells = [entry["method"], entry["rule"], str(len(entry["members"])), f"{entry['dev'][task['metric']]:.4f}"]
         cells += [_cell(intervals[0]), *(_cell(interval, "+") for interval in intervals[1:])]
-        table.add_row(*cells, "" if p is None or math.isnan(p) else f"{p:.3f}", "" if test is None else f"{test:.4f}")
+        table.add_row(*cells, *("" if entry[key] is None else f"{entry[key]:.4f}" for key in known))
     _print(table)
 
 

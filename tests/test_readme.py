@@ -36,7 +36,7 @@ def test_commands_run_as_they_stand(run_command, directory, tiny_bert):
     """Only the backbone and the number of epochs are made small, and the logger is off."""
     small = ["--model.backbone", tiny_bert, "--trainer.max_epochs", 1, "--trainer.logger", "false"]
     shown = [shlex.split(command) for command in COMMANDS if command.startswith("loraens ")]
-    assert {words[1] for words in shown} == {"fit", "predict", "sweep", "ensemble"}
+    assert {words[1] for words in shown} == {"fit", "predict", "sweep", "ensemble", "report", "compare"}
     for words in shown:
         extra = []
         if words[1] in ("fit", "sweep"):
