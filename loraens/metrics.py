@@ -50,13 +50,6 @@ def scores(task: Task, logits: np.ndarray, labels: np.ndarray) -> dict[str, floa
     return _class_scores(task, logits, labels) if task.kind == "classes" else _number_scores(task, logits, labels)
 
 
-def prediction_score(task: Task, predicted: np.ndarray, labels: np.ndarray) -> float:
-    """Accuracy of class numbers `(N,)`, or Pearson's r of values `(N,)`: for ensembles whose vote has no logits."""
-    if task.kind == "classes":
-        return float((predicted == labels).mean())
-    return _number_scores(task, predicted[:, None], labels)["pearson"]
-
-
 def _class_scores(task: Task, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     import torch
     from torchmetrics.functional import classification

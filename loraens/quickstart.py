@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from loraens.grid import Member, cross
-from loraens.store import MemberStore
 
 if TYPE_CHECKING:
     from loraens.data import TextData
@@ -93,8 +92,9 @@ def train_task(data: TextData, epochs: int, members: Sequence[Member], directory
     """Train members side by side on one backbone and join them."""
     from lightning.pytorch import Trainer
 
-    from loraens.ensemble.combine import omni
-    from loraens.metrics import prediction_score
+    from loraens.ensemble.combine import combine, rules
+    from loraens.ensemble.pool import score
+    from loraens.ensemble.read import read_runs
     from loraens.module import Population
     from loraens.packs import TRAINER, Options, Setup
     from loraens.sweep import Sweep
@@ -113,12 +113,10 @@ def train_task(data: TextData, epochs: int, members: Sequence[Member], directory
     )
     with quiet_trainers():
         manifests = Sweep(setup, Options(pack_size=len(members))).run()
-    found = [MemberStore(directory / member.name).logits(task.name, "dev", "last") for member in members]
-    labels = found[0].labels
-    assert labels is not None
+    pool = read_runs([directory], which="last")[task.name].dev
+    joined = combine(pool, np.full(len(pool), 1 / len(pool)), rules(task)[0], pool.places)
     scores = [manifests[member.name]["dev"]["last"][task.name][task.metric] for member in members]
-    joined = omni(task, np.stack([logits.logits for logits in found]), [member.rank for member in members])
-    return Result(task, list(zip(members, scores)), prediction_score(task, joined, labels), directory)
+    return Result(task, list(zip(members, scores)), score(task, joined, pool.labels), directory)
 
 
 def _in_words(member: Member) -> str:

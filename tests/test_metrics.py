@@ -3,8 +3,9 @@ import pytest
 from scipy import stats
 from sklearn import metrics as sk
 
-from loraens.ensemble.combine import majority_vote, mean_logits, omni
-from loraens.metrics import overall, prediction_score, predictions, probabilities, scores
+from loraens.ensemble.combine import combine, majority_vote
+from loraens.ensemble.pool import Pool
+from loraens.metrics import overall, predictions, probabilities, scores
 from loraens.tasks import QUORA, SST, STS
 
 
@@ -68,10 +69,12 @@ def test_votes_and_ties():
     assert majority_vote(votes, [9, 1, 2, 5, 3]).tolist() == [1]
 
 
-def test_omni():
-    logits = np.array([[[1.0], [2.0]], [[3.0], [6.0]]])
-    assert mean_logits(logits).tolist() == [[2.0], [4.0]]
-    assert omni(STS, logits, [1, 2]).tolist() == [2.0, 4.0]
-    assert omni(QUORA, np.array([[[5.0]], [[-1.0]], [[-1.0]]]), [1, 2, 3]).tolist() == [0]  # a vote, not a mean
-    assert prediction_score(QUORA, np.array([1, 0, 1]), np.array([1.0, 1, 1])) == pytest.approx(2 / 3)
-    assert prediction_score(STS, np.array([1.0, 2, 3]), np.array([2.0, 4, 6])) == pytest.approx(1)
+def test_joining_all_members():
+    def join(task, logits, ranks, rule):
+        pool = Pool(task, tuple("abc"[: len(ranks)]), np.array(ranks), logits, np.zeros(logits.shape[1]))
+        return combine(pool, np.full(len(ranks), 1 / len(ranks)), rule, pool.places).predictions.tolist()
+
+    assert join(STS, np.array([[[1.0], [2.0]], [[3.0], [6.0]]]), [1, 2], "logits") == [2.0, 4.0]
+    logits = np.array([[[5.0]], [[-1.0]], [[-1.0]]])
+    assert join(QUORA, logits, [1, 2, 3], "vote") == [0]
+    assert join(QUORA, logits, [1, 2, 3], "logits") == [1]

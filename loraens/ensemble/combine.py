@@ -51,12 +51,6 @@ def _outcome(task: Task, logits: np.ndarray) -> Outcome:
     return Outcome(predictions(task, logits), probabilities(task, logits))
 
 
-def mean_logits(logits: np.ndarray) -> np.ndarray:
-    """Mean over the members: `(M, N, C)` -> `(N, C)`."""
-    mean: np.ndarray = np.asarray(logits, np.float64).mean(axis=0)
-    return mean
-
-
 def majority_vote(
     votes: np.ndarray,
     ranks: Sequence[int] | np.ndarray,
@@ -83,10 +77,3 @@ def majority_vote(
     allowed = np.take_along_axis(tied, by_rank.T, axis=1)  # (N, M): the member voted for a tied class
     chosen: np.ndarray = by_rank[allowed.argmax(axis=1), np.arange(votes.shape[1])]
     return chosen
-
-
-def omni(task: Task, logits: np.ndarray, ranks: Sequence[int]) -> np.ndarray:
-    """Predictions `(N,)` of Omni-LoRA (the paper): mean logit for numbers, majority vote for classes, of all members."""
-    if task.kind == "number":
-        return predictions(task, mean_logits(logits))
-    return majority_vote(np.stack([predictions(task, member) for member in logits]), ranks)
