@@ -7,15 +7,19 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from matplotlib.image import imread
+from test_predictor import made  # noqa: F401
 from test_wandb import read as read_run
 
 from loraens.errors import InputError
+from loraens.predictor import Predictor
 from loraens.report import figures, sections
 from loraens.report.content import read
+from loraens.report.embeddings import embeddings, low_and_high
 from loraens.report.sections import Missing, Picture, Rows
 from loraens.report.tables import verdict
 from loraens.store import Logits, MemberStore, logits_to_bytes
 from loraens.tasks import QUORA, SST, STS
+from loraens.texts import read_texts
 
 CHOICE = ("best", "omni", "dicor", "topk")
 
@@ -248,7 +252,7 @@ def test_lines_bands_and_marks(tmp_path, run_command):
 
 def test_what_is_missing_is_said(tmp_path, report):
     content = read([population(tmp_path / "run", SST, ranks=(4,), scales=(1.0,), seeds=(0,), examples=30)])["sst"]
-    for made, why in (
+    for section, why in (
         (sections.heatmap(content), "one member only"),
         (sections.diversity(content), "same rank and scale"),
         (sections.scores(content), "same rank"),
@@ -258,8 +262,8 @@ def test_what_is_missing_is_said(tmp_path, report):
         (sections.gains(content), "no ensembles of several members"),
         (sections.maps(content, []), "same rank"),
     ):
-        assert isinstance(made, Missing)
-        assert why in made.why
+        assert isinstance(section, Missing)
+        assert why in section.why
     assert "no ensemble was made yet" in verdict(content)
     assert isinstance(sections.reliability(read([population(tmp_path / "n", STS)])["sts"]), Missing)
     text = (report(tmp_path / "run", methods=["best"], texts="true") / "index.html").read_text()
@@ -367,3 +371,22 @@ def test_the_report_is_of_the_epochs_that_the_ensembles_join(tmp_path, run_comma
     assert {entry["method"] for entry in read([run], which="best", say=said.append)["sts"].entries} == {"dicor"}
     assert len(said) == 3
     assert all("joins the members' last epochs" in sentence for sentence in said), said
+
+
+def test_embeddings_are_what_the_heads_read_and_are_kept(made, run_command, tmp_path, monkeypatch):  # noqa: F811
+    name, sweep = made
+    content = read([sweep])[name]
+    _, texts = read_texts(content.found)["dev"]
+    members = low_and_high(content.found)
+    assert [int(content.found.dev.ranks[m]) for m in members] == [2, 5]
+    for member, features in zip(members, embeddings(content.found, members, texts, "best")):
+        head = Predictor.load(content.found.directories[member]).model.heads[name]
+        logits = features @ head.weight[0].detach().numpy().T + head.bias[0].detach().numpy()
+        np.testing.assert_allclose(logits, content.found.dev.logits[member], atol=1e-4)
+    monkeypatch.setattr(Predictor, "of_members", None)  # what is kept needs no backbone
+    picture = sections.maps(content, texts)
+    assert [len(axes.collections[0].get_offsets()) > 0 for axes in picture.drawn.axes[:2]] == [True, True]
+    assert run_command("report", "--runs", sweep, "--out", tmp_path / "out") == 0
+    page = Page((tmp_path / "out" / "index.html").read_text())
+    assert any(" ".join(texts[0]).split()[0] in cell for table in page.tables for row in table for cell in row)
+    assert (tmp_path / "out" / f"{name}-embeddings.png").is_file()
