@@ -9,6 +9,7 @@ import pytest
 from matplotlib.image import imread
 from test_predictor import made  # noqa: F401
 from test_wandb import read as read_run
+from test_wandb import run_offline
 
 from loraens.errors import InputError
 from loraens.predictor import Predictor
@@ -160,9 +161,9 @@ def test_tables_hold_the_scores_of_the_ensembles(report, tmp_path):
         assert row["cross-validated [95 %]"] == f"{held['value']:.4f} [{held['low']:.3f}, {held['high']:.3f}]"
         assert row["test"] == f"{entry['test']:.4f}"
         assert row["members"] == str(len(entry["members"]))
-    assert found["Omni-LoRA"]["paper, BERT-base: dev"] == "0.5300"
-    assert found["DiCor-LoRA"]["paper, BERT-base: test"] == "0.5500"
-    assert found["topk"]["paper, BERT-base: dev"] == ""
+    assert found["Omni-LoRA"]["paper (BERT-base) dev"] == "0.5300"
+    assert found["DiCor-LoRA"]["paper (BERT-base) test"] == "0.5500"
+    assert found["topk"]["paper (BERT-base) dev"] == ""
     assert found["frozen backbone, heads alone"]["dev (chosen on)"] == ""
 
 
@@ -333,12 +334,11 @@ def test_changed_members_are_refused(tmp_path, run_command, capsys):
         read([run])
 
 
-def test_ensembles_and_pictures_are_one_run_of_wandb(tmp_path, run_command, monkeypatch):
+def test_ensembles_and_pictures_are_one_run_of_wandb(tmp_path):
     """Read back from the offline files: the group, the job type, the settings, the table and the images."""
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    sweep = population(tmp_path / "my-sweep", STS, seeds=(0,), examples=60)
-    assert run_command("ensemble", "--runs", sweep, "--method", "omni") == 0
-    assert run_command("report", "--runs", sweep, "--out", tmp_path / "out", "--texts", "false") == 0
+    sweep = population(tmp_path / "runs" / "my-sweep", STS, seeds=(0,), examples=60)
+    run_offline(tmp_path, "ensemble", "--runs", sweep, "--method", "omni")
+    run_offline(tmp_path, "report", "--runs", sweep, "--out", tmp_path / "out", "--texts", "false")
     (ensembles,) = (read_run(path) for path in (sweep / "ensembles" / "wandb").glob("offline-run-*"))
     (pictures,) = (read_run(path) for path in (sweep / "wandb").glob("offline-run-*"))
     assert ensembles.run.run_id == pictures.run.run_id

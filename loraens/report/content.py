@@ -21,6 +21,13 @@ from loraens.errors import InputError
 from loraens.store import ENSEMBLE, MANIFEST, MemberStore, checksum, find_members, read_ensemble
 from loraens.tasks import LOWER_IS_BETTER, Task
 
+METRIC_NAMES = {
+    "pearson": "Pearson's r",
+    "spearman": "Spearman's rho",
+    "mse": "mean squared error",
+    "nll": "NLL",
+    "macro_f1": "macro F1",
+}
 MODES = {"frozen": "frozen backbone, heads alone", "full": "all weights trained"}
 
 
@@ -43,6 +50,11 @@ class Content:
     entries: list[dict[str, Any]]
     backbone: str
     which: str
+
+    @property
+    def metric(self) -> str:
+        """The task's metric in words."""
+        return METRIC_NAMES.get(self.task.metric, self.task.metric.replace("_", " "))
 
     @property
     def members(self) -> list[dict[str, Any]]:

@@ -235,7 +235,10 @@ def frontier(lines: Mapping[str, np.ndarray], points: Mapping[str, np.ndarray], 
         colour = COLOURS[place]
         axes.plot(size, value, marker=MARKERS[place], markersize=4, color=colour, label=name)
         axes.fill_between(size, low, high, color=colour, alpha=0.1, linewidth=0)
+    sizes = [row[0] for row in points.values()]
     for place, (name, (size, value, low, high)) in enumerate(points.items(), len(lines)):
+        number = place - len(lines)
+        size += 0.2 * (sizes[:number].count(size) - (sizes.count(size) - 1) / 2)  # beside each other, not on top
         colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
         bars = [[value - low], [high - value]]
         axes.errorbar([size], [value], yerr=bars, fmt=marker, color=colour, label=name, elinewidth=0.8, capsize=2)

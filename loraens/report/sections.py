@@ -58,6 +58,10 @@ class Missing:
 Section = Picture | Rows | Missing
 
 
+def _upper(words: str) -> str:
+    return words[:1].upper() + words[1:]
+
+
 def likeness(content: Content) -> tuple[str, np.ndarray]:
     """Name of the paper's measure for the task, and how alike members are `(M, M)`."""
     name = "pearson" if content.task.kind == "number" else "cosine"
@@ -75,7 +79,7 @@ def heatmap(content: Content) -> Section:
     order = figures.cluster_order(alike)
     sides = {"rank": pool.ranks, "scale": np.array([member["scale"] for member in content.members])}
     mean = alike[~np.eye(len(pool), dtype=bool)].mean()
-    caption = f"{label.capitalize()} on dev of each pair of {len(pool)} members, mean {mean:.3f}; like ones lie together."
+    caption = f"{_upper(label)} on dev of each pair of {len(pool)} members, mean {mean:.3f}; like ones lie together."
     drawn = figures.heatmap(alike, order, pool.names, sides, label)
     return Picture("likeness", title, caption, f"Clustered heatmap. {caption}", drawn)
 
@@ -110,10 +114,10 @@ def scores(content: Content) -> Section:
     band = "the band is all members of one rank and scale (seeds, learning rates)"
     one = "one member for each rank and scale, so there is no band"
     caption = (
-        f"{content.task.metric.capitalize()} on dev, a line for each scale; {one if len(cells) == len(ranks) else band}. "
+        f"{_upper(content.metric)} on dev, a line for each scale; {one if len(cells) == len(ranks) else band}. "
         f"Marked: {', '.join(f'{name} ({len(members)})' for name, members in chosen.items())}."
     )
-    drawn = figures.scores(ranks, scales, content.dev, chosen, f"{content.task.metric} on dev")
+    drawn = figures.scores(ranks, scales, content.dev, chosen, f"{content.metric} on dev")
     return Picture("scores", title, caption, f"Line chart. {caption}", drawn)
 
 
@@ -150,12 +154,12 @@ def frontier(content: Content, advance: Advance = lambda: None) -> Section:
         if entry["method"] not in LINES
     }
     caption = (
-        f"Cross-validated {content.task.metric} with 95 % intervals: lines are methods that were told the number of members, "
+        f"Cross-validated {content.metric} with 95 % intervals: lines are methods that were told the number of members, "
         "points are the others. Merged soups cost one member, whatever the number."
     )
     for method in points.keys() & SOUPS.keys():
         points[method][0] = 1
-    drawn = figures.frontier(dict(zip(LINES, rows)), points, f"{content.task.metric}, cross-validated")
+    drawn = figures.frontier(dict(zip(LINES, rows)), points, f"{content.metric}, cross-validated")
     return Picture("frontier", title, caption, f"Line chart. {caption}", drawn)
 
 
@@ -211,8 +215,8 @@ def curves(content: Content) -> Section:
         histories.append((table[:, 0], table[:, 1], table[:, 2]))
     if max(len(epochs) for epochs, _, _ in histories) < 2:
         return Missing("Training curves", "members were trained for one epoch only")
-    caption = f"Mean training loss and {metric} on dev after each epoch, a line for each member."
-    drawn = figures.curves(histories, content.found.dev.ranks, f"{metric} on dev")
+    caption = f"Mean training loss and {content.metric} on dev after each epoch, a line for each member."
+    drawn = figures.curves(histories, content.found.dev.ranks, f"{content.metric} on dev")
     return Picture("curves", "Training curves", caption, f"Line charts. {caption}", drawn)
 
 
@@ -227,7 +231,7 @@ def gains(content: Content) -> Section:
     predicted, observed = ([e["diversity"][f"{kind}_{what}"] for e in several] for what in ("predicted", "observed"))
     label = "variance of the mean's error" if kind == "error_variance" else "error of the vote"
     caption = (
-        f"{label.capitalize()} on dev, each ensemble's members with equal weights; the formula takes their mean error and the "
+        f"{_upper(label)} on dev, each ensemble's members with equal weights; the formula takes their mean error and the "
         "mean correlation of their errors."
     )
     drawn = figures.gains(names, predicted, observed, label)

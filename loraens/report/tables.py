@@ -13,7 +13,7 @@ from loraens.report.sections import Rows
 from loraens.significance import Interval
 from loraens.tasks import LOWER_IS_BETTER
 
-PAPER = "paper, BERT-base"
+PAPER = "paper (BERT-base)"
 # Tables 1 (dev) and 2 (test) of the paper: row -> task -> score
 PAPER_DEV = {
     "frozen": {"sst": 0.395, "quora": 0.697, "sts": 0.526, "overall": 0.618},
@@ -35,7 +35,7 @@ COLUMNS = ("model", "rule", "members", "dev (chosen on)", "cross-validated [95 %
 def scores(content: Content) -> Rows:
     """Tables 1 and 2 for one task: baselines, the best member and the ensembles."""
     name, task = content.task.name, content.task
-    columns = [*COLUMNS, f"{PAPER}: dev", f"{PAPER}: test"]
+    columns = [*COLUMNS, f"{PAPER} dev", f"{PAPER} test"]
 
     def paper(row: str) -> list[float | None]:
         return [table.get(row, {}).get(name) for table in (PAPER_DEV, PAPER_TEST)]
@@ -62,15 +62,18 @@ def scores(content: Content) -> Rows:
         ]
         rows.append([*row, entry["test"], *paper(method)])
     caption = (
-        f"{task.metric.capitalize()}; backbone of all but the last two columns: {content.backbone}. Dev is what the choice was "
-        "made on; cross-validated scores are of examples that the choice did not see."
+        f"{content.metric}; backbone of all but the last two columns: {content.backbone}. Dev is what the choice was "
+        "made on; cross-validated scores are of examples that the choice did not see. The best of many rows is a little lucky."
     )
     missing = [NAMES[mode] for mode in MODES if mode not in content.baselines]
     if missing:
         caption += f" Not trained here: {', '.join(missing)} (`loraens fit` with configs/frozen.yaml or configs/full.yaml)."
-    if content.found.test is None or all(row[6] is None for row in rows):
-        caption += " Test has no labels here, so its column is empty."
-    return Rows(f"{name}: scores", caption, columns, rows)
+    place = columns.index("test")
+    if all(row[place] is None for row in rows):
+        caption += " Test has no labels here, so there is no column for it."
+        for cells in (columns, *rows):
+            del cells[place]
+    return Rows("Scores", caption, columns, rows)
 
 
 def overall_scores(contents: Mapping[str, Content]) -> Rows | None:
@@ -94,7 +97,7 @@ def overall_scores(contents: Mapping[str, Content]) -> Rows | None:
         if any(value is not None for value in values):
             known = [table.get(method, {}).get("overall") for table in (PAPER_DEV, PAPER_TEST)]
             rows.append([NAMES.get(method, method), *values, *known])
-    columns = ("model", "dev (chosen on)", "cross-validated", "test", f"{PAPER}: dev", f"{PAPER}: test")
+    columns = ("model", "dev (chosen on)", "cross-validated", "test", f"{PAPER} dev", f"{PAPER} test")
     caption = "(SST accuracy + Quora accuracy + (1 + STS Pearson) / 2) / 3."
     return Rows("Overall score", caption, columns, rows)
 
@@ -112,6 +115,7 @@ def verdict(content: Content) -> str:
     held, against = (f"[{found['low']:{sign}.4f}, {found['high']:{sign}.4f}]" for found, sign in ((value, ""), (gap, "+")))
     return (
         f"{task.name}: {winner['method']} ({winner['rule']}, {size} of {winner['pool_size']} members) has the {lower} "
-        f"cross-validated {task.metric} of {len(content.paper())} models, {value['value']:.4f} {held}; against the best single "
-        f"member that is {gap['value']:+.4f} {against}, an interval that {'excludes' if excludes else 'does not exclude'} zero."
+        f"cross-validated {content.metric} of {len(content.paper())} models, {value['value']:.4f} {held}; against the best "
+        f"single member that is {gap['value']:+.4f} {against}, an interval that "
+        f"{'excludes' if excludes else 'does not exclude'} zero."
     )
