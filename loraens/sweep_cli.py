@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
@@ -153,6 +156,25 @@ def print_table(manifests: dict[str, dict[str, Any]]) -> None:
     Console().print(table)
 
 
+@contextmanager
+def alone(directory: Path) -> Iterator[None]:
+    """Keep others from sweeping in a directory; the operating system lets go of it when the process ends, however it ends.
+
+    Raises:
+        InputError: Another sweep runs there.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(directory / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(f"another sweep runs in {directory}: wait until it ends, or give another --store.run") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def main(args: list[str]) -> None:
     """Run `sweep` with its options."""
     quiet()
@@ -171,10 +193,11 @@ def main(args: list[str]) -> None:
     )
     setup = cli.setup_of_packs()
     with quiet_trainers():
-        sweep = Sweep(setup, cli.config_init.sweep)
         if cli.config.dry_run:
-            print(plan(sweep))
+            print(plan(Sweep(setup, cli.config_init.sweep)))
             return
-        write_atomically(setup.directory / "config.yaml", cli.parser.dump(cli.config, skip_none=False).encode())
-        print_table(sweep.run())
+        with alone(setup.directory):
+            sweep = Sweep(setup, cli.config_init.sweep)
+            write_atomically(setup.directory / "config.yaml", cli.parser.dump(cli.config, skip_none=False).encode())
+            print_table(sweep.run())
     print(f"the members lie in {setup.directory}")

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 from safetensors.torch import load_file
 
 from loraens import sweep as sweep_module
@@ -359,6 +360,9 @@ def test_bad_input_ends_in_one_sentence(fails, command, tmp_path, run_command):
     assert not (tmp_path / "run").exists()
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "last.ckpt").write_bytes(b"")
+    (tmp_path / "busy").mkdir()
+    with FileLock(tmp_path / "busy" / ".lock"):
+        assert "another sweep runs in" in fails(*command(name="busy"))
     assert "holds a run that is no sweep" in fails(*command(name="taken"))
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "sweep.json").write_text("{")
