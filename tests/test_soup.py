@@ -139,3 +139,12 @@ def test_what_cannot_be_merged_is_refused(soups, fails, run_command, tmp_path, m
     with pytest.raises(Exception, match="merges LoRA members"):
         Soup(found, "best")
     assert len(find_members(sweep)) == 4  # soups are no members of the sweep
+
+
+def test_what_is_compared_is_of_the_same_folds():
+    """A greedy soup of one member is the best member: the difference is nought, though the best one has more repetitions."""
+    pool = make(SST, 5, 90)
+    pool = replace(pool, merged=lambda weights: np.tensordot(weights, pool.logits, 1))
+    wanted = [Candidate("best", "vote", Options()), Candidate("omni", "vote", Options())]
+    proof = prove(pool, [*wanted, Candidate("greedy_soup", "merged", Options(tried=1))])[2]
+    assert (proof.to_best.value, proof.to_best.low, proof.to_best.high, proof.p_best) == (0, 0, 0, 1)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -118,6 +119,11 @@ class HeldOut:
     probabilities: np.ndarray | None  # (T, N, K)
     cooled: np.ndarray | None
 
+    def first(self, repeats: int) -> HeldOut:
+        """Some of the repetitions."""
+        parts = (self.predictions, self.probabilities, self.cooled)
+        return HeldOut(*(None if part is None else part[:repeats] for part in parts))  # type: ignore[arg-type]
+
     def outcome(self, repeat: int, cooled: bool = False) -> Outcome:
         """Of one repetition."""
         shares = self.cooled if cooled else self.probabilities
@@ -179,8 +185,14 @@ def prove(pool: Pool, candidates: list[Candidate], advance: Advance = lambda: No
     """
     held = cross_validate(pool, candidates, advance)
     rows = resamples(len(pool.labels), np.random.default_rng(derive_seed(0, "resamples")))
-    sampled = [on_resamples(pool, one, rows) for one in held]
     means = [_mean_metrics(pool, one) for one in held]
+
+    @cache
+    def known(which: int, repeats: int) -> tuple[float, np.ndarray]:
+        """The task's metric in the first repetitions, and on each resample: what is compared is of the same folds."""
+        part = held[which].first(repeats)
+        return _mean_metrics(pool, part)[pool.task.metric], on_resamples(pool, part, rows)
+
     paper = rules(pool.task)[0]
     place = {c.method: index for index, c in enumerate(candidates) if c.method in ("best", "omni") and c.rule == paper}
     proofs = []
@@ -190,9 +202,13 @@ def prove(pool: Pool, candidates: list[Candidate], advance: Advance = lambda: No
         value, name = means[index], pool.task.metric
         sign = -1 if name in LOWER_IS_BETTER else 1
 
-        def difference(other: int, index: int = index, name: str = name, sign: int = sign) -> Interval:
-            gap = sign * (means[index][name] - means[other][name])
-            return of_resamples(gap, sign * (sampled[index] - sampled[other]))
+        own = known(index, candidate.repeats)
+
+        def difference(
+            other: int, own: tuple[float, np.ndarray] = own, repeats: int = candidate.repeats, sign: int = sign
+        ) -> Interval:
+            value, sampled = known(other, repeats)
+            return of_resamples(sign * (own[0] - value), sign * (own[1] - sampled))
 
         p_best = float("nan")
         if pool.task.kind == "classes":
@@ -209,7 +225,7 @@ def prove(pool: Pool, candidates: list[Candidate], advance: Advance = lambda: No
                 weights,
                 {key: metric(pool.task, key, outcome, pool.labels) for key in METRICS[pool.task.kind]},
                 value,
-                of_resamples(value[name], sampled[index]),
+                of_resamples(*own),
                 difference(place["best"]),
                 difference(place["omni"]),
                 p_best,
