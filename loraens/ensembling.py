@@ -145,7 +145,7 @@ def row(entry: dict[str, Any]) -> list[Any]:
 def print_table(entries: Sequence[dict[str, Any]]) -> None:
     """Print one task's ensembles."""
     task = entries[0]["task"]
-    cross = f"{REPEATS} x {FOLDS} cross-validation{' (soups: once)' if entries[-1]['method'] in SOUPS else ''}"
+    cross = f"{REPEATS} x {FOLDS} cross-validation{' (greedy_soup: once)' if entries[-1]['method'] in SOUPS else ''}"
     known = {"p_best": "p", "test": "test"}
     known = {key: name for key, name in known.items() if any(entry[key] is not None for entry in entries)}
     table = _table(

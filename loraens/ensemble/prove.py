@@ -42,8 +42,8 @@ class Candidate:
 
     @property
     def repeats(self) -> int:
-        """Repetitions of the cross-validation: one for soups, each of which runs the backbone."""
-        return 1 if self.method in SOUPS else REPEATS
+        """Repetitions of the cross-validation: one for greedy soups, which run the backbone for every choice."""
+        return 1 if self.method == "greedy_soup" else REPEATS
 
 
 @dataclass

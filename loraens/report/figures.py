@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm, Colormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
@@ -238,11 +239,12 @@ def frontier(lines: Mapping[str, np.ndarray], points: Mapping[str, np.ndarray], 
     sizes = [row[0] for row in points.values()]
     for place, (name, (size, value, low, high)) in enumerate(points.items(), len(lines)):
         number = place - len(lines)
-        size += 0.2 * (sizes[:number].count(size) - (sizes.count(size) - 1) / 2)  # beside each other, not on top
-        colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
+        size += 0.02 * max(sizes) * (sizes[:number].count(size) - (sizes.count(size) - 1) / 2)  # beside each other, not on top
+        colour, marker = COLOURS[place % len(COLOURS)], MARKERS[(place + place // len(COLOURS)) % len(MARKERS)]
         bars = [[value - low], [high - value]]
         axes.errorbar([size], [value], yerr=bars, fmt=marker, color=colour, label=name, elinewidth=0.8, capsize=2)
     axes.set_xlabel("members")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel(label)
     drawn.legend(loc="outside lower center", ncols=6, fontsize=8)
     return drawn
@@ -309,7 +311,7 @@ def curves(histories: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], ranks
             axes.plot(epochs, values, color=colours.to_rgba(rank), linewidth=0.9, marker=".", alpha=0.8)
     for axes, name in zip(row, ("training loss", label)):
         axes.set(xlabel="epoch", ylabel=name)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     drawn.colorbar(colours, ax=row.tolist(), label="rank", **_ticks(ranks))
     return drawn
 

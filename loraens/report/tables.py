@@ -62,8 +62,9 @@ def scores(content: Content) -> Rows:
         ]
         rows.append([*row, entry["test"], *paper(method)])
     caption = (
-        f"{content.metric}; backbone of all but the last two columns: {content.backbone}. Dev is what the choice was "
-        "made on; cross-validated scores are of examples that the choice did not see. The best of many rows is a little lucky."
+        f"{content.metric[:1].upper()}{content.metric[1:]}; backbone of all but the last two columns: {content.backbone}. Dev "
+        "is what the choice was made on; cross-validated scores are of examples that the choice did not see. The best of many "
+        "rows is a little lucky."
     )
     missing = [NAMES[mode] for mode in MODES if mode not in content.baselines]
     if missing:
@@ -97,8 +98,13 @@ def overall_scores(contents: Mapping[str, Content]) -> Rows | None:
         if any(value is not None for value in values):
             known = [table.get(method, {}).get("overall") for table in (PAPER_DEV, PAPER_TEST)]
             rows.append([NAMES.get(method, method), *values, *known])
-    columns = ("model", "dev (chosen on)", "cross-validated", "test", f"{PAPER} dev", f"{PAPER} test")
-    caption = "(SST accuracy + Quora accuracy + (1 + STS Pearson) / 2) / 3."
+    columns = ["model", "dev (chosen on)", "cross-validated", "test", f"{PAPER} dev", f"{PAPER} test"]
+    backbones = ", ".join(dict.fromkeys(content.backbone for content in contents.values()))
+    caption = f"(SST accuracy + Quora accuracy + (1 + STS Pearson) / 2) / 3; the paper's are BERT-base, others {backbones}."
+    if all(row[3] is None for row in rows):
+        caption += " Test has no labels here for all three, so there is no column for it."
+        for cells in (columns, *rows):
+            del cells[3]
     return Rows("Overall score", caption, columns, rows)
 
 
