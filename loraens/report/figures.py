@@ -17,7 +17,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import BoundaryNorm, Colormap
+from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from scipy.cluster.hierarchy import leaves_list, linkage
@@ -128,7 +128,7 @@ def _scale_of(values: np.ndarray, name: str) -> ScalarMappable:
     """A colour for each value there is, in order: steps, not lengths, so that 1, 2 and 30 are told apart."""
     known = np.unique(values)
     edges = np.concatenate([[known[0] - 1], (known[1:] + known[:-1]) / 2, [known[-1] + 1]])
-    colours: Colormap = matplotlib.colormaps[name]
+    colours = ListedColormap(matplotlib.colormaps[name](np.linspace(0.25, 0.92, 256)))  # lines must show on dark and on light
     return ScalarMappable(BoundaryNorm(edges, colours.N) if len(known) > 1 else None, colours)
 
 
