@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
+from typing import Any
 
 from loraens.errors import InputError
 
@@ -27,3 +28,15 @@ def wandb_mode() -> dict[str, str]:
 def run_id(directory: Path, name: str) -> str:
     """W&B's id of a run, the same whenever it is written again."""
     return hashlib.sha256(f"{directory.resolve()} {name}".encode()).hexdigest()[:12]
+
+
+def ensembles_run(first: Path, folder: Path) -> dict[str, Any]:
+    """Arguments of `wandb.init` for the run of a sweep's ensembles, met again by what is logged of them later.
+
+    Args:
+        first: The sweep, or the first of several.
+        folder: Where W&B's files go.
+    """
+    group = first.resolve().name
+    options: dict[str, Any] = {"project": "loraens", "group": group, "job_type": "ensemble", "name": f"{group} ensembles"}
+    return {**options, "id": run_id(first, "ensembles"), "resume": "allow", "dir": folder, **wandb_mode()}

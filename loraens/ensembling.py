@@ -14,7 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from loraens.account import run_id, wandb_mode
+from loraens.account import ensembles_run
 from loraens.ensemble.combine import Rule, combine, rules
 from loraens.ensemble.diversity import SIMILARITIES, summary
 from loraens.ensemble.pool import metric
@@ -217,17 +217,8 @@ def log(entries: Sequence[dict[str, Any]], folder: Path, first: Path) -> None:
     """A W&B run of job type `ensemble` in the group of the first sweep, with the table."""
     import wandb
 
-    group = first.resolve().name
     names = "-".join(dict.fromkeys(entry["task"]["name"] for entry in entries))
-    options: dict[str, Any] = {"project": "loraens", "group": group, "job_type": "ensemble", "name": f"{group} ensembles"}
-    options |= {
-        "id": run_id(first, "ensembles"),
-        "resume": "allow",
-        "dir": folder,
-        "config": {"task": names, **entries[0]["options"]},
-        **wandb_mode(),
-    }
-    with wandb.init(**options) as run:
+    with wandb.init(**ensembles_run(first, folder), config={"task": names, **entries[0]["options"]}) as run:
         run.log({"ensembles": wandb.Table(COLUMNS, [row(entry) for entry in entries])})
         for entry in entries:
             name = f"{entry['task']['name']}/{entry['method']}/{entry['rule']}"

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
 from loraens import __version__
-from loraens.account import run_id, wandb_mode
+from loraens.account import ensembles_run
 from loraens.ensemble.prove import FOLDS, REPEATS
 from loraens.errors import InputError
 from loraens.report import sections as make
@@ -76,10 +75,7 @@ def log(images: dict[str, bytes], out: Path, first: Path) -> None:
     """The pictures, as images of the ensembles' W&B run."""
     import wandb
 
-    group = first.resolve().name
-    options: dict[str, Any] = {"project": "loraens", "group": group, "job_type": "ensemble", "name": f"{group} ensembles"}
-    options |= {"id": run_id(first, "ensembles"), "resume": "allow", "dir": first, **wandb_mode()}
-    with wandb.init(**options) as run:
+    with wandb.init(**ensembles_run(first, first)) as run:
         run.log({f"report/{name}": wandb.Image(str(out / f"{name}.png")) for name in images})
 
 

@@ -185,35 +185,34 @@ def prove(pool: Pool, candidates: list[Candidate], advance: Advance = lambda: No
     """
     held = cross_validate(pool, candidates, advance)
     rows = resamples(len(pool.labels), np.random.default_rng(derive_seed(0, "resamples")))
-    means = [_mean_metrics(pool, one) for one in held]
+    name = pool.task.metric
+    sign = -1 if name in LOWER_IS_BETTER else 1
 
     @cache
-    def known(which: int, repeats: int) -> tuple[float, np.ndarray]:
-        """The task's metric in the first repetitions, and on each resample: what is compared is of the same folds."""
+    def known(which: int, repeats: int) -> tuple[dict[str, float], np.ndarray]:
+        """Every metric in the first repetitions, and the task's on each resample: what is compared is of the same folds."""
         part = held[which].first(repeats)
-        return _mean_metrics(pool, part)[pool.task.metric], on_resamples(pool, part, rows)
+        return _mean_metrics(pool, part), on_resamples(pool, part, rows)
+
+    @cache
+    def chosen(method: str, options: Options) -> np.ndarray:
+        """Weights on all of dev; the rules of one method share them."""
+        return Candidate(method, paper, options).weights(pool, "dev")
+
+    def difference(index: int, other: int) -> Interval:
+        (value, sampled), (others, theirs) = (known(which, candidates[index].repeats) for which in (index, other))
+        return of_resamples(sign * (value[name] - others[name]), sign * (sampled - theirs))
 
     paper = rules(pool.task)[0]
     place = {c.method: index for index, c in enumerate(candidates) if c.method in ("best", "omni") and c.rule == paper}
     proofs = []
     for index, candidate in enumerate(candidates):
-        weights = candidate.weights(pool, "dev")
+        weights = chosen(candidate.method, candidate.options)
         outcome = combine(pool, weights, candidate.rule, pool.places)
-        value, name = means[index], pool.task.metric
-        sign = -1 if name in LOWER_IS_BETTER else 1
-
-        own = known(index, candidate.repeats)
-
-        def difference(
-            other: int, own: tuple[float, np.ndarray] = own, repeats: int = candidate.repeats, sign: int = sign
-        ) -> Interval:
-            value, sampled = known(other, repeats)
-            return of_resamples(sign * (own[0] - value), sign * (own[1] - sampled))
-
+        value, sampled = known(index, candidate.repeats)
         p_best = float("nan")
         if pool.task.kind == "classes":
-            right = [held[which].predictions[0] == pool.labels for which in (index, place["best"])]
-            p_best = mcnemar(*right)
+            p_best = mcnemar(*(held[which].predictions[0] == pool.labels for which in (index, place["best"])))
         calibrated = {}
         if held[index].cooled is not None:
             cooled = _mean_metrics(pool, held[index], cooled=True)
@@ -225,9 +224,9 @@ def prove(pool: Pool, candidates: list[Candidate], advance: Advance = lambda: No
                 weights,
                 {key: metric(pool.task, key, outcome, pool.labels) for key in METRICS[pool.task.kind]},
                 value,
-                of_resamples(*own),
-                difference(place["best"]),
-                difference(place["omni"]),
+                of_resamples(value[name], sampled),
+                difference(index, place["best"]),
+                difference(index, place["omni"]),
                 p_best,
                 temperature(outcome, pool.labels) if outcome.probabilities is not None else None,
                 calibrated,

@@ -156,7 +156,7 @@ def _is_of(
 def _baselines(runs: Sequence[Path], task: Task, which: str) -> dict[str, float]:
     found: dict[str, float] = {}
     for path in [path for run in runs for path in find_members(Path(run))]:
-        manifest = MemberStore(path).manifest()
+        manifest = MemberStore(path).read()  # `read_runs` has verified its files
         mode, scores = manifest["settings"]["mode"], manifest["dev"].get(which, {}).get(task.name)
         if mode in MODES and scores and scores[task.metric] is not None:
             sign = -1 if task.metric in LOWER_IS_BETTER else 1
