@@ -1,0 +1,178 @@
+"""Weights, logits, scores, choices and predictions of small runs are those of `golden.json`, bit for bit.
+
+`python tests/test_golden.py` writes the file again: a change that is meant to alter numbers says so in CHANGELOG.md.
+Bits depend on the processor's kernels and on the libraries: on another platform than the file's, scores are compared to
+a tenth instead.
+"""
+
+import csv
+import hashlib
+import json
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_tiny_bert
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, DistilBertConfig, DistilBertModel
+
+from loraens.cli import main
+
+GOLDEN = Path(__file__).with_name("golden.json")
+CONFIGS = Path(__file__).parent.parent / "configs"
+QUIET = ("--trainer.logger", "false", "--trainer.enable_progress_bar", "false")
+RECORD = ("member", "status", "epochs", "dev", "history", "trainable_parameters", "truncated", "dropped")
+PROOF = ("method", "rule", "dev", "held_out", "interval", "to_best", "to_omni", "p_best", "temperature", "calibrated")
+SWEEPS = {
+    "sts": ("sts.yaml", ["--model.pooling", "mean", "--grid.rank", "[1,8]", "--grid.scale", "[1,3]", "--grid.seed", "[0,1]"]
+            + ["--sweep.patience", "1", "--model.schedule", "linear", "--model.warmup", "0.1", "--trainer.max_epochs", "4"]),
+    "sst": ("sst.yaml", ["--grid.rank", "[2,5,12]", "--grid.head_dropout", "[0.0,0.3]", "--sweep.halving_factor", "2"]
+            + ["--trainer.gradient_clip_val", "1.0", "--trainer.max_epochs", "4"]),
+    "quora": ("quora.yaml", ["--model.pooling", "cls", "--grid.rank", "[2,4]", "--grid.scale", "[1,2]"]
+              + ["--model.targets", "[query,key,value]", "--trainer.max_epochs", "2"]),
+    "all": ("multitask.yaml", ["--model.pooling", "cls", "--grid.rank", "[2,4]", "--trainer.max_epochs", "2"]),
+    "stock": ("sts.yaml", ["--model.pooling", "mean", "--model.targets", "[q_lin,v_lin]", "--grid.rank", "[2,4]"]
+              + ["--trainer.max_epochs", "2"]),
+}  # fmt: skip
+STEADY = ("quora", "all", "stock", "frozen", "full")  # runs in which a last bit decides nothing: none stops early
+FITS = {"frozen": ["--model.mode", "frozen"], "full": ["--model.mode", "full", "--model.lr", "1e-4"]}
+
+
+def sha(*parts):
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part if isinstance(part, bytes) else json.dumps(part, sort_keys=True).encode())
+    return digest.hexdigest()[:16]
+
+
+def arrays(items):
+    """Names, types, shapes and bytes of arrays, in the order of their names."""
+    parts = []
+    for name, value in sorted(items):
+        parts += [[name, str(value.dtype), list(value.shape)], np.ascontiguousarray(value).tobytes()]
+    return sha(*parts)
+
+
+def write_tiny_distilbert(directory, tiny_bert):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
+    tokenizer.save_pretrained(directory)
+    torch.manual_seed(1)
+    config = DistilBertConfig(
+        vocab_size=len(tokenizer), dim=32, n_layers=2, n_heads=2, hidden_dim=64, max_position_embeddings=160
+    )
+    DistilBertModel(config).save_pretrained(directory)
+    return directory
+
+
+def of_member(directory):
+    manifest = json.loads((directory / "manifest.json").read_text())
+    weights, logits = [], []
+    for path in sorted(directory.rglob("epoch-*/*")):
+        if path.suffix == ".safetensors":
+            weights += [(f"{path.parent.name}/{path.name}/{k}", v.numpy()) for k, v in load_file(path).items()]
+        elif path.suffix == ".npz":
+            with np.load(path) as file:
+                logits += [(f"{path.parent.name}/{path.name}/{name}", file[name]) for name in file.files]
+    record = {name: manifest.get(name) for name in RECORD}
+    scores = {task: found for task, found in manifest["dev"].get("best", {}).items()}
+    return {"weights": arrays(weights), "logits": arrays(logits), "record": sha(record), "scores": rounded(scores)}
+
+
+def of_ensemble(directory):
+    entry = json.loads((directory / "ensemble.json").read_text())
+    weights = {member["name"]: member["weight"] for member in entry["members"]}
+    proof = {name: entry[name] for name in PROOF}
+    scores = {"dev": entry["dev"], "held_out": entry["held_out"]}
+    return {"weights": sha(weights), "proof": sha(proof), "diversity": sha(entry["diversity"]), "scores": rounded(scores)}
+
+
+def run(*args):
+    try:
+        main([str(arg) for arg in args])
+    except SystemExit as stop:
+        assert not stop.code, args
+
+
+def results(directory, corpus, tiny_bert):
+    """Everything that is compared, by name."""
+    found = {}
+    distilbert = write_tiny_distilbert(directory / "distilbert", tiny_bert)
+    common = ("--data.root", corpus, "--store.root", directory / "runs", *QUIET)
+    for name, (config, options) in SWEEPS.items():
+        backbone = distilbert if name == "stock" else tiny_bert
+        model = ("--model.backbone", backbone, "--model.lr", "1e-2", "--store.run", name, "--sweep.pack_size", 4)
+        run("sweep", "--config", CONFIGS / config, *model, *common, *options)
+    for name, options in FITS.items():
+        run("fit", "--config", CONFIGS / "sst.yaml", "--model.backbone", tiny_bert, "--store.run", name, *common, *options,
+            "--trainer.max_epochs", 2, "--trainer.enable_model_summary", "false")  # fmt: skip
+    for name in ("sts", "sst", "quora"):
+        run("ensemble", "--runs", directory / "runs" / name, "--method", "all", "soup", "--logger", "false")
+    for manifest in sorted((directory / "runs").rglob("manifest.json")):
+        found[manifest.parent.relative_to(directory / "runs").as_posix()] = of_member(manifest.parent)
+    for entry in sorted((directory / "runs").rglob("ensemble.json")):
+        found[entry.parent.relative_to(directory / "runs").as_posix() + " ensemble"] = of_ensemble(entry.parent)
+    for task, model in (("sts", "sts/ensembles/sts-dicor-logits"), ("sst", "sst/ensembles/sst-omni-vote"),
+                        ("quora", "quora/ensembles/quora-greedy-probs"), ("sts", "stock/r4-c3-s0-lr0.01")):  # fmt: skip
+        stem = {"sst": "ids-sst"}.get(task, task)
+        output = directory / f"{model.replace('/', '-')}.csv"
+        run("predict", "--model", directory / "runs" / model, "--input", corpus / f"{stem}-test-student.csv",
+            "--output", output)  # fmt: skip
+        with output.open() as file:
+            found[f"{model} predictions"] = {"rows": sha(list(csv.reader(file, delimiter="\t")))}
+    return found
+
+
+def platform():
+    """What bits depend on beside the code."""
+    names = ("torch", "transformers", "numpy", "scipy", "scikit-learn", "tokenizers")
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    processor = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return {
+        "processor": processor,
+        "kernels": torch.backends.cpu.get_cpu_capability(),
+        **{name: version(name) for name in names},
+    }
+
+
+def rounded(value):
+    """Scores to three digits, for people who read a difference."""
+    if isinstance(value, dict):
+        return {name: rounded(item) for name, item in value.items()}
+    return value if value is None else round(value, 3)
+
+
+def close(found, expected):
+    if isinstance(expected, dict):
+        return found.keys() == expected.keys() and all(close(found[name], expected[name]) for name in expected)
+    return found == expected if None in (found, expected) else found == pytest.approx(expected, abs=0.1)
+
+
+@pytest.mark.slow
+def test_numbers_are_those_of_the_golden_file(tmp_path, corpus, tiny_bert):
+    golden = json.loads(GOLDEN.read_text())
+    found = results(tmp_path, corpus, tiny_bert)
+    assert found.keys() == golden["results"].keys()
+    if golden["platform"] == platform():
+        different = [(name, key) for name, value in found.items() for key in value if value[key] != golden["results"][name][key]]
+        assert different == []
+    else:
+        scored = {name for name in found if name.split("/")[0] in STEADY and "scores" in found[name]}
+        assert [name for name in scored if not close(found[name]["scores"], golden["results"][name]["scores"])] == []
+
+
+if __name__ == "__main__":
+    import os
+    import tempfile
+
+    from loraens import made_up
+
+    with tempfile.TemporaryDirectory() as place:
+        os.environ["LORAENS_CACHE"] = f"{place}/cache"
+        made_up.write_corpus(Path(place) / "corpus", {"train": 48, "dev": 24, "test": 10})
+        bert = write_tiny_bert(Path(place) / "bert", Path(place) / "corpus")
+        found = results(Path(place), Path(place) / "corpus", bert)
+    GOLDEN.write_text(json.dumps({"platform": platform(), "results": found}, indent=1) + "\n")
