@@ -16,10 +16,10 @@ from torch.utils.data import SequentialSampler
 from transformers import AutoConfig, AutoModelForSequenceClassification, PrinterCallback, TrainerCallback, TrainingArguments
 from transformers import Trainer as HubTrainer
 
-from loraens.backbone import locate
-from loraens.data import TextData
-from loraens.grid import Member
-from loraens.module import Population
+from loraens.data.modules import TextData
+from loraens.members import Member
+from loraens.model.backbone import locate
+from loraens.train.module import Population
 
 RANK, SCALE, LR, BATCH = 8, 1.0, 1e-4, 8
 CUDA = torch.cuda.is_available()

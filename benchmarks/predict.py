@@ -31,15 +31,15 @@ from arms import CUDA, RANK, SCALE, collate, now, ours_of
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from loraens import data as modules
-from loraens.backbone import load_encoder, load_tokenizer, locate
-from loraens.grid import Member
-from loraens.made_up import write_corpus
-from loraens.model import MemberModel
-from loraens.predictor import Predictor
+from loraens.data import modules
+from loraens.data.made_up import write_corpus
+from loraens.data.tokens import tokenise
+from loraens.inference.predictor import Predictor
+from loraens.members import Member
+from loraens.model.backbone import load_encoder, load_tokenizer, locate
+from loraens.model.population import MemberModel
 from loraens.tasks import STS
-from loraens.tokens import tokenise
-from loraens.training import quiet
+from loraens.train.runs import quiet
 
 SIZES, BATCH, LENGTH = (1, 4, 11), 64, 128
 DEVICE = "cuda" if CUDA else "cpu"

@@ -37,11 +37,11 @@ from arms import BATCH, CUDA, LR, Bench, now, ours_of
 from transformers import AutoConfig, BertConfig, BertModel
 from transformers.utils import logging as hub_logging
 
-from loraens import data as modules
-from loraens.backbone import load_tokenizer, locate
-from loraens.estimate import bytes_of_formula
-from loraens.made_up import write_corpus
-from loraens.training import quiet, quiet_trainers
+from loraens.data import modules
+from loraens.data.made_up import write_corpus
+from loraens.model.backbone import load_tokenizer, locate
+from loraens.train.cost import bytes_of_formula
+from loraens.train.runs import quiet, quiet_trainers
 
 PACKS = (2, 4, 8, 16, 32) + ((64, 186) if CUDA else ())
 WARM_UP = 2  # steps that are not timed

@@ -9,6 +9,6 @@ def __getattr__(name: str) -> Any:
     """`loraens.Ensemble`, imported when it is asked for."""
     if name != "Ensemble":
         raise AttributeError(f"module 'loraens' has no attribute {name!r}")
-    from loraens.predictor import Predictor
+    from loraens.inference.predictor import Predictor
 
     return Predictor

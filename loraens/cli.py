@@ -14,16 +14,16 @@ from loraens.errors import InputError
 
 COMMANDS: dict[str, tuple[str, str, str]] = {
     # name: (module, function of the remaining arguments, what it does)
-    "quickstart": ("loraens.quickstart", "main", "train a few members on a small made-up corpus and join them"),
-    "fit": ("loraens.training", "main", "train one member"),
-    "sweep": ("loraens.sweep_cli", "main", "train a grid of members at once on one backbone"),
-    "ensemble": ("loraens.ensembling", "main", "choose members, join them, and prove what that is worth"),
-    "report": ("loraens.reporting", "main", "show members and ensembles on one page"),
-    "compare": ("loraens.compare", "main", "print or write the table of members, baselines and ensembles of runs"),
-    "validate": ("loraens.training", "main", "score a checkpoint on dev"),
-    "test": ("loraens.training", "main", "score a checkpoint on a labelled test split"),
-    "predict": ("loraens.predict", "main", "write a trained member's predictions for a file or a text"),
-    "wandb-sync": ("loraens.wandb_sync", "main", "upload what was logged to W&B offline"),
+    "quickstart": ("loraens.commands.quickstart", "main", "train a few members on a small made-up corpus and join them"),
+    "fit": ("loraens.commands.fit", "main", "train one member"),
+    "sweep": ("loraens.commands.sweep", "main", "train a grid of members at once on one backbone"),
+    "ensemble": ("loraens.commands.ensemble", "main", "choose members, join them, and prove what that is worth"),
+    "report": ("loraens.commands.report", "main", "show members and ensembles on one page"),
+    "compare": ("loraens.commands.compare", "main", "print or write the table of members, baselines and ensembles of runs"),
+    "validate": ("loraens.commands.fit", "main", "score a checkpoint on dev"),
+    "test": ("loraens.commands.fit", "main", "score a checkpoint on a labelled test split"),
+    "predict": ("loraens.commands.predict", "main", "write a trained member's predictions for a file or a text"),
+    "wandb-sync": ("loraens.commands.wandb_sync", "main", "upload what was logged to W&B offline"),
 }
 TRAINER_COMMANDS = ("fit", "validate", "test")
 

@@ -14,7 +14,8 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
-from loraens import cli, made_up
+from loraens import cli
+from loraens.data import made_up
 
 torch.set_num_threads(1)  # the models are too small for more
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

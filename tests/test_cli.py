@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 from jsonargparse import ArgumentParser
 
-from loraens import __version__, cli, compare, predict, quickstart, training
+from loraens import __version__, cli
+from loraens.commands import compare, predict, quickstart
+from loraens.train import cli as training
 
 CONSOLE = Path(sys.executable).parent / "loraens"
 
@@ -67,7 +69,7 @@ def test_every_option_has_a_help_text(monkeypatch, function, args):
 
 @pytest.mark.parametrize("name", ["SST", "Quora", "STS", "Multitask", "TextFiles"])
 def test_every_option_of_the_data_has_a_help_text(name):
-    from loraens import data
+    from loraens.data import modules as data
 
     parser = ArgumentParser()
     parser.add_class_arguments(getattr(data, name), "data")

@@ -9,7 +9,7 @@ import sys
 import pytest
 from test_ensemble import plant
 
-from loraens.compare import COLUMNS, TEXTS
+from loraens.commands.compare import COLUMNS, TEXTS
 from loraens.store import MemberStore, find_members
 from loraens.tasks import QUORA, SST, STS
 

@@ -4,7 +4,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from loraens import data, tokens
+from loraens.data import modules as data
+from loraens.data import tokens
 from loraens.errors import InputError
 
 
@@ -70,7 +71,7 @@ def test_pairs_are_joined_by_separators_and_cut(corpus, tiny_bert):
 
 
 def test_tokens_are_cached_by_content(tiny_bert, monkeypatch, tmp_path):
-    from loraens.backbone import load_tokenizer
+    from loraens.model.backbone import load_tokenizer
 
     monkeypatch.setitem(os.environ, "LORAENS_CACHE", str(tmp_path))
     tokenizer, texts = load_tokenizer(str(tiny_bert)), [("a man", "a dog"), ("two kids", "a cook")]

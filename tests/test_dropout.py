@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from loraens.dropout import MemberRows, Routing, attention_places, drop, factor
+from loraens.model.dropout import MemberRows, Routing, attention_places, drop, factor
 
 LENGTHS = [9, 5, 7, 9, 6, 8]  # three members of two sequences
 

@@ -5,11 +5,11 @@ import torch
 from test_packing import ARCHITECTURES, LENGTHS, examples
 from transformers import CamembertConfig, CamembertModel, XLMRobertaConfig, XLMRobertaModel
 
-from loraens.backbone import load_encoder
-from loraens.encoder import FAST_TYPES
-from loraens.grid import Member
-from loraens.model import MemberModel, member_losses
-from loraens.packing import pack
+from loraens.members import Member
+from loraens.model.backbone import load_encoder
+from loraens.model.batch import pack
+from loraens.model.fast_encoder import FAST_TYPES
+from loraens.model.population import MemberModel, member_losses
 from loraens.tasks import SST
 
 MEMBERS = [Member(2, 3.0, seed=5), Member(4, 1.0, seed=6, head_dropout=0.1), Member(1, 10.0, seed=7)]

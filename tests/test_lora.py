@@ -5,13 +5,13 @@ import pytest
 import torch
 from torch import nn
 
-from loraens.adapters import member_files
-from loraens.backbone import load_encoder
-from loraens.dropout import Routing
-from loraens.grid import Member
-from loraens.lora import LoRALinear, linear_names, merge
-from loraens.model import MemberModel, member_losses
-from loraens.packing import pack
+from loraens.members import Member
+from loraens.model.backbone import load_encoder
+from loraens.model.batch import pack
+from loraens.model.dropout import Routing
+from loraens.model.lora import LoRALinear, linear_names, merge
+from loraens.model.population import MemberModel, member_losses
+from loraens.model.weights import member_files
 from loraens.tasks import QUORA, SST, STS
 
 MEMBERS = [Member(1, 10.0), Member(5, 3.0, seed=1), Member(3, 1.0, seed=2)]

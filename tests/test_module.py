@@ -6,11 +6,11 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 
-from loraens import data
-from loraens.dropout import MemberDropout
+from loraens.data import modules as data
 from loraens.errors import InputError
-from loraens.grid import Member, cross
-from loraens.module import Population
+from loraens.members import Member, cross
+from loraens.model.dropout import MemberDropout
+from loraens.train.module import Population
 
 QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
 
@@ -103,7 +103,7 @@ def test_a_shared_loss_scale_is_refused(train, monkeypatch):
 
 
 def test_several_devices_are_refused(tiny_bert, corpus, tmp_path):
-    from loraens.callbacks import MemberWriter
+    from loraens.train.callbacks import MemberWriter
 
     texts = data.SST(root=str(corpus), backbone=str(tiny_bert))
     module = Population([Member(2, 1.0)], texts.tasks, backbone=str(tiny_bert))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from loraens.optimizer import MemberAdamW, gradient_norms, scale_gradients
+from loraens.train.optimizer import MemberAdamW, gradient_norms, scale_gradients
 
 RATES, DECAYS = [1e-2, 3e-3, 1e-4], [0.0, 0.1, 0.01]
 

@@ -14,10 +14,10 @@ from transformers import (
     RobertaModel,
 )
 
-from loraens.backbone import load_encoder, max_positions
-from loraens.grid import Member
-from loraens.model import MemberModel
-from loraens.packing import pack
+from loraens.members import Member
+from loraens.model.backbone import load_encoder, max_positions
+from loraens.model.batch import pack
+from loraens.model.population import MemberModel
 from loraens.tasks import SST
 
 SMALL = {"vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
@@ -122,7 +122,7 @@ def test_dropout_depends_on_member_and_counter_alone(architecture):
 
 
 def alone_model(architecture, member):
-    from loraens.lora import LoRALinear
+    from loraens.model.lora import LoRALinear
 
     _, stock, _, targets = architecture
     encoder = type(stock)(stock.config)

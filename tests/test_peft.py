@@ -8,15 +8,15 @@ from lightning.pytorch import Trainer
 from torch.nn import functional as F
 from transformers import AutoModel, AutoTokenizer, BertForSequenceClassification
 
-from loraens import data
-from loraens.adapters import load_member, member_files
-from loraens.backbone import load_encoder
-from loraens.grid import Member
-from loraens.model import MemberModel
-from loraens.module import Population
-from loraens.packing import pack
+from loraens.data import modules as data
+from loraens.data.tokens import tokenise
+from loraens.members import Member
+from loraens.model.backbone import load_encoder
+from loraens.model.batch import pack
+from loraens.model.population import MemberModel
+from loraens.model.weights import load_member, member_files
 from loraens.tasks import STS
-from loraens.tokens import tokenise
+from loraens.train.module import Population
 
 RANK, SCALE, STEPS = 3, 2.5, 20
 

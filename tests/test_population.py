@@ -8,12 +8,12 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 
-from loraens import data
-from loraens.backbone import load_encoder
-from loraens.failures import PopulationError
-from loraens.grid import Member
-from loraens.model import MemberModel, member_losses
-from loraens.module import Population
+from loraens.data import modules as data
+from loraens.members import Member
+from loraens.model.backbone import load_encoder
+from loraens.model.population import MemberModel, member_losses
+from loraens.train.failures import PopulationError
+from loraens.train.module import Population
 
 MEMBERS = [
     Member(1, 10.0, seed=0, lr=1e-3),

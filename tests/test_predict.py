@@ -53,7 +53,7 @@ def test_formats_agree_and_chunks_do_not_matter(run_command, runs, corpus, tmp_p
     assert [row["prediction"] for row in read(tmp_path / "a.csv", ",")] == expected
     lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
     assert [str(line["prediction"]) for line in lines] == expected
-    monkeypatch.setattr("loraens.predict.CHUNK", 3)
+    monkeypatch.setattr("loraens.commands.predict.CHUNK", 3)
     inputs = tmp_path / "in.jsonl"
     inputs.write_text("".join(json.dumps({"n": i, **line}) + "\n" for i, line in enumerate(strip(lines))))
     assert run_command("predict", "--model", runs / "sts", "--input", inputs, "--batch_size", 2) == 0

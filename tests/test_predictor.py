@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import loraens
+from loraens.inference.predictor import Predictor
 from loraens.metrics import probabilities
-from loraens.predictor import Predictor
 from loraens.store import find_members
 
 CONFIGS = Path(__file__).parent.parent / "configs"

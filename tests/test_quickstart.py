@@ -3,7 +3,7 @@ from collections import Counter
 
 import pytest
 
-from loraens import made_up
+from loraens.data import made_up
 from loraens.store import MemberStore, find_members
 
 LABELS = {"ids-sst": {"0", "1", "2", "3", "4"}, "quora": {"0.0", "1.0"}}

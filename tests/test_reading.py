@@ -4,8 +4,9 @@ import sys
 
 import pytest
 
+from loraens.data.files import open_table, split_fields
+from loraens.data.splits import distinct_labels, read_split
 from loraens.errors import InputError
-from loraens.reading import distinct_labels, open_table, read_split, split_fields
 from loraens.tasks import QUORA, SST, STS
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from loraens.predictor import Predictor
-from loraens.reading import read_split
+from loraens.data.splits import read_split
+from loraens.inference.predictor import Predictor
 from loraens.store import MemberStore, find_members
 from loraens.tasks import QUORA, SST, STS
 
@@ -72,10 +72,10 @@ def test_fast_path_on_real_weights_and_texts(pooling):
     import numpy as np
     import torch
 
-    from loraens import data
-    from loraens.backbone import load_encoder
-    from loraens.grid import cross
-    from loraens.model import MemberModel, member_losses
+    from loraens.data import modules as data
+    from loraens.members import cross
+    from loraens.model.backbone import load_encoder
+    from loraens.model.population import MemberModel, member_losses
 
     texts = data.STS(ROOT, backbone="minilm")
     texts.setup("fit")
@@ -112,7 +112,7 @@ def test_peft_loads_the_member_with_the_same_predictions(member):
     from safetensors.torch import load_file
     from transformers import AutoModel, AutoTokenizer
 
-    from loraens.backbone import locate
+    from loraens.model.backbone import locate
 
     epoch = member / MemberStore(member).manifest()["epochs"]["best"]
     model = peft.PeftModel.from_pretrained(AutoModel.from_pretrained(locate("minilm")), epoch).eval()

@@ -12,7 +12,8 @@ from test_wandb import read as read_run
 from test_wandb import run_offline
 
 from loraens.errors import InputError
-from loraens.predictor import Predictor
+from loraens.inference.predictor import Predictor
+from loraens.inference.texts import read_texts
 from loraens.report import figures, sections
 from loraens.report.content import read
 from loraens.report.embeddings import embeddings, low_and_high
@@ -20,7 +21,6 @@ from loraens.report.sections import Missing, Picture, Rows
 from loraens.report.tables import verdict
 from loraens.store import Logits, MemberStore, logits_to_bytes
 from loraens.tasks import QUORA, SST, STS
-from loraens.texts import read_texts
 
 CHOICE = ("best", "omni", "dicor", "topk")
 

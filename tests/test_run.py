@@ -15,7 +15,7 @@ import yaml
 from lightning.pytorch import Callback
 from safetensors.torch import load_file
 
-from loraens.predictor import Predictor
+from loraens.inference.predictor import Predictor
 from loraens.store import MemberStore, find_member
 
 CONFIGS = Path(__file__).parent.parent / "configs"

@@ -12,8 +12,8 @@ from loraens.ensemble.combine import combine, majority_vote, rules
 from loraens.ensemble.diversity import pair_counts, q_statistic, similarity, summary, variance_formula, vote_formula
 from loraens.ensemble.pool import Outcome, Pool, metric, score
 from loraens.ensemble.select import METHODS, Options, _scorer, accurate, dicor, greedy, pseudo_bma, stacking, topk, weighted
+from loraens.ensemble.significance import mcnemar, means_of_resamples, of_resamples, pearson_of_resamples, resamples
 from loraens.metrics import scores as reference_scores
-from loraens.significance import mcnemar, means_of_resamples, of_resamples, pearson_of_resamples, resamples
 from loraens.tasks import METRICS, QUORA, SST, STS
 
 TASKS = {"sst": SST, "quora": QUORA, "sts": STS}

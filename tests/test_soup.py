@@ -12,14 +12,14 @@ from test_predictor import made, texts_of  # noqa: F401
 from test_select import make
 from transformers import AutoModel
 
-from loraens.dropout import Routing
 from loraens.ensemble.pool import Outcome, score
 from loraens.ensemble.prove import Candidate, prove
 from loraens.ensemble.read import read_runs
 from loraens.ensemble.select import SOUPS, Options
-from loraens.lora import LoRALinear
-from loraens.predictor import Predictor
-from loraens.soup import Soup
+from loraens.inference.predictor import Predictor
+from loraens.inference.soup import Soup
+from loraens.model.dropout import Routing
+from loraens.model.lora import LoRALinear
 from loraens.store import MemberStore, find_members
 from loraens.tasks import SST, STS
 

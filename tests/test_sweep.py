@@ -17,12 +17,12 @@ import yaml
 from filelock import FileLock
 from safetensors.torch import load_file
 
-from loraens import sweep as sweep_module
 from loraens.cli import main
-from loraens.grid import Grid, Member, packs
-from loraens.module import Population
-from loraens.regroup import join, members_of, take
+from loraens.members import Grid, Member, packs
 from loraens.store import MANIFEST, MemberStore, find_members
+from loraens.train import sweep as sweep_module
+from loraens.train.checkpoints import join, members_of, take
+from loraens.train.module import Population
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 QUIET = ["--trainer.logger", "false", "--trainer.enable_progress_bar", "false"]

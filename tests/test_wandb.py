@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from loraens import wandb_sync
-from loraens.account import wandb_mode
+from loraens.commands import wandb_sync
 from loraens.errors import InputError
 from loraens.store import find_member
+from loraens.train.account import wandb_mode
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 BLOCK, HEADER = 32 * 1024, 7

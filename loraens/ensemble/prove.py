@@ -19,8 +19,8 @@ from scipy.optimize import minimize_scalar
 from loraens.ensemble.combine import Rule, combine, rules
 from loraens.ensemble.pool import Outcome, Pool, metric
 from loraens.ensemble.select import METHODS, SOUPS, Options
+from loraens.ensemble.significance import Interval, mcnemar, means_of_resamples, of_resamples, pearson_of_resamples, resamples
 from loraens.seeding import derive_seed
-from loraens.significance import Interval, mcnemar, means_of_resamples, of_resamples, pearson_of_resamples, resamples
 from loraens.tasks import LOWER_IS_BETTER, METRICS
 
 FOLDS, REPEATS = 5, 5

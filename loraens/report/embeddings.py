@@ -27,7 +27,7 @@ def low_and_high(found: Candidates) -> list[int]:
 
 def embeddings(found: Candidates, members: Sequence[int], texts: list[tuple[str, ...]], which: str) -> list[np.ndarray]:
     """What the heads of some members read of dev, `(N, D)` each: computed in one packed pass, once, and kept beside the run."""
-    from loraens.predictor import Predictor
+    from loraens.inference.predictor import Predictor
 
     places = [_place(found, member, which) for member in members]
     if not all(place.is_file() for place in places):

@@ -9,9 +9,9 @@ from typing import Any
 from jinja2 import Environment
 from markupsafe import Markup
 
+from loraens.ensemble.significance import Interval
 from loraens.report.figures import svg
 from loraens.report.sections import Missing, Picture, Section
-from loraens.significance import Interval
 
 
 def page(title: str, verdicts: Sequence[str], parts: Mapping[str, Sequence[Section]], footer: str) -> str:

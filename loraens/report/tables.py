@@ -7,10 +7,10 @@ from typing import Any
 
 from loraens.ensemble.pool import metric
 from loraens.ensemble.select import SOUPS
+from loraens.ensemble.significance import Interval
 from loraens.metrics import overall
 from loraens.report.content import MODES, Content
 from loraens.report.sections import Rows
-from loraens.significance import Interval
 from loraens.tasks import LOWER_IS_BETTER
 
 PAPER = "paper (BERT-base)"

@@ -1,0 +1,1 @@
+"""The command line: options and printing, nothing else; one module a command."""

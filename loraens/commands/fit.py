@@ -1,0 +1,145 @@
+"""`loraens fit | validate | test`: Lightning's command line over our module and data."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+from loraens.data.modules import TextData
+from loraens.errors import InputError
+from loraens.members import Member
+from loraens.model.population import Mode
+from loraens.store import CHECKPOINT, write_atomically
+from loraens.tasks import Task
+from loraens.train.callbacks import MemberWriter
+from loraens.train.module import Population
+from loraens.train.runs import TRAINER_DEFAULTS, check_checkpoint, default_logger, quiet, run_callbacks, run_directory, run_name
+
+
+class LoraModule(Population):
+    """One member: a rank, a scale, a seed, a learning rate."""
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        rank: int = 8,
+        scale: float = 1.0,
+        seed: int = 0,
+        lr: float = 1e-4,
+        weight_decay: float = 0.01,
+        head_dropout: float = 0.3,
+        mode: Mode = "lora",
+        **kwargs: Any,
+    ) -> None:
+        """See the class.
+
+        Args:
+            tasks: What is predicted; linked from the data.
+            rank: Rank r of the adapter.
+            scale: Scale c = alpha / r of the adapter's effect c B A.
+            seed: Names the initial weights, the data order and the dropout masks.
+            lr: Learning rate.
+            weight_decay: Decoupled weight decay of AdamW.
+            head_dropout: Dropout before the heads.
+            mode: "lora" trains adapter and heads, "frozen" heads alone on features computed once, "full" the whole encoder.
+        """
+        try:
+            member = Member(rank if mode == "lora" else 0, scale, seed, lr, weight_decay, head_dropout)
+        except ValueError as error:
+            raise InputError(f"--model: {error}") from None
+        super().__init__([member], tasks, mode=mode, **kwargs)
+
+
+class RunConfig(SaveConfigCallback):
+    """Writes the settings of a run to its directory."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write config.yaml beside the run's members."""
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if stage == "fit" and isinstance(callback, MemberWriter):
+                text = self.parser.dump(self.config, skip_none=False)
+                write_atomically(callback.directory / "config.yaml", text.encode())
+
+
+class Cli(LightningCLI):
+    """Lightning's command line, with our store, logger and links."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the store's options, and link what data and model share."""
+        parser.add_argument("--store.root", type=str, default="checkpoints", help="Directory of all runs.")
+        parser.add_argument(
+            "--store.run", type=str | None, default=None, help="Name of this run; made from task and member by default."
+        )
+        parser.link_arguments("model.backbone", "data.init_args.backbone")
+        parser.link_arguments("data.tasks", "model.tasks", apply_on="instantiate")
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The trainer's methods that are commands, and their arguments that are no options."""
+        skipped = {"model", "datamodule", "weights_only"}
+        return {
+            "fit": skipped | {"train_dataloaders", "val_dataloaders"},
+            "validate": skipped | {"dataloaders"},
+            "test": skipped | {"dataloaders"},
+        }
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The trainer, with the run's callbacks and its default logger while fitting."""
+        store, ckpt_path = self._get(self.config, "store"), self._get(self.config, "ckpt_path")
+        trainer_config = self._get(self.config_init, "trainer")
+        if self.subcommand != "fit":
+            if not ckpt_path:
+                raise InputError(f"--ckpt_path is missing: `{self.subcommand}` scores the {CHECKPOINT} of a run")
+            unlogged = {"logger": trainer_config.logger or False, "enable_checkpointing": False}
+            return super().instantiate_trainer(**{**unlogged, **kwargs})
+        assert isinstance(self.model, Population)
+        assert isinstance(self.datamodule, TextData)
+        directory = run_directory(store.root, store.run, run_name(self.model), ckpt_path)
+        self.datamodule.setup("fit")  # what is wrong with data or model is noticed before anything is written
+        self.model.build(self.datamodule.max_length)
+        if trainer_config.fast_dev_run:
+            return super().instantiate_trainer(**kwargs)
+        given = trainer_config.callbacks or []
+        callbacks = [*(given if isinstance(given, list) else [given]), *run_callbacks(directory)]
+        if trainer_config.enable_checkpointing is False:
+            callbacks.pop()
+        logger = trainer_config.logger
+        if logger in (None, True):
+            job_type = "member" if self.model.options["mode"] == "lora" else "baseline"
+            logger = default_logger(directory, job_type=job_type)
+        return super().instantiate_trainer(**{"logger": logger, "callbacks": callbacks, **kwargs})
+
+    def _parse_ckpt_path(self) -> None:
+        """Check the checkpoint; it holds no hyperparameters to parse."""
+        if ckpt_path := self.config[self.config.subcommand].ckpt_path:
+            check_checkpoint(ckpt_path)
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
+
+
+def main(args: list[str]) -> None:
+    """Run `fit`, `validate` or `test` with its options."""
+    quiet()
+    sys.argv = [sys.argv[0], *args]
+    strict = {"exit_on_error": False}  # `cli.main` words the errors
+    try:
+        Cli(
+            LoraModule,
+            TextData,
+            subclass_mode_data=True,
+            save_config_callback=RunConfig,
+            save_config_kwargs={"save_to_log_dir": False},
+            trainer_defaults=TRAINER_DEFAULTS,
+            seed_everything_default=False,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            parser_kwargs={"prog": "loraens", **strict, **dict.fromkeys(Cli.subcommands(), strict)},
+        )
+    except MisconfigurationException as error:
+        raise InputError(f"Lightning: {error}") from error

@@ -1,0 +1,244 @@
+"""Lightning data modules: one for each of the paper's tasks, one for all of them, and one for any files.
+
+Shape letters: M members, B examples of a member.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
+from torch.utils.data import DataLoader
+
+from loraens.data.sampling import PackedDataset, TrainSampler, eval_loader
+from loraens.data.sources import SPLITS, FileSource, Source, course_source
+from loraens.data.splits import Split
+from loraens.data.tokens import TokenSplit, cached_tokens
+from loraens.errors import InputError
+from loraens.members import Member
+from loraens.model.backbone import load_tokenizer
+from loraens.model.batch import PackedBatch
+from loraens.seeding import derive_seed
+from loraens.tasks import Kind, Loss, Metric, Task
+
+
+class TextData(LightningDataModule):
+    """Texts of one or more tasks, tokenised once and served in packed batches.
+
+    Args:
+        sources: One a task.
+        backbone: Backbone whose tokenizer is used; set from `--model.backbone`.
+        batch_size: Training records of one member in a batch.
+        eval_batch_size: Records in a batch of dev or test, those of all members together.
+        max_length: Longest sequence in tokens, special tokens counted; longer ones are cut and counted.
+        limit: Use at most this many records of each split, drawn by a fixed seed: for a quick look, not for results.
+        temperature: With several tasks, a task's share of the batches is in proportion to records ** (1 / temperature).
+
+    Raises:
+        InputError: An option is out of range.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        backbone: str = "bert-base-uncased",
+        batch_size: int = 8,
+        eval_batch_size: int = 64,
+        max_length: int = 128,
+        limit: int | None = None,
+        temperature: float = 1.0,
+    ) -> None:
+        super().__init__()
+        minima = {"batch_size": 1, "eval_batch_size": 1, "max_length": 8, "limit": 1, "temperature": 1}
+        given = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "max_length": max_length}
+        for name, value in {**given, "limit": limit, "temperature": temperature}.items():
+            if value is not None and value < minima[name]:
+                raise InputError(f"--data.{name} {value:g} is too small: at least {minima[name]} is expected")
+        names = [source.task.name for source in sources]
+        if not names or len(set(names)) < len(names):
+            raise InputError(f"--data.names {names}: at least one task, and none twice, is expected")
+        self.sources, self.backbone = tuple(sources), backbone
+        self.batch_size, self.eval_batch_size, self.max_length = batch_size, eval_batch_size, max_length
+        self.limit, self.temperature = limit, temperature
+        self.splits: dict[tuple[str, str], TokenSplit] = {}
+
+    @property
+    def tasks(self) -> list[Task]:
+        """The tasks, in order."""
+        return [source.task for source in self.sources]
+
+    def setup(self, stage: str) -> None:
+        """Read and tokenise all splits, once.
+
+        Raises:
+            InputError: A file cannot be used, or train or dev has no labels.
+        """
+        if self.splits:
+            return
+        tokenizer = load_tokenizer(self.backbone)
+        for source in self.sources:
+            for name in SPLITS:
+                split = source.read(name)
+                if split is None:
+                    continue
+                if split.labels is None and name != "test":
+                    raise InputError(
+                        f"{split.origin} has no label column {source.task.label_column!r}: the {name} split needs labels"
+                    )
+                split = self._limited(split)
+                tokens = cached_tokens(split.texts, tokenizer, self.max_length)
+                self.splits[source.task.name, name] = TokenSplit(source.task, split, tokens)
+                rank_zero_info(self.splits[source.task.name, name].report())
+
+    def _limited(self, split: Split) -> Split:
+        if self.limit is None or self.limit >= len(split):
+            return split
+        rows = np.sort(np.random.default_rng(derive_seed(0, "limit")).permutation(len(split))[: self.limit])
+        ids, texts = [split.ids[row] for row in rows], [split.texts[row] for row in rows]
+        labels = None if split.labels is None else split.labels[rows]
+        return Split(split.name, ids, texts, labels, f"{split.origin} ({len(rows)} of {len(split)})", split.dropped)
+
+    def of(self, split: str) -> list[TokenSplit]:
+        """The split of every task that has it."""
+        return [self.splits[task.name, split] for task in self.tasks if (task.name, split) in self.splits]
+
+    def train_dataloader(self) -> DataLoader[PackedBatch]:
+        """Packed batches of the trainer's population."""
+        return DataLoader(PackedDataset(self.of("train")), sampler=self.sampler(self._members()), batch_size=None)
+
+    def sampler(self, members: Sequence[Member]) -> TrainSampler:
+        """Places of the training batches of a population."""
+        sizes = [len(split) for split in self.of("train")]
+        return TrainSampler(sizes, self.batch_size, [member.seed for member in members], self.temperature)
+
+    def val_dataloader(self) -> list[DataLoader[PackedBatch]]:
+        """One loader a task, over dev; while fitting, over test too, whose logits are stored and not scored."""
+        assert self.trainer is not None
+        fitting = self.trainer.state.fn == "fit"
+        return self.eval_loaders("dev") + (self.eval_loaders("test") if fitting else [])
+
+    def test_dataloader(self) -> list[DataLoader[PackedBatch]]:
+        """One loader a task, over test.
+
+        Raises:
+            InputError: A task has no test split, or one without labels.
+        """
+        for task in self.tasks:
+            split = self.splits.get((task.name, "test"))
+            if split is None or split.split.labels is None:
+                raise InputError(
+                    f"task {task.name} has no test split with labels, so it cannot be scored: "
+                    "`loraens predict` writes predictions, and `fit` stores logits of it"
+                )
+        return self.eval_loaders("test")
+
+    def eval_loaders(self, split: str) -> list[DataLoader[PackedBatch]]:
+        """One loader for each task that has the split, in the order of `of(split)`."""
+        members = len(self._members())
+        return [eval_loader(part, max(1, self.eval_batch_size // members), members) for part in self.of(split)]
+
+    def _members(self) -> Sequence[Member]:
+        """The population of the trainer's module."""
+        assert self.trainer is not None
+        module: Any = self.trainer.lightning_module
+        members: Sequence[Member] = module.members
+        return members
+
+
+class SST(TextData):
+    """SST-5: sentiment of a sentence in five classes."""
+
+    def __init__(self, root: str | None = None, **kwargs: object) -> None:
+        """See the class.
+
+        Args:
+            root: Directory of the course's files (ids-sst-*.csv); without it, SetFit/sst5 from the Hugging Face hub.
+        """
+        super().__init__([course_source("sst", root)], **kwargs)  # type: ignore[arg-type]
+
+
+class Quora(TextData):
+    """Quora question pairs: whether two questions are paraphrases."""
+
+    def __init__(self, root: str | None = None, **kwargs: object) -> None:
+        """See the class.
+
+        Args:
+            root: Directory of the course's files (quora-*.csv); without it, nyu-mll/glue qqp from the Hugging Face hub.
+        """
+        super().__init__([course_source("quora", root)], **kwargs)  # type: ignore[arg-type]
+
+
+class STS(TextData):
+    """STS-B: similarity of two sentences from 0 to 5."""
+
+    def __init__(self, root: str | None = None, **kwargs: object) -> None:
+        """See the class.
+
+        Args:
+            root: Directory of the course's files (sts-*.csv); without it, nyu-mll/glue stsb from the Hugging Face hub.
+        """
+        super().__init__([course_source("sts", root)], **kwargs)  # type: ignore[arg-type]
+
+
+class Multitask(TextData):
+    """Several of the paper's tasks at once: one shared adapter, one head a task."""
+
+    def __init__(
+        self,
+        root: str | None = None,
+        names: Sequence[Literal["sst", "quora", "sts"]] = ("sst", "quora", "sts"),
+        **kwargs: object,
+    ) -> None:
+        """See the class.
+
+        Args:
+            root: Directory of the course's files; without it, the Hugging Face hub.
+            names: The tasks.
+        """
+        super().__init__([course_source(name, root) for name in names], **kwargs)  # type: ignore[arg-type]
+
+
+class TextFiles(TextData):
+    """Any task in CSV, TSV, JSON lines or Parquet files."""
+
+    def __init__(
+        self,
+        name: str,
+        train: str,
+        dev: str,
+        text_columns: list[str],
+        label_column: str,
+        kind: Kind = "classes",
+        test: str | None = None,
+        class_names: list[str] | None = None,
+        metric: Metric | None = None,
+        loss: Loss | None = None,
+        low: float | None = None,
+        high: float | None = None,
+        id_column: str = "id",
+        **kwargs: object,
+    ) -> None:
+        """See the class.
+
+        Args:
+            name: Name of the task; names its files and figures.
+            train: File of the training records.
+            dev: File of the records that choose the best epoch.
+            text_columns: One or two columns of text; two are joined in one sequence.
+            label_column: Column of the label.
+            kind: "classes" or "number".
+            test: File of further records whose logits are stored, labelled or not.
+            class_names: Classes in order; labels are their names or their numbers from 0. Default: the labels in `train`.
+            metric: Score that chooses the best epoch; accuracy for classes and pearson for numbers by default.
+            loss: cross_entropy for classes and mse for numbers by default; binary_cross_entropy gives two classes one logit.
+            low: Smallest legal number.
+            high: Largest legal number.
+            id_column: Column of a unique id; where it is not there, line numbers are the ids.
+        """
+        paths = {"train": train, "dev": dev, "test": test}
+        source = FileSource(name, paths, text_columns, label_column, kind, class_names, metric, loss, low, high, id_column)
+        super().__init__([source], **kwargs)  # type: ignore[arg-type]

@@ -1,0 +1,120 @@
+"""The usable records of a split: texts, ids and labels read from the rows of a table; what is dropped is counted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from loraens.data.files import Row, Table, open_table
+from loraens.errors import InputError
+from loraens.tasks import Task
+
+
+@dataclass
+class Split:
+    """The usable records of one split.
+
+    Args:
+        name: "train", "dev" or "test".
+        ids: One unique id a record.
+        texts: One or two texts a record.
+        labels: `(N,)` float64, class numbers or values; None where the split has no labels.
+        origin: Where it came from, in words.
+        dropped: Reason -> line numbers of the records that could not be used.
+    """
+
+    name: str
+    ids: list[str]
+    texts: list[tuple[str, ...]]
+    labels: np.ndarray | None
+    origin: str
+    dropped: dict[str, list[int]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def report(self) -> str:
+        """One line: how many records were kept and which were dropped."""
+        parts = [f"{self.name}: {len(self)} records from {self.origin}"]
+        for reason, lines in self.dropped.items():
+            shown = ", ".join(map(str, lines[:5])) + (", ..." if len(lines) > 5 else "")
+            parts.append(f"dropped {len(lines)} ({reason}; line {shown})")
+        return "; ".join(parts)
+
+
+def row_texts(row: Row, columns: tuple[str, ...]) -> tuple[str, ...] | None:
+    """The texts of a row, stripped; None where one is missing or blank."""
+    texts = tuple(_text(row.get(column)) for column in columns)
+    whole = tuple(text.encode("utf-8", "replace").decode() for text in texts)  # JSON can hold halves of characters
+    return whole if all(whole) else None
+
+
+def read_split(path: str | Path, name: str, task: Task, id_column: str = "id") -> Split:
+    """Read one split of a task from a file.
+
+    Records without a text, without a label (in a labelled split) or with the wrong number of fields are dropped and
+    counted. A split is labelled if any of its records is.
+
+    Raises:
+        InputError: A text column is missing, no usable record is left, an id repeats, or a label is out of range.
+    """
+    with open_table(path) as table:
+        table.require(task.text_columns, "text columns")
+        return collect_split(table, name, task, id_column)
+
+
+def collect_split(table: Table, name: str, task: Task, id_column: str) -> Split:
+    """The split that an open table holds; as `read_split`."""
+    records: list[tuple[int, str, tuple[str, ...], str]] = []
+    dropped: dict[str, list[int]] = {}
+    for number, row in table.rows:
+        texts = None if row is None else row_texts(row, task.text_columns)
+        if row is None:
+            dropped.setdefault(f"not {len(table.columns)} fields", []).append(number)
+        elif texts is None:
+            dropped.setdefault("no text", []).append(number)
+        else:
+            identity = str(row[id_column]) if row.get(id_column) not in (None, "") else str(number)
+            records.append((number, identity, texts, _text(row.get(task.label_column))))
+    labelled = any(label for *_, label in records)
+    if labelled and (unlabelled := [number for number, *_, label in records if not label]):
+        dropped["no label"] = unlabelled
+        records = [record for record in records if record[-1]]
+    if not records:
+        raise InputError(f"{table.name} holds no usable record of the {name} split: a text is expected in every line")
+    lines: dict[str, int] = {}
+    for number, identity, *_ in records:
+        if identity in lines:
+            raise InputError(f"{table.name} line {number} repeats the id {identity!r} of line {lines[identity]}")
+        lines[identity] = number
+    labels = np.array([_label(task, table, number, label) for number, *_, label in records]) if labelled else None
+    return Split(name, list(lines), [texts for _, _, texts, _ in records], labels, Path(table.name).name, dropped)
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value).strip()
+
+
+def _label(task: Task, table: Table, number: int, label: str) -> float:
+    try:
+        return task.parse_label(label)
+    except ValueError as error:
+        raise InputError(f"{table.name} line {number}: {error}") from None
+
+
+def distinct_labels(path: str | Path, column: str) -> tuple[str, ...]:
+    """The labels that occur in a file, in numeric order and each value once if all are numbers, else sorted.
+
+    Raises:
+        InputError: The column is not there.
+    """
+    with open_table(path) as table:
+        table.require([column], "label column")
+        found = {_text(row.get(column)) for _, row in table.rows if row is not None} - {""}
+    try:
+        return tuple(repr(value).removesuffix(".0") for value in sorted({float(label) for label in found}))
+    except ValueError:
+        return tuple(sorted(found))

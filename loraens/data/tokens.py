@@ -1,0 +1,122 @@
+"""Texts tokenised once: cached by content, tokenizer and length."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import zipfile
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from loraens.data.splits import Split
+from loraens.model.batch import PackedBatch, pack
+from loraens.store import write_atomically
+from loraens.tasks import Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass
+class Tokens:
+    """Token ids of all examples, concatenated.
+
+    Args:
+        ids: Token ids, int32.
+        types: 0 for the first text and special tokens, 1 for the second, int8.
+        offsets: Start of each example, and the end, int64.
+        truncated: How many examples were cut to the maximum length.
+    """
+
+    ids: np.ndarray
+    types: np.ndarray
+    offsets: np.ndarray
+    truncated: int
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each example."""
+        return np.diff(self.offsets)
+
+
+def cache_directory() -> Path:
+    """Where tokenised texts are kept: `LORAENS_CACHE`, else `loraens` in the user's cache directory."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loraens"
+    return Path(os.environ.get("LORAENS_CACHE") or default)
+
+
+def tokenise(texts: list[tuple[str, ...]], tokenizer: PreTrainedTokenizerBase, max_length: int) -> Tokens:
+    """Tokenise one or two texts an example, with special tokens, cut to `max_length` tokens (the longer text first)."""
+    columns = [list(column) for column in zip(*texts)]
+    pairs = len(columns) == 2
+    options: dict[str, Any] = {"return_token_type_ids": pairs, "return_attention_mask": False}
+    encoded = tokenizer(*columns, truncation="longest_first", max_length=max_length, **options)
+    lengths = np.array([len(ids) for ids in encoded["input_ids"]])
+    ids = np.concatenate([np.asarray(ids, np.int32) for ids in encoded["input_ids"]])
+    types = np.zeros(len(ids), np.int8)
+    if pairs:
+        types = np.concatenate([np.asarray(row, np.int8) for row in encoded["token_type_ids"]])
+    overflowing = sum(bool(encoding.overflowing) for encoding in encoded.encodings)
+    return Tokens(ids, types, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64), overflowing)
+
+
+def cached_tokens(texts: list[tuple[str, ...]], tokenizer: PreTrainedTokenizerBase, max_length: int) -> Tokens:
+    """As `tokenise`, read from the cache where the same texts, tokenizer and length were seen before.
+
+    A cached file that cannot be read is made again.
+    """
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    backend["truncation"] = backend["padding"] = None  # left over from the last call
+    digest = hashlib.sha256(f"v1 {max_length} {json.dumps(backend, sort_keys=True)}".encode())
+    for text in texts:
+        digest.update("\x1f".join(text).encode() + b"\x1e")
+    path = cache_directory() / "tokens" / f"{digest.hexdigest()[:40]}.npz"
+    if path.is_file():
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return Tokens(file["ids"], file["types"], file["offsets"], int(file["truncated"]))
+        except (zipfile.BadZipFile, KeyError, ValueError, EOFError):
+            path.unlink()
+    tokens = tokenise(texts, tokenizer, max_length)
+    buffer = io.BytesIO()
+    np.savez(buffer, ids=tokens.ids, types=tokens.types, offsets=tokens.offsets, truncated=tokens.truncated)
+    write_atomically(path, buffer.getvalue())
+    return tokens
+
+
+@dataclass
+class TokenSplit:
+    """One split of one task, tokenised."""
+
+    task: Task
+    split: Split
+    tokens: Tokens
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def batch(self, rows: np.ndarray) -> PackedBatch:
+        """The packed batch of rows `(M, B)`."""
+        tokens, labels = self.tokens, self.split.labels
+        return pack(tokens.ids, tokens.types, tokens.offsets, rows, labels, self.task.name, self.split.name)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the split's ids, texts and labels, in order."""
+        digest = hashlib.sha256()
+        for identity, texts in zip(self.split.ids, self.split.texts):
+            digest.update("\x1f".join((identity, *texts)).encode() + b"\x1e")
+        if self.split.labels is not None:
+            digest.update(self.split.labels.tobytes())
+        return digest.hexdigest()
+
+    def report(self) -> str:
+        """One line: what was read, dropped and cut."""
+        cut = f"; {self.tokens.truncated} cut to the maximum length" if self.tokens.truncated else ""
+        return f"{self.task.name} {self.split.report()}{cut}"

@@ -1,0 +1,1 @@
+"""Trained members to predictions: one packed pass over one backbone."""

