@@ -13,7 +13,13 @@ from lightning.pytorch import Callback, Trainer
 from peft import LoraConfig, get_peft_model
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import SequentialSampler
-from transformers import AutoConfig, AutoModelForSequenceClassification, PrinterCallback, TrainerCallback, TrainingArguments
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    PrinterCallback,
+    TrainerCallback,
+    TrainingArguments,
+)
 from transformers import Trainer as HubTrainer
 
 from loraens.data.modules import TextData
@@ -21,7 +27,10 @@ from loraens.members import Member
 from loraens.model.backbone import locate
 from loraens.train.module import Population
 
-RANK, SCALE, LR, BATCH = 8, 1.0, 1e-4, 8
+RANK = 8
+SCALE = 1.0
+LR = 1e-4
+BATCH = 8
 CUDA = torch.cuda.is_available()
 
 
@@ -34,13 +43,17 @@ class Bench:
     """
 
     def __init__(self, backbone: str, texts: TextData) -> None:
-        self.backbone, self.texts = backbone, texts
+        self.backbone = backbone
+        self.texts = texts
         (self.split,) = texts.of("train")
 
     def rows(self, members: int, steps: int, start: int) -> np.ndarray:
         """Rows `(steps, M, B)` of the members' own orders, from a step on."""
         size = len(self.split) // BATCH * BATCH
-        orders = [np.random.default_rng(seed).permutation(len(self.split))[:size] for seed in range(members)]
+        orders = [
+            np.random.default_rng(seed).permutation(len(self.split))[:size]
+            for seed in range(members)
+        ]
         steps_of = np.stack(orders).reshape(members, -1, BATCH).transpose(1, 0, 2)
         return steps_of[(start + np.arange(steps)) % len(steps_of)]
 
@@ -59,7 +72,9 @@ class Bench:
         model = AutoModelForSequenceClassification.from_pretrained(
             locate(self.backbone), config=config, attn_implementation="sdpa"
         )
-        lora = LoraConfig(task_type="SEQ_CLS", r=RANK, lora_alpha=RANK * SCALE, target_modules=["query", "value"])
+        lora = LoraConfig(
+            task_type="SEQ_CLS", r=RANK, lora_alpha=RANK * SCALE, target_modules=["query", "value"]
+        )
         model = get_peft_model(model, lora)
         ours = self.population(1, dropout, first=seed).model
         with torch.no_grad():
@@ -70,7 +85,8 @@ class Bench:
 
     def records(self, rows: np.ndarray) -> list[dict[str, Any]]:
         """Tokenised records of `(steps, B)` rows, in order."""
-        tokens, labels = self.split.tokens, self.split.split.labels
+        tokens = self.split.tokens
+        labels = self.split.split.labels
         assert labels is not None
         found = []
         for row in rows.flatten():
@@ -85,7 +101,12 @@ class Bench:
         return found
 
     def hub_trainer(
-        self, rows: np.ndarray, dropout: bool = True, seed: int = 0, decay: float = 0.01, compiled: bool = False
+        self,
+        rows: np.ndarray,
+        dropout: bool = True,
+        seed: int = 0,
+        decay: float = 0.01,
+        compiled: bool = False,
     ) -> tuple[Any, list[float]]:
         """Arm A: the trained model, and the seconds of each step."""
         clock = _HubClock()
@@ -122,10 +143,17 @@ class Bench:
     def bare_loop(self, rows: np.ndarray) -> list[float]:
         """Arm B: the seconds of each step."""
         device = torch.device("cuda" if CUDA else "cpu")
-        model, records, times = self.peft_model(True, 0).to(device), self.records(rows), []
-        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LR, fused=True)
+        model = self.peft_model(True, 0).to(device)
+        records = self.records(rows)
+        times = []
+        optimizer = torch.optim.AdamW(
+            [p for p in model.parameters() if p.requires_grad], lr=LR, fused=True
+        )
         for start in range(0, len(records), BATCH):
-            batch = {key: value.to(device) for key, value in collate(records[start : start + BATCH]).items()}
+            batch = {
+                key: value.to(device)
+                for key, value in collate(records[start : start + BATCH]).items()
+            }
             with torch.autocast("cuda", torch.bfloat16, enabled=CUDA):
                 loss = model(**batch).loss
             loss.backward()
@@ -136,16 +164,30 @@ class Bench:
 
     # Arms C, D and E
 
-    def population(self, members: int, dropout: bool = True, first: int = 0, decay: float = 0.01) -> Population:
+    def population(
+        self, members: int, dropout: bool = True, first: int = 0, decay: float = 0.01
+    ) -> Population:
         """Our members, built."""
         rate = 0.3 if dropout else 0.0
-        chosen = [Member(RANK, SCALE, seed, LR, decay, rate) for seed in range(first, first + members)]
-        module = Population(chosen, self.texts.tasks, backbone=self.backbone, pooling="pooler", encoder_dropout=dropout)
+        chosen = [
+            Member(RANK, SCALE, seed, LR, decay, rate) for seed in range(first, first + members)
+        ]
+        module = Population(
+            chosen,
+            self.texts.tasks,
+            backbone=self.backbone,
+            pooling="pooler",
+            encoder_dropout=dropout,
+        )
         module.build(self.texts.max_length)
         return module
 
     def loraens(
-        self, rows: np.ndarray, fast: bool = True, module: Population | None = None, watch: Callable[[], Any] = lambda: None
+        self,
+        rows: np.ndarray,
+        fast: bool = True,
+        module: Population | None = None,
+        watch: Callable[[], Any] = lambda: None,
     ) -> list[float]:
         """The seconds of each step of a pack, through Lightning's Trainer, as a sweep trains it."""
         module = module or self.population(rows.shape[1])
@@ -173,16 +215,29 @@ class Bench:
     def useful(self, rows: np.ndarray, config: Any) -> float:
         """Floating point operations that one pass over `(steps, M, B)` rows needs."""
         lengths = self.split.tokens.lengths[rows].astype(float)
-        n, s, squares = lengths.sum(), lengths.size, (lengths**2).sum()
-        width, wide, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
+        n = lengths.sum()
+        s = lengths.size
+        squares = (lengths**2).sum()
+        width = config.hidden_size
+        wide = config.intermediate_size
+        layers = config.num_hidden_layers
         total = 0.0
         for layer in range(layers):
-            last, first = layer == layers - 1, layer == 0
-            q = s if last else n  # the last layer is asked for the first token of each sequence alone
-            inputs, rest = 2 * q * width**2 + 4 * n * width**2, 2 * q * width**2 + 4 * q * width * wide
+            last = layer == layers - 1
+            first = layer == 0
+            q = (
+                s if last else n
+            )  # the last layer is asked for the first token of each sequence alone
+            inputs = 2 * q * width**2 + 4 * n * width**2
+            rest = 2 * q * width**2 + 4 * q * width * wide
             attention = 4 * width * (n if last else squares)
             adapters = 4 * (q + n) * width * RANK
-            total += inputs * (1 if first else 2) + 2 * rest + 3 * attention + adapters * (2.5 if first else 3)
+            total += (
+                inputs * (1 if first else 2)
+                + 2 * rest
+                + 3 * attention
+                + adapters * (2.5 if first else 3)
+            )
         return total
 
 
@@ -198,9 +253,18 @@ def ours_of(model: Any, name: str, index: int) -> torch.Tensor:
 
 def collate(records: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     """A batch padded to its longest record."""
-    batch = {name: pad_sequence([r[name] for r in records], batch_first=True) for name in ("input_ids", "token_type_ids")}
-    mask = pad_sequence([torch.ones_like(record["input_ids"]) for record in records], batch_first=True)
-    return {**batch, "attention_mask": mask, "labels": torch.stack([record["labels"] for record in records])}
+    batch = {
+        name: pad_sequence([r[name] for r in records], batch_first=True)
+        for name in ("input_ids", "token_type_ids")
+    }
+    mask = pad_sequence(
+        [torch.ones_like(record["input_ids"]) for record in records], batch_first=True
+    )
+    return {
+        **batch,
+        "attention_mask": mask,
+        "labels": torch.stack([record["labels"] for record in records]),
+    }
 
 
 def now() -> float:
@@ -237,7 +301,8 @@ class _Clock(Callback):
 
 class _Batches(torch.utils.data.Dataset[Any]):
     def __init__(self, split: Any, rows: np.ndarray) -> None:
-        self.split, self.rows = split, rows
+        self.split = split
+        self.rows = rows
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -2,7 +2,8 @@
 
     python benchmarks/train.py --data DIR [--quick] [--model minilm] [--model bert-base]
 
-Arms, all on the same token ids, threads, precision and steps (STS, batch 8, rank 8, query and value, dropout on):
+Arms, all on the same token ids, threads, precision and steps (STS, batch 8, rank 8, query and
+value, dropout on):
 
     A  PEFT + transformers.Trainer: dynamic padding, scaled dot product attention, fused AdamW
     B  PEFT in a bare loop; on a GPU, A compiled by torch.compile too
@@ -10,9 +11,10 @@ Arms, all on the same token ids, threads, precision and steps (STS, batch 8, ran
     D  loraens with one member
     E  loraens with packs of members
 
-First the equality gate: without dropout, the members of a pack must end with the weights that A gives each. Then the arms are
-timed in turn, several rounds; the table has medians and quartiles. Useful arithmetic counts real tokens only, and nothing whose
-result is not needed; the GEMM rate is that of 2048 x 2048 x 2048 products, measured between the arms.
+First the equality gate: without dropout, the members of a pack must end with the weights that A
+gives each. Then the arms are timed in turn, several rounds; the table has medians and quartiles.
+Useful arithmetic counts real tokens only, and nothing whose result is not needed; the GEMM rate is
+that of 2048 x 2048 x 2048 products, measured between the arms.
 """
 
 from __future__ import annotations
@@ -55,19 +57,28 @@ ARMS = {
 
 
 def gate(bench: Bench, steps: int = 5) -> float:
-    """Largest difference of a trained weight between a pack of two and arm A for each, without dropout."""
+    """Largest difference of a trained weight between a pack of two and arm A for each, without
+    dropout.
+    """
     rows = bench.rows(2, steps, 0)
     module = bench.population(2, dropout=False, decay=0.0)
     bench.loraens(rows, module=module)
-    worst, moved = 0.0, 0.0
+    worst = 0.0
+    moved = 0.0
     for index in range(2):
         model, _ = bench.hub_trainer(rows[:, index], dropout=False, seed=index, decay=0.0)
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                worst = max(worst, (parameter.cpu() - ours_of(module.model, name, index).cpu()).abs().max().item())
+                worst = max(
+                    worst,
+                    (parameter.cpu() - ours_of(module.model, name, index).cpu()).abs().max().item(),
+                )
                 moved = max(moved, parameter.abs().max().item() if "lora_B" in name else 0.0)
     if worst > (1e-2 if CUDA else 2e-4) or moved < LR:
-        sys.exit(f"the arms do not train the same members: weights differ by {worst:.1e}, B moved by {moved:.1e}")
+        sys.exit(
+            f"the arms do not train the same members: weights differ by {worst:.1e}, B moved by"
+            f" {moved:.1e}"
+        )
     return worst
 
 
@@ -84,7 +95,9 @@ def gemm_rate() -> float:
     return 2 * size**3 / float(np.median(times[2:]))
 
 
-def timed(bench: Bench, sizes: list[int], rounds: int, member_steps: int) -> tuple[list[dict[str, Any]], float]:
+def timed(
+    bench: Bench, sizes: list[int], rounds: int, member_steps: int
+) -> tuple[list[dict[str, Any]], float]:
     """Rows of the table, and the GEMM rate."""
     config = AutoConfig.from_pretrained(locate(bench.backbone))
     arms: dict[str, tuple[int, Callable[[np.ndarray], list[float]]]] = {
@@ -92,7 +105,11 @@ def timed(bench: Bench, sizes: list[int], rounds: int, member_steps: int) -> tup
         "B": (1, lambda rows: bench.bare_loop(rows[:, 0])),
         "C": (8, lambda rows: bench.loraens(rows, fast=False)),
         "D": (1, bench.loraens),
-        **({"A compiled": (1, lambda rows: bench.hub_trainer(rows[:, 0], compiled=True)[1])} if CUDA else {}),
+        **(
+            {"A compiled": (1, lambda rows: bench.hub_trainer(rows[:, 0], compiled=True)[1])}
+            if CUDA
+            else {}
+        ),
         **{f"E{size}": (size, bench.loraens) for size in sizes},
     }
     found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in arms}
@@ -105,15 +122,23 @@ def timed(bench: Bench, sizes: list[int], rounds: int, member_steps: int) -> tup
             seconds = sum(run(rows)[WARM_UP:])
             counted = rows[WARM_UP + 1 :]
             found[name].append(
-                (seconds / members / steps, bench.tokens(counted) / seconds, bench.useful(counted, config) / seconds)
+                (
+                    seconds / members / steps,
+                    bench.tokens(counted) / seconds,
+                    bench.useful(counted, config) / seconds,
+                )
             )
             gc.collect()
-            print(f"round {turn + 1} of {rounds}, {name}: {found[name][-1][0] * 1e3:.1f} ms a member-step", flush=True)
+            print(
+                f"round {turn + 1} of {rounds}, {name}: {found[name][-1][0] * 1e3:.1f} ms a"
+                " member-step",
+                flush=True,
+            )
     rate = float(np.median(rates))
     table = []
     reference = [entry[0] for entry in found["A"]]
     for name, entries in found.items():
-        seconds, tokens, useful = (np.array(column) for column in zip(*entries))
+        seconds, tokens, useful = (np.array(column) for column in zip(*entries, strict=True))
         low, middle, high = np.percentile(seconds, [25, 50, 75])
         table.append(
             {
@@ -131,17 +156,25 @@ def timed(bench: Bench, sizes: list[int], rounds: int, member_steps: int) -> tup
 
 
 def memory(bench: Bench, members: int) -> dict[str, float]:
-    """Bytes of a pack after the backward of each of a few steps, the most, and the formula's bytes of a member."""
+    """Bytes of a pack after the backward of each of a few steps, the most, and the formula's bytes
+    of a member.
+    """
     rows = bench.rows(members, 4, 0)
-    module, process = bench.population(members), psutil.Process()
-    before, peaks = process.memory_info().rss, [0]
-    bench.loraens(rows, module=module, watch=lambda: peaks.append(process.memory_info().rss - before))
+    module = bench.population(members)
+    process = psutil.Process()
+    before = process.memory_info().rss
+    peaks = [0]
+    bench.loraens(
+        rows, module=module, watch=lambda: peaks.append(process.memory_info().rss - before)
+    )
     lengths = bench.split.tokens.lengths[rows]
     formula = max(bytes_of_formula(module.model, one) for one in lengths.reshape(-1, BATCH))
     return {"peak": torch.cuda.max_memory_allocated() if CUDA else max(peaks), "formula": formula}
 
 
-def memories(arguments: argparse.Namespace, model: str, sizes: list[int]) -> dict[int, dict[str, float]]:
+def memories(
+    arguments: argparse.Namespace, model: str, sizes: list[int]
+) -> dict[int, dict[str, float]]:
     """`memory` of several packs, each in a process of its own."""
     found = {}
     for size in sizes:
@@ -171,10 +204,15 @@ def prepare(model: str, data: str | None, scratch: Path) -> Bench:
 def as_table(result: dict[str, Any]) -> str:
     """The results as a Markdown table."""
     lines = [
-        f"{result['model']}, {result['machine']}; GEMM rate {result['gemm_rate'] / 1e9:,.0f} GFLOP/s; "
-        f"weights of the gate differ by {result['gate']:.0e}",
+        (
+            f"{result['model']}, {result['machine']}; GEMM rate {result['gemm_rate'] / 1e9:,.0f}"
+            f" GFLOP/s; weights of the gate differ by {result['gate']:.0e}"
+        ),
         "",
-        "| arm | ms a member-step (quartiles) | member-steps/s | tokens/s | times A | of GEMM rate | MiB a member (formula) |",
+        (
+            "| arm | ms a member-step (quartiles) | member-steps/s | tokens/s | times A | of GEMM"
+            " rate | MiB a member (formula) |"
+        ),
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in result["table"]:
@@ -183,9 +221,9 @@ def as_table(result: dict[str, Any]) -> str:
         if row.get("bytes_per_member"):
             memory_cell = f"{row['bytes_per_member'] / 2**20:,.0f} ({row['formula'] / 2**20:,.0f})"
         lines.append(
-            f"| {row['arm'].rstrip('0123456789')}: {row['what']} | {middle:.1f} ({low:.1f} to {high:.1f}) | "
-            f"{row['member_steps_per_second']:.1f} | {row['tokens_per_second']:,.0f} | {row['times_a']:.2f} | "
-            f"{100 * row['share_of_gemm_rate']:.0f} % | {memory_cell} |"
+            f"| {row['arm'].rstrip('0123456789')}: {row['what']} | {middle:.1f} ({low:.1f} to"
+            f" {high:.1f}) | {row['member_steps_per_second']:.1f} | {row['tokens_per_second']:,.0f}"
+            f" | {row['times_a']:.2f} | {100 * row['share_of_gemm_rate']:.0f} % | {memory_cell} |"
         )
     return "\n".join(lines)
 
@@ -193,7 +231,11 @@ def as_table(result: dict[str, Any]) -> str:
 def run(arguments: argparse.Namespace, model: str, scratch: Path) -> dict[str, Any]:
     """All arms on one backbone."""
     bench = prepare(model, arguments.data, scratch)
-    sizes = [size for size in PACKS if size <= (8 if arguments.quick or (model != "minilm" and not CUDA) else max(PACKS))]
+    sizes = [
+        size
+        for size in PACKS
+        if size <= (8 if arguments.quick or (model != "minilm" and not CUDA) else max(PACKS))
+    ]
     rounds, member_steps = (3, 16) if arguments.quick else (5, 32)
     difference = gate(bench)
     table, rate = timed(bench, sizes, rounds, member_steps if model == "minilm" or CUDA else 8)
@@ -206,18 +248,38 @@ def run(arguments: argparse.Namespace, model: str, scratch: Path) -> dict[str, A
     cores = f"{torch.get_num_threads()} threads, {platform.machine()}"
     machine = torch.cuda.get_device_name() if CUDA else cores
     versions = {"torch": torch.__version__, "python": platform.python_version()}
-    return {"model": model, "machine": machine, "versions": versions, "gemm_rate": rate, "gate": difference, "table": table}
+    return {
+        "model": model,
+        "machine": machine,
+        "versions": versions,
+        "gemm_rate": rate,
+        "gate": difference,
+        "table": table,
+    }
 
 
 def main() -> None:
     """Run the benchmark, and write its table and its figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--data", default=os.environ.get("LORAENS_DATA"), help="the course's files; without them, made-up texts"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="MiniLM alone, fewer rounds and packs: under ten minutes")
+    parser.add_argument(
+        "--data",
+        default=os.environ.get("LORAENS_DATA"),
+        help="the course's files; without them, made-up texts",
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="MiniLM alone, fewer rounds and packs: under ten minutes",
+    )
     parser.add_argument("--model", action="append", choices=["minilm", "bert-base"])
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="where train.json and train.md go")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("benchmarks/results"),
+        help="where train.json and train.md go",
+    )
     parser.add_argument("--memory", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     quiet()
@@ -227,7 +289,11 @@ def main() -> None:
     names = arguments.model or (["minilm"] if arguments.quick else ["minilm", "bert-base"])
     with tempfile.TemporaryDirectory() as scratch, quiet_trainers():
         if arguments.memory is not None:
-            print(json.dumps(memory(prepare(names[0], arguments.data, Path(scratch)), arguments.memory)))
+            print(
+                json.dumps(
+                    memory(prepare(names[0], arguments.data, Path(scratch)), arguments.memory)
+                )
+            )
             return
         results = [run(arguments, name, Path(scratch)) for name in names]
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -235,8 +301,14 @@ def main() -> None:
     text = "\n\n".join(map(as_table, results))
     (arguments.out / "train.md").write_text(text + "\n")
     print(text)
-    best = max((row for row in results[0]["table"] if row["arm"].startswith("E")), key=lambda row: row["times_a"])
-    print(f"best pack: {best['times_a']:.2f} times A, {100 * best['share_of_gemm_rate']:.0f} % of the GEMM rate")
+    best = max(
+        (row for row in results[0]["table"] if row["arm"].startswith("E")),
+        key=lambda row: row["times_a"],
+    )
+    print(
+        f"best pack: {best['times_a']:.2f} times A, {100 * best['share_of_gemm_rate']:.0f} % of the"
+        " GEMM rate"
+    )
 
 
 if __name__ == "__main__":

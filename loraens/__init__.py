@@ -1,4 +1,6 @@
-"""Train a grid of LoRA adapters on one frozen BERT, then find, prove and ship the small ensemble worth deploying."""
+"""Train a grid of LoRA adapters on one frozen BERT, then find, prove and ship the small ensemble
+worth deploying.
+"""
 
 from typing import Any
 

@@ -14,15 +14,31 @@ from loraens.errors import InputError
 
 COMMANDS: dict[str, tuple[str, str, str]] = {
     # name: (module, function of the remaining arguments, what it does)
-    "quickstart": ("loraens.commands.quickstart", "main", "train a few members on a small made-up corpus and join them"),
+    "quickstart": (
+        "loraens.commands.quickstart",
+        "main",
+        "train a few members on a small made-up corpus and join them",
+    ),
     "fit": ("loraens.commands.fit", "main", "train one member"),
     "sweep": ("loraens.commands.sweep", "main", "train a grid of members at once on one backbone"),
-    "ensemble": ("loraens.commands.ensemble", "main", "choose members, join them, and prove what that is worth"),
+    "ensemble": (
+        "loraens.commands.ensemble",
+        "main",
+        "choose members, join them, and prove what that is worth",
+    ),
     "report": ("loraens.commands.report", "main", "show members and ensembles on one page"),
-    "compare": ("loraens.commands.compare", "main", "print or write the table of members, baselines and ensembles of runs"),
+    "compare": (
+        "loraens.commands.compare",
+        "main",
+        "print or write the table of members, baselines and ensembles of runs",
+    ),
     "validate": ("loraens.commands.fit", "main", "score a checkpoint on dev"),
     "test": ("loraens.commands.fit", "main", "score a checkpoint on a labelled test split"),
-    "predict": ("loraens.commands.predict", "main", "write a trained member's predictions for a file or a text"),
+    "predict": (
+        "loraens.commands.predict",
+        "main",
+        "write a trained member's predictions for a file or a text",
+    ),
     "wandb-sync": ("loraens.commands.wandb_sync", "main", "upload what was logged to W&B offline"),
 }
 TRAINER_COMMANDS = ("fit", "validate", "test")
@@ -33,7 +49,14 @@ def usage() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {purpose}" for name, (_, _, purpose) in COMMANDS.items()]
     return "\n".join(
-        ["usage: loraens COMMAND [options]", "", "commands:", *lines, "", "`loraens COMMAND --help` lists a command's options."]
+        [
+            "usage: loraens COMMAND [options]",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "`loraens COMMAND --help` lists a command's options.",
+        ]
     )
 
 
@@ -50,7 +73,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments[0] == "--version":
         print(f"loraens {__version__}")
         return
-    name, rest = arguments[0], arguments[1:]
+    name = arguments[0]
+    rest = arguments[1:]
     if name not in COMMANDS:
         _fail(f"{name!r} is not a command: use one of {', '.join(COMMANDS)}")
     module, function, _ = COMMANDS[name]
@@ -71,7 +95,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _users_to_mend(error: BaseException | None) -> str | None:
-    """What the user can mend among an error and its causes: jsonargparse wraps what a class's constructor raises."""
+    """What the user can mend among an error and its causes: jsonargparse wraps what a class's
+    constructor raises.
+    """
     while error is not None:
         if isinstance(error, (InputError, ModuleNotFoundError)):
             return " ".join(str(error).split())
@@ -82,7 +108,9 @@ def _users_to_mend(error: BaseException | None) -> str | None:
 
 
 def _option_error(message: str) -> str:
-    """The parser's message on one line; of the alternatives that failed for a nested class, the first one's reason."""
+    """The parser's message on one line; of the alternatives that failed for a nested class, the
+    first one's reason.
+    """
     key, _, details = message.partition("Does not validate against any of the Union subtypes")
     if details:
         reasons = details.partition("Errors:")[2].partition("Given value type:")[0]

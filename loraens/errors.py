@@ -4,5 +4,6 @@
 class InputError(Exception):
     """A file, line or option that cannot be used.
 
-    The message is one sentence: what it is about, what was expected, what to do. `cli.main` prints it and exits with 2.
+    The message is one sentence: what it is about, what was expected, what to do. `cli.main` prints
+    it and exits with 2.
     """

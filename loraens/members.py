@@ -29,10 +29,16 @@ class Member:
     head_dropout: float = 0.3
 
     def __post_init__(self) -> None:
-        if self.rank < 0 or self.scale <= 0 or self.lr <= 0 or self.weight_decay < 0 or not 0 <= self.head_dropout < 1:
+        if (
+            self.rank < 0
+            or self.scale <= 0
+            or self.lr <= 0
+            or self.weight_decay < 0
+            or not 0 <= self.head_dropout < 1
+        ):
             raise ValueError(
-                "rank and weight decay of at least 0, positive scale and learning rate and a dropout in [0, 1) "
-                f"are expected: {self}"
+                "rank and weight decay of at least 0, positive scale and learning rate and a"
+                f" dropout in [0, 1) are expected: {self}"
             )
 
     @property
@@ -59,7 +65,8 @@ class Grid:
         lr: Learning rates.
         weight_decay: Weight decays.
         head_dropout: Dropouts before the heads.
-        members: Members one by one, such as `[{rank: 8, scale: 1}, {rank: 16, scale: 3}]`, in place of axes.
+        members: Members one by one, such as `[{rank: 8, scale: 1}, {rank: 16, scale: 3}]`, in place
+            of axes.
     """
 
     rank: list[int] | None = None
@@ -74,23 +81,42 @@ class Grid:
         """The members, the last axis running fastest.
 
         Raises:
-            ValueError: An axis is empty, a setting is unknown or out of range, or a member occurs twice.
+            ValueError: An axis is empty, a setting is unknown or out of range, or a member occurs
+                twice.
         """
         axes = {field.name: getattr(self, field.name) for field in fields(Member)}
         given = {name: values for name, values in axes.items() if values is not None}
         if self.members is not None:
             if given:
-                raise ValueError(f"members are given one by one, so the axis {next(iter(given))} is not expected")
+                raise ValueError(
+                    f"members are given one by one, so the axis {next(iter(given))} is not expected"
+                )
             settings: Iterable[dict[str, Any]] = self.members
         else:
-            settings = (dict(zip(given, values)) for values in product(*given.values()))
+            settings = (
+                dict(zip(given, values, strict=True)) for values in product(*given.values())
+            )
         members = []
         for setting in settings:
             if unknown := set(setting) - set(axes):
-                raise ValueError(f"{sorted(unknown)[0]!r} is not a setting of a member: {', '.join(axes)} are")
-            if fractions := [name for name in ("rank", "seed") if setting.get(name, 0) != int(setting.get(name, 0))]:
+                raise ValueError(
+                    f"{sorted(unknown)[0]!r} is not a setting of a member: {', '.join(axes)} are"
+                )
+            if fractions := [
+                name
+                for name in ("rank", "seed")
+                if setting.get(name, 0) != int(setting.get(name, 0))
+            ]:
                 raise ValueError(f"{fractions[0]} {setting[fractions[0]]} is not a whole number")
-            members.append(replace(base, **{name: int(v) if name in ("rank", "seed") else v for name, v in setting.items()}))
+            members.append(
+                replace(
+                    base,
+                    **{
+                        name: int(v) if name in ("rank", "seed") else v
+                        for name, v in setting.items()
+                    },
+                )
+            )
         if not members:
             raise ValueError("at least one member is expected, and no axis may be empty")
         names = [member.name for member in members]
@@ -100,13 +126,20 @@ class Grid:
 
 
 def cross(
-    ranks: Sequence[int], scales: Sequence[float], seeds: Sequence[int] = (0,), lrs: Sequence[float] = (1e-4,)
+    ranks: Sequence[int],
+    scales: Sequence[float],
+    seeds: Sequence[int] = (0,),
+    lrs: Sequence[float] = (1e-4,),
 ) -> list[Member]:
     """Members of the full grid, the last axis running fastest."""
-    return Grid(rank=list(ranks), scale=list(scales), seed=list(seeds), lr=list(lrs)).expand(Member(1, 1.0))
+    return Grid(rank=list(ranks), scale=list(scales), seed=list(seeds), lr=list(lrs)).expand(
+        Member(1, 1.0)
+    )
 
 
 def packs(members: Sequence[Member], size: int) -> list[list[Member]]:
-    """Packs of at most `size` members; members of like rank come together, so that little is padded."""
+    """Packs of at most `size` members; members of like rank come together, so that little is
+    padded.
+    """
     ordered = sorted(members, key=lambda member: (member.rank, member.name))
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]

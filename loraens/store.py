@@ -4,13 +4,14 @@
         config.yaml             the settings of the run, as `--config` takes them
         last.ckpt               Lightning's checkpoint of the last epoch, for `--ckpt_path`
         <member>/
-            manifest.json       settings, scores, data fingerprints, and a checksum of every file below
-            epoch-003/          the member after an epoch: weights, and logits of dev and test
-                adapter_config.json adapter_model.safetensors   in PEFT's format
-                <task>-dev.npz <task>-test.npz                  logits (N, C), example_id (N,), labels (N,) where there are
+            manifest.json       settings, scores, data fingerprints, and a checksum of every file
+            below epoch-003/          the member after an epoch: weights, and logits of dev and test
+                adapter_config.json adapter_model.safetensors   in PEFT's format <task>-dev.npz
+                <task>-test.npz                  logits (N, C), example_id (N,), labels (N,) where
+                there are
 
-A member's manifest names its best and its last epoch; it is replaced last, in one step, so that it never names a file that
-is not whole, and what it does not name is removed.
+A member's manifest names its best and its last epoch; it is replaced last, in one step, so that it
+never names a file that is not whole, and what it does not name is removed.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ import numpy as np
 from loraens.errors import InputError
 
 MANIFEST = "manifest.json"
-ENSEMBLE, ENSEMBLE_FORMAT = "ensemble.json", 1
+ENSEMBLE = "ensemble.json"
+ENSEMBLE_FORMAT = 1
 CHECKPOINT = "last.ckpt"
 FORMAT = 1
 
@@ -51,7 +53,9 @@ class Logits:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file beside its place and rename it into it, so that a reader sees all of it or nothing."""
+    """Write a file beside its place and rename it into it, so that a reader sees all of it or
+    nothing.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -102,33 +106,52 @@ class MemberStore:
         self.directory = Path(directory)
 
     def write(self, epochs: dict[str, dict[str, bytes]], manifest: dict[str, Any]) -> None:
-        """Write the files of some epochs, then the manifest, then remove what neither it nor the one before it names.
+        """Write the files of some epochs, then the manifest, then remove what neither it nor the
+        one before it names.
 
-        What the one before it names is kept once more: a run that is resumed from its last checkpoint may need it.
+        What the one before it names is kept once more: a run that is resumed from its last
+        checkpoint may need it.
 
         Args:
-            epochs: Directory name of an epoch -> file name -> content; epochs that are already there need not be given.
-            manifest: JSON fields; `epochs` holds the directory names that shall remain, as {"best": ..., "last": ...}.
+            epochs: Directory name of an epoch -> file name -> content; epochs that are already
+                there need not be given.
+            manifest: JSON fields; `epochs` holds the directory names that shall remain, as {"best":
+                ..., "last": ...}.
         """
         for left_over in self.directory.rglob(".*.part"):  # of a writer that was killed
             left_over.unlink()
         for epoch, files in epochs.items():
             for name, content in files.items():
                 write_atomically(self.directory / epoch / name, content)
-        kept, old = set(manifest["epochs"].values()), self._manifest_before()
+        kept = set(manifest["epochs"].values())
+        old = self._manifest_before()
         before = set(old["epochs"].values())
-        sums = {name: known for name, known in old["files"].items() if name.partition("/")[0] in kept - set(epochs)}
+        sums = {
+            name: known
+            for name, known in old["files"].items()
+            if name.partition("/")[0] in kept - set(epochs)
+        }
         for epoch in kept & set(epochs):
-            sums.update({f"{epoch}/{name}": hashlib.sha256(content).hexdigest() for name, content in epochs[epoch].items()})
+            sums.update(
+                {
+                    f"{epoch}/{name}": hashlib.sha256(content).hexdigest()
+                    for name, content in epochs[epoch].items()
+                }
+            )
         sums = dict(sorted(sums.items()))
         whole = without_nan({"format": FORMAT, **manifest, "files": sums})
-        write_atomically(self.directory / MANIFEST, (json.dumps(whole, indent=2, allow_nan=False) + "\n").encode())
+        write_atomically(
+            self.directory / MANIFEST,
+            (json.dumps(whole, indent=2, allow_nan=False) + "\n").encode(),
+        )
         for path in self.directory.glob("epoch-*"):
             if path.name not in kept | before:
                 shutil.rmtree(path)
 
     def update(self, **fields: Any) -> dict[str, Any]:
-        """Change fields of the manifest; the member's files, which are verified, stay as they are. Returns the manifest."""
+        """Change fields of the manifest; the member's files, which are verified, stay as they are.
+        Returns the manifest.
+        """
         manifest = {**self.manifest(), **fields}
         if fields:
             self.write({}, manifest)
@@ -149,23 +172,34 @@ class MemberStore:
         """
         path = self.directory / MANIFEST
         if not path.is_file():
-            raise InputError(f"{self.directory} is not a member of a run (it has no {MANIFEST}): give a member's directory")
+            raise InputError(
+                f"{self.directory} is not a member of a run (it has no {MANIFEST}): give a member's"
+                " directory"
+            )
         try:
             manifest = json.loads(path.read_bytes())
         except ValueError as error:
-            raise InputError(f"{path} is not JSON ({error}): restore it or train the member again") from None
+            raise InputError(
+                f"{path} is not JSON ({error}): restore it or train the member again"
+            ) from None
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-            raise InputError(f"{path} is not of format {FORMAT}, which this version of loraens reads: train the member again")
+            raise InputError(
+                f"{path} is not of format {FORMAT}, which this version of loraens reads: train the"
+                " member again"
+            )
         for name in ("files", "epochs", "settings", "member", "dev"):
             if not isinstance(manifest.get(name), dict):
-                raise InputError(f"{path} lacks the field {name!r}: restore it or train the member again")
+                raise InputError(
+                    f"{path} lacks the field {name!r}: restore it or train the member again"
+                )
         return manifest
 
     def manifest(self) -> dict[str, Any]:
         """The member's manifest, every file that it names checked.
 
         Raises:
-            InputError: It is missing, not readable or of another format, or a file is missing or altered.
+            InputError: It is missing, not readable or of another format, or a file is missing or
+                altered.
         """
         manifest = self.read()
         for name, expected in manifest["files"].items():
@@ -174,7 +208,8 @@ class MemberStore:
                 raise InputError(f"{file} is missing: restore it or train the member again")
             if checksum(file) != expected:
                 raise InputError(
-                    f"{file} was altered (its checksum is not the manifest's): restore it or train the member again"
+                    f"{file} was altered (its checksum is not the manifest's): restore it or train"
+                    " the member again"
                 )
         return manifest
 
@@ -186,7 +221,10 @@ class MemberStore:
         """
         manifest = self.manifest()
         if which not in manifest["epochs"]:
-            raise InputError(f"{self.directory} has no epoch: the member failed ({manifest['ended']}), leave it out")
+            raise InputError(
+                f"{self.directory} has no epoch: the member failed ({manifest['ended']}), leave"
+                " it out"
+            )
         return read_logits(self.directory / manifest["epochs"][which] / f"{task}-{split}.npz")
 
 
@@ -210,8 +248,15 @@ def read_ensemble(directory: Path) -> dict[str, Any]:
         record = json.loads(path.read_bytes())
     except ValueError:
         record = None
-    if not isinstance(record, dict) or record.get("format") != ENSEMBLE_FORMAT or not record.get("members"):
-        raise InputError(f"{path} is not an ensemble that this version of loraens reads: make it again with `loraens ensemble`")
+    if (
+        not isinstance(record, dict)
+        or record.get("format") != ENSEMBLE_FORMAT
+        or not record.get("members")
+    ):
+        raise InputError(
+            f"{path} is not an ensemble that this version of loraens reads: make it again with"
+            " `loraens ensemble`"
+        )
     return record
 
 

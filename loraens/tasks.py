@@ -9,7 +9,9 @@ from typing import Any, Literal
 
 Kind = Literal["classes", "number"]
 Loss = Literal["cross_entropy", "binary_cross_entropy", "mse"]
-Metric = Literal["accuracy", "macro_f1", "nll", "brier", "calibration_error", "pearson", "spearman", "mse"]
+Metric = Literal[
+    "accuracy", "macro_f1", "nll", "brier", "calibration_error", "pearson", "spearman", "mse"
+]
 
 METRICS: dict[Kind, tuple[Metric, ...]] = {
     "classes": ("accuracy", "macro_f1", "nll", "brier", "calibration_error"),
@@ -32,15 +34,18 @@ class Task:
 
     Args:
         name: Name of the task; names its files and figures.
-        text_columns: One or two columns; two are joined in one sequence by the tokenizer's separator.
+        text_columns: One or two columns; two are joined in one sequence by the tokenizer's
+            separator.
         label_column: Column of the label.
-        kind: "classes" (softmax, or sigmoid with `binary_cross_entropy`) or "number" (a real number).
+        kind: "classes" (softmax, or sigmoid with `binary_cross_entropy`) or "number" (a real
+            number).
         loss: Training loss; "mse" for numbers.
         metric: What "best" means; one of `METRICS[kind]`.
         class_names: Names of the classes, in the order of their numbers; empty for numbers.
         low: Smallest legal number, or None.
         high: Largest legal number, or None.
-        numbered: Whether a label may also be the number of its class, from 0, where no class name is a number.
+        numbered: Whether a label may also be the number of its class, from 0, where no class name
+            is a number.
 
     Raises:
         ValueError: The fields contradict each other.
@@ -59,21 +64,36 @@ class Task:
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_-]+", self.name):
-            raise ValueError(f"task name {self.name!r}: letters, digits, - and _ are expected, for names of files")
+            raise ValueError(
+                f"task name {self.name!r}: letters, digits, - and _ are expected, for names of"
+                " files"
+            )
         if len(self.text_columns) not in (1, 2):
-            raise ValueError(f"task {self.name}: one or two text columns are expected, got {len(self.text_columns)}")
+            raise ValueError(
+                f"task {self.name}: one or two text columns are expected, got"
+                f" {len(self.text_columns)}"
+            )
         if self.metric not in METRICS[self.kind]:
-            raise ValueError(f"task {self.name}: metric {self.metric!r} is none of {', '.join(METRICS[self.kind])}")
+            raise ValueError(
+                f"task {self.name}: metric {self.metric!r} is none of"
+                f" {', '.join(METRICS[self.kind])}"
+            )
         if (self.loss == "mse") != (self.kind == "number"):
-            raise ValueError(f"task {self.name}: loss {self.loss!r} does not fit kind {self.kind!r}")
+            raise ValueError(
+                f"task {self.name}: loss {self.loss!r} does not fit kind {self.kind!r}"
+            )
         if (self.kind == "classes") != bool(self.class_names) or len(self.class_names) == 1:
             raise ValueError(
-                f"task {self.name}: two class names or more are expected for classes, none for numbers: {self.class_names}"
+                f"task {self.name}: two class names or more are expected for classes, none for"
+                f" numbers: {self.class_names}"
             )
         if len(set(self.class_names)) != len(self.class_names):
             raise ValueError(f"task {self.name}: class names repeat in {list(self.class_names)}")
         if self.loss == "binary_cross_entropy" and len(self.class_names) != 2:
-            raise ValueError(f"task {self.name}: binary_cross_entropy needs two classes, got {len(self.class_names)}")
+            raise ValueError(
+                f"task {self.name}: binary_cross_entropy needs two classes, got"
+                f" {len(self.class_names)}"
+            )
 
     @property
     def num_outputs(self) -> int:
@@ -88,7 +108,8 @@ class Task:
     def parse_label(self, text: str) -> float:
         """Class number or value of a label as it stands in a file.
 
-        Class names that are numbers match by value ("1.0" is "1"), so they are never taken for positions.
+        Class names that are numbers match by value ("1.0" is "1"), so they are never taken for
+        positions.
 
         Raises:
             ValueError: It is neither a class nor a number in the legal range.

@@ -1,4 +1,6 @@
-"""A tiny random BERT with a tokenizer of its own, and a small made-up corpus; nothing is downloaded."""
+"""A tiny random BERT with a tokenizer of its own, and a small made-up corpus; nothing is
+downloaded.
+"""
 
 from __future__ import annotations
 
@@ -34,15 +36,28 @@ def corpus(tmp_path_factory) -> Path:
 
 
 def write_tiny_bert(directory: Path, corpus: Path) -> Path:
-    """A BERT of two layers, 32 wide, with a WordPiece tokenizer of the corpus's words and of single letters."""
-    tokenizer = Tokenizer(models.WordPiece({name: index for index, name in enumerate(SPECIAL)}, unk_token="[UNK]"))
+    """A BERT of two layers, 32 wide, with a WordPiece tokenizer of the corpus's words and of single
+    letters.
+    """
+    tokenizer = Tokenizer(
+        models.WordPiece({name: index for index, name in enumerate(SPECIAL)}, unk_token="[UNK]")
+    )
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    text = tokenizer.normalizer.normalize_str(" ".join(path.read_text() for path in sorted(corpus.glob("*.csv"))))
+    text = tokenizer.normalizer.normalize_str(
+        " ".join(path.read_text() for path in sorted(corpus.glob("*.csv")))
+    )
     words = {word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text) if word.isalpha()}
-    letters = [f"{prefix}{letter}" for prefix in ("", "##") for letter in sorted({*text, *string.printable}) if letter.strip()]
+    letters = [
+        f"{prefix}{letter}"
+        for prefix in ("", "##")
+        for letter in sorted({*text, *string.printable})
+        if letter.strip()
+    ]
     vocabulary = dict.fromkeys([*SPECIAL, *letters, *sorted(words)])
-    tokenizer.model = models.WordPiece({name: index for index, name in enumerate(vocabulary)}, unk_token="[UNK]")
+    tokenizer.model = models.WordPiece(
+        {name: index for index, name in enumerate(vocabulary)}, unk_token="[UNK]"
+    )
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     BertTokenizerFast(tokenizer_object=tokenizer, model_max_length=160).save_pretrained(directory)
     torch.manual_seed(0)

@@ -8,7 +8,7 @@ from jsonargparse import ArgumentParser
 
 from loraens import __version__, cli
 from loraens.commands import compare, predict, quickstart
-from loraens.train import cli as training
+from loraens.commands import fit as training
 
 CONSOLE = Path(sys.executable).parent / "loraens"
 

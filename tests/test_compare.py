@@ -13,7 +13,14 @@ from loraens.commands.compare import COLUMNS, TEXTS
 from loraens.store import MemberStore, find_members
 from loraens.tasks import QUORA, SST, STS
 
-SIGNS = {"=": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
+SIGNS = {
+    "=": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
 
 
 def amend(path, **fields):
@@ -21,17 +28,23 @@ def amend(path, **fields):
     store = MemberStore(path)
     manifest = store.manifest()
     member = {**manifest["member"], "seed": 0, "lr": 3e-4}
-    store.write({}, {**manifest, "member": member, "seconds": 12.5, "trainable_parameters": 7, **fields})
+    store.write(
+        {}, {**manifest, "member": member, "seconds": 12.5, "trainable_parameters": 7, **fields}
+    )
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, run_command):
-    """A sweep with ensembles and a failed member, a run of two tasks, and a baseline, at different depths."""
+    """A sweep with ensembles and a failed member, a run of two tasks, and a baseline, at different
+    depths.
+    """
     root = tmp_path_factory.mktemp("checkpoints")
     sweep = plant(root / "deep" / "down" / "sts-sweep", STS, mode="lora")
     for index, path in enumerate(find_members(sweep)):
         amend(path, dev={"best": {"sts": {"pearson": 0.9 - index / 7, "mse": 1.0}}})
-    amend(sweep / "r3", status="failed", ended="step 3: the loss is nan", epochs={}, dev={}, files={})
+    amend(
+        sweep / "r3", status="failed", ended="step 3: the loss is nan", epochs={}, dev={}, files={}
+    )
     command = ["ensemble", "--runs", sweep, "--method", "omni", "dicor", "--logger", "false"]
     assert run_command(*command) == 0
     both = plant(root / "both", SST, members=1, tasks=[SST.to_dict(), QUORA.to_dict()], mode="lora")
@@ -57,25 +70,56 @@ def test_every_member_and_ensemble_at_any_depth_is_a_row(rows, runs):
     assert all(tuple(row) == COLUMNS for row in found)
     assert sorted((row["kind"], row["run"], row["name"], row["task"]) for row in found) == sorted(
         [("member", "sts-sweep", f"r{rank}", "sts") for rank in range(1, 7)]
-        + [("ensemble", "sts-sweep", f"sts-{method}-logits", "sts") for method in ("best", "dicor", "omni")]
-        + [("member", "both", "r1", "sst"), ("member", "both", "r1", "quora"), ("baseline", "frozen", "r1", "sts")]
+        + [
+            ("ensemble", "sts-sweep", f"sts-{method}-logits", "sts")
+            for method in ("best", "dicor", "omni")
+        ]
+        + [
+            ("member", "both", "r1", "sst"),
+            ("member", "both", "r1", "quora"),
+            ("baseline", "frozen", "r1", "sts"),
+        ]
     )
     by_name = {(row["run"], row["name"], row["task"]): row for row in found}
     row = by_name["sts-sweep", "r2", "sts"]
-    manifest = json.loads((runs / "deep" / "down" / "sts-sweep" / "r2" / "manifest.json").read_text())
+    manifest = json.loads(
+        (runs / "deep" / "down" / "sts-sweep" / "r2" / "manifest.json").read_text()
+    )
     assert {name: row[name] for name in manifest["member"]} == manifest["member"]
     assert row["dev"] == manifest["dev"]["best"]["sts"]["pearson"]
     expected = ("finished", "lora", "minilm", 1, "pearson", 1, 7, 12.5)
-    names = ("status", "mode", "backbone", "members", "metric", "best_epoch", "trainable_parameters", "seconds")
+    names = (
+        "status",
+        "mode",
+        "backbone",
+        "members",
+        "metric",
+        "best_epoch",
+        "trainable_parameters",
+        "seconds",
+    )
     assert tuple(row[name] for name in names) == expected
     failed = by_name["sts-sweep", "r3", "sts"]
-    assert (failed["status"], failed["dev"], failed["best_epoch"], failed["rank"]) == ("failed", None, None, 3)
+    assert (failed["status"], failed["dev"], failed["best_epoch"], failed["rank"]) == (
+        "failed",
+        None,
+        None,
+        3,
+    )
     assert by_name["both", "r1", "quora"]["dev"] is None
-    for entry in json.loads((runs / "deep" / "down" / "sts-sweep" / "ensembles" / "ensembles.json").read_text()):
+    for entry in json.loads(
+        (runs / "deep" / "down" / "sts-sweep" / "ensembles" / "ensembles.json").read_text()
+    ):
         row = by_name["sts-sweep", f"sts-{entry['method']}-{entry['rule']}", "sts"]
-        assert (row["method"], row["rule"], row["members"]) == (entry["method"], entry["rule"], len(entry["members"]))
+        assert (row["method"], row["rule"], row["members"]) == (
+            entry["method"],
+            entry["rule"],
+            len(entry["members"]),
+        )
         assert (row["dev"], row["test"]) == (entry["dev"]["pearson"], entry["test"])
-        assert {"value": row["held_out"], "low": row["low"], "high": row["high"]} == entry["interval"]
+        assert {"value": row["held_out"], "low": row["low"], "high": row["high"]} == entry[
+            "interval"
+        ]
 
 
 def test_a_soup_is_one_row_and_a_directory_given_twice_counts_once(rows, tmp_path, run_command):
@@ -129,7 +173,10 @@ def test_sorting_against_plain_python(rows, runs, column):
     missing = [row for row in every if row[column] is None]
     known = [row for row in every if row[column] is not None]
     assert rows(runs, f"--sort={column}") == sorted(known, key=lambda row: row[column]) + missing
-    assert rows(runs, f"--sort=-{column}") == sorted(known, key=lambda row: row[column], reverse=True) + missing
+    assert (
+        rows(runs, f"--sort=-{column}")
+        == sorted(known, key=lambda row: row[column], reverse=True) + missing
+    )
 
 
 def test_csv_and_markdown_hold_the_same_rows(rows, runs, run_command, tmp_path):
@@ -141,10 +188,24 @@ def test_csv_and_markdown_hold_the_same_rows(rows, runs, run_command, tmp_path):
     for line, row in zip(read, every, strict=True):
         assert list(line) == list(COLUMNS)
         for name, text in line.items():
-            assert (text or None) == row[name] if name in TEXTS else (float(text) if text else None) == row[name]
+            assert (
+                (text or None) == row[name]
+                if name in TEXTS
+                else (float(text) if text else None) == row[name]
+            )
     out = tmp_path / "some.md"
     assert (
-        run_command("compare", runs, "--sort=-dev", "--columns", "kind,backbone", "dev,held_out,seconds,lr", "--out", out) == 0
+        run_command(
+            "compare",
+            runs,
+            "--sort=-dev",
+            "--columns",
+            "kind,backbone",
+            "dev,held_out,seconds,lr",
+            "--out",
+            out,
+        )
+        == 0
     )
     lines = [line[2:-2].split(" | ") for line in out.read_text().splitlines()]
     assert lines[0] == columns
@@ -156,15 +217,31 @@ def test_csv_and_markdown_hold_the_same_rows(rows, runs, run_command, tmp_path):
 
 
 def test_the_terminal_leaves_out_what_says_nothing(run_command, runs, capsys):
-    assert run_command("compare", runs, "--filter", "run=sts-sweep", "kind=member", "--sort=-dev") == 0
+    assert (
+        run_command("compare", runs, "--filter", "run=sts-sweep", "kind=member", "--sort=-dev") == 0
+    )
     lines = capsys.readouterr().out.splitlines()
-    assert [word for word in lines[1].replace("┃", " ").split() if word] == ["name", "status", "rank", "dev", "best", "epoch"]
-    body = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines if line.startswith("│")]
+    assert [word for word in lines[1].replace("┃", " ").split() if word] == [
+        "name",
+        "status",
+        "rank",
+        "dev",
+        "best",
+        "epoch",
+    ]
+    body = [
+        [cell.strip() for cell in line.strip("│").split("│")]
+        for line in lines
+        if line.startswith("│")
+    ]
     assert [cells[0] for cells in body] == ["r1", "r2", "r4", "r5", "r6", "r3"]
     assert body[0] == ["r1", "finished", "1", "0.9000", "1"]
     assert body[-1] == ["r3", "failed", "3", "", ""]
     caption = " ".join(" ".join(lines).split())
-    assert "The same in all rows: kind member, run sts-sweep, task sts, mode lora, backbone minilm, scale 1, seed 0" in caption
+    assert (
+        "The same in all rows: kind member, run sts-sweep, task sts, mode lora, backbone minilm,"
+        " scale 1, seed 0" in caption
+    )
     assert run_command("compare", runs, "--columns", "metric,name") == 0
     assert capsys.readouterr().out.splitlines()[1].replace("┃", " ").split() == ["metric", "name"]
     assert run_command("compare", runs, "--filter", "rank>99") == 0
@@ -174,13 +251,21 @@ def test_the_terminal_leaves_out_what_says_nothing(run_command, runs, capsys):
 def test_what_is_refused(fails, runs, tmp_path):
     (tmp_path / "empty").mkdir()
     assert "no directory is given" in fails("compare")
-    assert f"{tmp_path / 'empty'} holds no member and no ensemble" in fails("compare", runs, tmp_path / "empty")
-    assert f"{tmp_path / 'none'} is not a directory" in fails("compare", "--runs", tmp_path / "none")
-    assert "'size' is not a column: give one of kind, run" in fails("compare", runs, "--filter", "size=3")
+    assert f"{tmp_path / 'empty'} holds no member and no ensemble" in fails(
+        "compare", runs, tmp_path / "empty"
+    )
+    assert f"{tmp_path / 'none'} is not a directory" in fails(
+        "compare", "--runs", tmp_path / "none"
+    )
+    assert "'size' is not a column: give one of kind, run" in fails(
+        "compare", runs, "--filter", "size=3"
+    )
     assert "'size' is not a column" in fails("compare", runs, "--sort=-size")
     assert "'size' is not a column" in fails("compare", runs, "--columns", "dev,size")
     for text in ("rank", "rank==3", "rank~3", "rank=>3", "=3"):
-        assert f"--filter '{text}': a column, one of = != < <= > >= and a value" in fails("compare", runs, "--filter", text)
+        assert f"--filter '{text}': a column, one of = != < <= > >= and a value" in fails(
+            "compare", runs, "--filter", text
+        )
     assert "rank is a number" in fails("compare", runs, "--filter", "rank>=big")
     assert "ends in .csv, .json, .md" in fails("compare", runs, "--out", tmp_path / "table.xlsx")
     for name, fault in (("ensemble.json", "is not an ensemble"), ("manifest.json", "is not JSON")):
@@ -195,5 +280,7 @@ def test_it_needs_neither_torch_nor_lightning_nor_transformers(runs):
         "import sys; from loraens.cli import main; main(sys.argv[1:]); "
         "found = {'lightning', 'transformers', 'torch'} & set(sys.modules); assert not found, found"
     )
-    done = subprocess.run([sys.executable, "-c", code, "compare", str(runs)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, "compare", str(runs)], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr

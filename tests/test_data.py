@@ -25,11 +25,15 @@ def test_every_record_once_an_epoch_in_an_order_of_the_members_own():
     assert not (orders[0] == orders[1]).all()
     again = np.concatenate([rows for _, rows in places(sampler, 1)], axis=1)
     assert not (orders == again).all()
-    alone = np.concatenate([rows for _, rows in places(data.TrainSampler([21], 8, seeds=[1]), 0)], axis=1)
+    alone = np.concatenate(
+        [rows for _, rows in places(data.TrainSampler([21], 8, seeds=[1]), 0)], axis=1
+    )
     assert (alone[0] == orders[1]).all()
 
 
-@pytest.mark.parametrize(("temperature", "batches"), [(1.0, [100, 10, 1]), (2.0, [78, 25, 8]), (1e9, [37, 37, 37])])
+@pytest.mark.parametrize(
+    ("temperature", "batches"), [(1.0, [100, 10, 1]), (2.0, [78, 25, 8]), (1e9, [37, 37, 37])]
+)
 def test_share_of_each_task(temperature, batches):
     sizes = [800, 80, 8]
     sampler = data.TrainSampler(sizes, 8, [0], temperature)
@@ -37,15 +41,22 @@ def test_share_of_each_task(temperature, batches):
     assert [Counter(index for index, _ in found)[task] for task in range(3)] == batches
     if temperature == 1:
         for task, size in enumerate(sizes):
-            assert sorted(np.concatenate([rows[0] for index, rows in found if index == task])) == list(range(size))
+            assert sorted(
+                np.concatenate([rows[0] for index, rows in found if index == task])
+            ) == list(range(size))
     assert [index for index, _ in found] != [index for index, _ in places(sampler, 1)]
 
 
 def test_modules_read_the_courses_files(corpus, tiny_bert):
-    for kind, widths in ((data.SST, (1,)), (data.Quora, (2,)), (data.STS, (2,)), (data.Multitask, (1, 2, 2))):
+    for kind, widths in (
+        (data.SST, (1,)),
+        (data.Quora, (2,)),
+        (data.STS, (2,)),
+        (data.Multitask, (1, 2, 2)),
+    ):
         module = kind(root=str(corpus), backbone=str(tiny_bert))
         module.setup("fit")
-        for task, width in zip(module.tasks, widths):
+        for task, width in zip(module.tasks, widths, strict=True):
             sizes = [len(module.splits[task.name, split]) for split in ("train", "dev", "test")]
             assert sizes == [48, 24, 10]
             assert module.splits[task.name, "test"].split.labels is None
@@ -57,11 +68,14 @@ def test_pairs_are_joined_by_separators_and_cut(corpus, tiny_bert):
     module.setup("fit")
     part = module.splits["sts", "train"]
     start, stop = part.tokens.offsets[:2]
-    ids, types = part.tokens.ids[start:stop], part.tokens.types[start:stop]
+    ids = part.tokens.ids[start:stop]
+    types = part.tokens.types[start:stop]
     assert ids[0] == 2  # [CLS]
     assert (ids == 3).sum() == 2  # [SEP]
     assert ids[-1] == 3
-    assert types.tolist() == [0] * (ids.tolist().index(3) + 1) + [1] * (len(ids) - ids.tolist().index(3) - 1)
+    assert types.tolist() == [0] * (ids.tolist().index(3) + 1) + [1] * (
+        len(ids) - ids.tolist().index(3) - 1
+    )
     assert part.tokens.lengths.max() == 12
     whole = data.STS(root=str(corpus), backbone=str(tiny_bert))
     whole.setup("fit")
@@ -74,7 +88,8 @@ def test_tokens_are_cached_by_content(tiny_bert, monkeypatch, tmp_path):
     from loraens.model.backbone import load_tokenizer
 
     monkeypatch.setitem(os.environ, "LORAENS_CACHE", str(tmp_path))
-    tokenizer, texts = load_tokenizer(str(tiny_bert)), [("a man", "a dog"), ("two kids", "a cook")]
+    tokenizer = load_tokenizer(str(tiny_bert))
+    texts = [("a man", "a dog"), ("two kids", "a cook")]
     first = tokens.cached_tokens(texts, tokenizer, 16)
     (file,) = (tmp_path / "tokens").iterdir()
     monkeypatch.setattr(tokens, "tokenise", lambda *_: pytest.fail("tokenised again"))
@@ -114,7 +129,16 @@ def test_one_sentence_an_error(options, message, corpus, tiny_bert):
 def test_dev_without_labels(tmp_path, tiny_bert):
     (tmp_path / "a.csv").write_text("text,label\nx,1\ny,2\n")
     (tmp_path / "b.csv").write_text("text\nx\n")
-    module = data.TextFiles("t", str(tmp_path / "a.csv"), str(tmp_path / "b.csv"), ["text"], "label", backbone=str(tiny_bert))
+    module = data.TextFiles(
+        "t",
+        str(tmp_path / "a.csv"),
+        str(tmp_path / "b.csv"),
+        ["text"],
+        "label",
+        backbone=str(tiny_bert),
+    )
     assert module.tasks[0].class_names == ("1", "2")
-    with pytest.raises(InputError, match=r"b\.csv has no label column 'label': the dev split needs labels"):
+    with pytest.raises(
+        InputError, match=r"b\.csv has no label column 'label': the dev split needs labels"
+    ):
         module.setup("fit")

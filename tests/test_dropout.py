@@ -35,7 +35,10 @@ def test_share_and_independence(p):
         for a, b in ((centred[:, lag:], centred[:, :-lag]), (centred[lag:], centred[:-lag])):
             assert abs((a * b).mean().item()) / variance < 5 / a.numel() ** 0.5
     rows = dropped.view(40, 120, 96)
-    for left, right in ((rows[0], rows[1]), (rows[3], rows[23])):  # sequences of one member, and of two
+    for left, right in (
+        (rows[0], rows[1]),
+        (rows[3], rows[23]),
+    ):  # sequences of one member, and of two
         assert abs(((left - p) * (right - p)).mean().item()) / variance < 5 / left.numel() ** 0.5
     elsewhere = (routing.token_mask(other, 96, p) == 0).double() - p
     assert abs((centred * elsewhere).mean().item()) / variance < 5 / centred.numel() ** 0.5
@@ -61,8 +64,12 @@ def test_names_and_nothing_else():
 def test_attention_masks_do_not_depend_on_padding():
     routing, (site, _) = routed()
     device = torch.device("cpu")
-    short = routing.attention_mask(site, attention_places(3, 7, 7, device), torch.tensor([2, 4]), 0.3)
-    long = routing.attention_mask(site, attention_places(3, 11, 11, device), torch.tensor([0, 4, 2]), 0.3)
+    short = routing.attention_mask(
+        site, attention_places(3, 7, 7, device), torch.tensor([2, 4]), 0.3
+    )
+    long = routing.attention_mask(
+        site, attention_places(3, 11, 11, device), torch.tensor([0, 4, 2]), 0.3
+    )
     assert torch.equal(short[0], long[2, :, :7, :7])
     assert torch.equal(short[1], long[1, :, :7, :7])
     first = routing.attention_mask(site, attention_places(3, 1, 7, device), torch.tensor([2]), 0.3)
@@ -74,7 +81,9 @@ def test_features_have_each_members_own_dropout():
     p = torch.tensor([0.0, 0.1, 0.5, 0.8])[:, None, None]
     mask = routing.feature_mask(site, 50, 64, p)
     assert mask.shape == (4, 50, 64)
-    assert (mask == 0).double().mean((1, 2)).tolist() == pytest.approx(p.flatten().tolist(), abs=0.03)
+    assert (mask == 0).double().mean((1, 2)).tolist() == pytest.approx(
+        p.flatten().tolist(), abs=0.03
+    )
     alone = routed(seeds=[2], lengths=[3] * 50)[0].feature_mask(site, 50, 64, p[2:3])
     assert torch.equal(alone[0], mask[2])
 
@@ -89,8 +98,10 @@ def test_drop_and_factor(dtype):
 
 def test_member_rows_against_a_loop():
     counts = [4, 1, 3]
-    rows, x = MemberRows(counts, torch.device("cpu")), torch.randn(8, 5)
-    padded, start = rows.pad(x), 0
+    rows = MemberRows(counts, torch.device("cpu"))
+    x = torch.randn(8, 5)
+    padded = rows.pad(x)
+    start = 0
     for index, count in enumerate(counts):
         assert torch.equal(padded[index, :count], x[start : start + count])
         assert (padded[index, count:] == 0).all()

@@ -12,7 +12,11 @@ from loraens.model.fast_encoder import FAST_TYPES
 from loraens.model.population import MemberModel, member_losses
 from loraens.tasks import SST
 
-MEMBERS = [Member(2, 3.0, seed=5), Member(4, 1.0, seed=6, head_dropout=0.1), Member(1, 10.0, seed=7)]
+MEMBERS = [
+    Member(2, 3.0, seed=5),
+    Member(4, 1.0, seed=6, head_dropout=0.1),
+    Member(1, 10.0, seed=7),
+]
 ROWS = [[0, 2, 3, 1], [4, 2, 1, 0], [2, 3, 4, 4]]
 ROBERTA = {**ARCHITECTURES["roberta"][1].to_dict()}
 FAST = {
@@ -31,12 +35,16 @@ def build(request, tmp_path):
     def make(fast, pooling="cls", dtype=torch.float64, members=MEMBERS, **options):
         encoder = load_encoder(str(tmp_path), pooler=pooling == "pooler")
         targets = options.pop("targets", ("query", "value"))
-        model = MemberModel(encoder, [SST], members, targets=targets, pooling=pooling, fast=fast, **options).to(dtype)
+        model = MemberModel(
+            encoder, [SST], members, targets=targets, pooling=pooling, fast=fast, **options
+        ).to(dtype)
         assert (model.fast is not None) == fast
         generator = torch.Generator().manual_seed(0)
         for layer in model.adapters.values():
             for index, member in enumerate(members):
-                b = torch.empty(layer.lora_B.shape[1], member.rank).normal_(0, 0.3, generator=generator)
+                b = torch.empty(layer.lora_B.shape[1], member.rank).normal_(
+                    0, 0.3, generator=generator
+                )
                 layer.lora_B.data[index, :, : member.rank] = b
         return model
 
@@ -56,24 +64,35 @@ def losses_and_grads(model, batch):
     model.train().seed_dropout(0, 3)
     losses = member_losses(SST, model(batch), batch.labels)
     losses.sum().backward()
-    return losses.detach(), {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    return losses.detach(), {
+        name: p.grad for name, p in model.named_parameters() if p.requires_grad
+    }
 
 
-@pytest.mark.parametrize("targets", [("query", "value"), ("query", "key", "value"), ("layer.1.attention.self.value",)])
+@pytest.mark.parametrize(
+    "targets", [("query", "value"), ("query", "key", "value"), ("layer.1.attention.self.value",)]
+)
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 @pytest.mark.parametrize("batched", [False, True])
 def test_fast_equals_general(build, pooling, targets, batched):
-    """Losses, logits and every gradient, with dropout; member by member, and all members at once as on a GPU."""
-    general, fast = build(False, pooling, targets=targets), build(True, pooling, targets=targets)
+    """Losses, logits and every gradient, with dropout; member by member, and all members at once as
+    on a GPU.
+    """
+    general = build(False, pooling, targets=targets)
+    fast = build(True, pooling, targets=targets)
     fast.routing.batched = batched
-    (expected, grads), (got, fast_grads) = (losses_and_grads(model, batch()) for model in (general, fast))
+    (expected, grads), (got, fast_grads) = (
+        losses_and_grads(model, batch()) for model in (general, fast)
+    )
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
     assert grads.keys() == fast_grads.keys()
     for name, grad in grads.items():
         assert grad.abs().max() > 1e-6, name
         torch.testing.assert_close(fast_grads[name], grad, rtol=0, atol=1e-10)
     with torch.no_grad():
-        torch.testing.assert_close(fast.eval()(batch()), general.eval()(batch()), rtol=0, atol=1e-12)
+        torch.testing.assert_close(
+            fast.eval()(batch()), general.eval()(batch()), rtol=0, atol=1e-12
+        )
 
 
 def test_every_type_is_tried():
@@ -91,8 +110,11 @@ def test_pooler_and_single_precision(build):
 
 
 def test_half_precision_backbone(build):
-    """Under autocast the backbone and its products are bfloat16, adapters and their gradients float32."""
-    half, single = build(True, "mean", torch.float32), build(True, "mean", torch.float32)
+    """Under autocast the backbone and its products are bfloat16, adapters and their gradients
+    float32.
+    """
+    half = build(True, "mean", torch.float32)
+    single = build(True, "mean", torch.float32)
     expected, grads = losses_and_grads(single, batch())
     with torch.autocast("cpu", torch.bfloat16):
         half.train().seed_dropout(0, 3)
@@ -105,20 +127,29 @@ def test_half_precision_backbone(build):
         if parameter.requires_grad:
             assert parameter.dtype == parameter.grad.dtype == torch.float32
             other = grads[name]
-            assert torch.nn.functional.cosine_similarity(parameter.grad.flatten(), other.flatten(), 0) > 0.95, name
+            assert (
+                torch.nn.functional.cosine_similarity(parameter.grad.flatten(), other.flatten(), 0)
+                > 0.95
+            ), name
 
 
 def test_frozen_weights_exist_once_and_get_no_gradient(build):
     model = build(True)
-    before = {name: p.detach().clone() for name, p in model.named_parameters() if not p.requires_grad}
+    before = {
+        name: p.detach().clone() for name, p in model.named_parameters() if not p.requires_grad
+    }
     losses_and_grads(model, batch())
     frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad}
     assert all(p.grad is None for p in frozen.values())
     assert all(torch.equal(p, before[name]) for name, p in frozen.items())
-    storages = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in frozen.values()}
+    storages = {
+        p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in frozen.values()
+    }
     assert sum(storages.values()) == sum(p.nbytes for p in before.values())
     held = {layer.weight.untyped_storage().data_ptr() for layer in model.fast.layers}
-    assert held <= set(storages)  # what the fast path laid side by side is what the stock modules see
+    assert held <= set(
+        storages
+    )  # what the fast path laid side by side is what the stock modules see
 
 
 def test_padded_ranks_get_no_gradient(build):

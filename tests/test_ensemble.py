@@ -22,23 +22,33 @@ def plant(directory, task, members=6, examples=(120, 60), seed=0, test_labels=Tr
     """A run of members that see the truth through noise of their own."""
     rng = np.random.default_rng(seed)
     splits = {}
-    for split, size in zip(("dev", "test"), examples):
+    for split, size in zip(("dev", "test"), examples, strict=True):
         classes = len(task.class_names)
-        labels = rng.integers(0, classes, size).astype(float) if classes else rng.uniform(0, 5, size)
+        labels = (
+            rng.integers(0, classes, size).astype(float) if classes else rng.uniform(0, 5, size)
+        )
         splits[split] = labels, np.array([f"{split}-{row}" for row in range(size)])
     for index in range(members):
         files = {}
         for split, (labels, ids) in splits.items():
             noise = rng.normal(0, 1 + index / 5, (len(labels), task.num_outputs))
-            truth = labels[:, None] if task.num_outputs == 1 else 2 * np.eye(task.num_outputs)[labels.astype(int)]
-            logits = (truth * (2 if task is QUORA else 1) - (task is QUORA) + noise).astype(np.float32)
+            truth = (
+                labels[:, None]
+                if task.num_outputs == 1
+                else 2 * np.eye(task.num_outputs)[labels.astype(int)]
+            )
+            logits = (truth * (2 if task is QUORA else 1) - (task is QUORA) + noise).astype(
+                np.float32
+            )
             given = labels if split == "dev" or test_labels else None
             files[f"{task.name}-{split}.npz"] = logits_to_bytes(Logits(logits, ids, given))
         settings = {
             "tasks": [task.to_dict()],
             "backbone": "minilm",
             "backbone_fingerprint": "b",
-            "data": {f"{task.name}-{split}": f"{split} of {seed}" for split in ("train", "dev", "test")},
+            "data": {
+                f"{task.name}-{split}": f"{split} of {seed}" for split in ("train", "dev", "test")
+            },
         }
         settings["data"].update(changes.get("data", {}))
         settings.update({name: value for name, value in changes.items() if name != "data"})
@@ -70,7 +80,9 @@ def test_all_methods_leave_ensembles_that_can_be_used(ensemble, tmp_path, task):
     printed = ensemble("--runs", run, "--method", "all", "--size", 3)
     entries = json.loads((run / "ensembles" / "ensembles.json").read_text())
     rules = {"logits"} if task is STS else {"vote", "logits", "probs"}
-    assert {(entry["method"], entry["rule"]) for entry in entries} == {(m, r) for m in METHODS for r in rules}
+    assert {(entry["method"], entry["rule"]) for entry in entries} == {
+        (m, r) for m in METHODS for r in rules
+    }
     found = read_runs([run])[task.name]
     for entry in entries:
         assert entry["method"] in printed
@@ -98,7 +110,7 @@ def test_all_methods_leave_ensembles_that_can_be_used(ensemble, tmp_path, task):
     assert float(rows[0]["dev"]) == pytest.approx(entries[0]["dev"][task.metric])
     assert f"{task.name}: diversity on dev" in printed
     assert (f"{task.name}: calibration, held out" in printed) == (task is not STS)
-    for row, entry in zip(rows, entries):
+    for row, entry in zip(rows, entries, strict=True):
         for name, value in entry["calibrated"].items():
             assert float(row[f"{name}_calibrated"]) == pytest.approx(value)
             assert float(row[name]) == pytest.approx(entry["held_out"][name])
@@ -110,9 +122,15 @@ def test_three_tasks_have_an_overall_score(ensemble, tmp_path):
     printed = ensemble("--runs", *runs, "--method", "omni", "--out", tmp_path / "out")
     entries = json.loads((tmp_path / "out" / "ensembles.json").read_text())
     values = {
-        e["task"]["name"]: e["interval"]["value"] for e in entries if e["method"] == "omni" and e["rule"] in ("vote", "logits")
+        e["task"]["name"]: e["interval"]["value"]
+        for e in entries
+        if e["method"] == "omni" and e["rule"] in ("vote", "logits")
     }
-    values |= {e["task"]["name"]: e["interval"]["value"] for e in entries if e["method"] == "omni" and e["rule"] == "vote"}
+    values |= {
+        e["task"]["name"]: e["interval"]["value"]
+        for e in entries
+        if e["method"] == "omni" and e["rule"] == "vote"
+    }
     expected = (values["sst"] + values["quora"] + (1 + values["sts"]) / 2) / 3
     assert f"overall, omni: dev {expected:.4f}, held out {expected:.4f}" in printed
     assert "overall, best: " in printed
@@ -122,7 +140,11 @@ def test_runs_may_be_pooled_and_test_labels_may_be_missing(ensemble, tmp_path):
     first = plant(tmp_path / "a", STS, test_labels=False)
     second = plant(tmp_path / "b", STS, members=3, test_labels=False)
     ensemble("--runs", first, second, "--method", "omni")
-    entry = next(e for e in json.loads((first / "ensembles" / "ensembles.json").read_text()) if e["method"] == "omni")
+    entry = next(
+        e
+        for e in json.loads((first / "ensembles" / "ensembles.json").read_text())
+        if e["method"] == "omni"
+    )
     assert len(entry["members"]) == 9
     assert {"a/r1", "b/r1", "r6"} <= {member["name"] for member in entry["members"]}
     assert entry["test"] is None
@@ -131,17 +153,35 @@ def test_runs_may_be_pooled_and_test_labels_may_be_missing(ensemble, tmp_path):
 def test_failed_members_are_left_out(ensemble, tmp_path):
     run = plant(tmp_path / "run", STS)
     store = MemberStore(run / "r2")
-    store.write({}, {**store.manifest(), "status": "failed", "ended": "step 3: the loss is nan", "epochs": {}, "files": {}})
+    store.write(
+        {},
+        {
+            **store.manifest(),
+            "status": "failed",
+            "ended": "step 3: the loss is nan",
+            "epochs": {},
+            "files": {},
+        },
+    )
     printed = ensemble("--runs", run, "--method", "omni")
     assert "r2 is left out: it failed (step 3: the loss is nan)" in printed
-    assert len(json.loads((run / "ensembles" / "sts-omni-logits" / "ensemble.json").read_text())["members"]) == 5
+    assert (
+        len(
+            json.loads((run / "ensembles" / "sts-omni-logits" / "ensemble.json").read_text())[
+                "members"
+            ]
+        )
+        == 5
+    )
 
 
 def test_what_is_refused(fails, tmp_path):
     run = plant(tmp_path / "run", STS)
 
     def other(name, **changes):
-        return fails("ensemble", "--runs", run, plant(tmp_path / name, STS, **changes), "--method", "omni")
+        return fails(
+            "ensemble", "--runs", run, plant(tmp_path / name, STS, **changes), "--method", "omni"
+        )
 
     assert "differ in their dev data" in other("dev", data={"sts-dev": "x"})
     assert "differ in their training data" in other("train", data={"sts-train": "x"})
@@ -153,7 +193,9 @@ def test_what_is_refused(fails, tmp_path):
     assert "--method nonsense is unknown: give all, or some of best, omni" in fails(
         "ensemble", "--runs", run, "--method", "nonsense"
     )
-    assert "--rule vote does not apply to task sts" in fails("ensemble", "--runs", run, "--rule", "vote")
+    assert "--rule vote does not apply to task sts" in fails(
+        "ensemble", "--runs", run, "--rule", "vote"
+    )
     assert "--measure x is unknown" in fails("ensemble", "--runs", run, "--measure", "x")
     assert "--task sst: the members have sts" in fails("ensemble", "--runs", run, "--task", "sst")
     victim = run / "r3" / "epoch-001" / "sts-dev.npz"
@@ -171,7 +213,9 @@ def test_it_answers_in_seconds_without_lightning_or_transformers(tmp_path):
         "found = {'lightning', 'transformers', 'torch'} & set(sys.modules); assert not found, found"
     )
     started = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", code, "ensemble", "--runs", str(run)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, "ensemble", "--runs", str(run)], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert time.monotonic() - started < 20
 
@@ -180,7 +224,9 @@ def test_a_large_pool_is_fast():
     """186 members, 40,000 examples, two classes: every method once, without cross-validation."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 2, 40_000).astype(float)
-    logits = (np.eye(2)[labels.astype(int)][None] + rng.normal(0, 1.5, (186, 40_000, 2))).astype(np.float32)
+    logits = (np.eye(2)[labels.astype(int)][None] + rng.normal(0, 1.5, (186, 40_000, 2))).astype(
+        np.float32
+    )
     task = type(SST)("t", ("a",), "b", "classes", "cross_entropy", "accuracy", ("x", "y"))
     pool = Pool(task, tuple(f"m{i:03}" for i in range(186)), np.arange(186), logits, labels)
     from loraens.ensemble.select import Options

@@ -1,8 +1,10 @@
-"""Weights, logits, scores, choices and predictions of small runs are those of `golden.json`, bit for bit.
+"""Weights, logits, scores, choices and predictions of small runs are those of `golden.json`, bit
+for bit.
 
-`python tests/test_golden.py` writes the file again: a change that is meant to alter numbers says so in CHANGELOG.md.
-Scores that training writes are compared to 1e-6. Bits depend on the processor's kernels and on the libraries: on another
-platform than the file's only scores are compared, to a tenth, of runs in which a last bit decides nothing.
+`python tests/test_golden.py` writes the file again: a change that is meant to alter numbers says so
+in CHANGELOG.md. Scores that training writes are compared to 1e-6. Bits depend on the processor's
+kernels and on the libraries: on another platform than the file's only scores are compared, to a
+tenth, of runs in which a last bit decides nothing.
 """
 
 import csv
@@ -25,36 +27,73 @@ GOLDEN = Path(__file__).with_name("golden.json")
 CONFIGS = Path(__file__).parent.parent / "configs"
 QUIET = ("--trainer.logger", "false", "--trainer.enable_progress_bar", "false")
 RECORD = ("member", "status", "epochs", "trainable_parameters", "truncated", "dropped")
-PROOF = ("method", "rule", "dev", "held_out", "interval", "to_best", "to_omni", "p_best", "temperature", "calibrated")
+PROOF = (
+    "method",
+    "rule",
+    "dev",
+    "held_out",
+    "interval",
+    "to_best",
+    "to_omni",
+    "p_best",
+    "temperature",
+    "calibrated",
+)
 SWEEPS = {
     "sts": (
         "sts.yaml",
-        "--model.pooling mean --grid.rank [1,8] --grid.scale [1,3] --grid.seed [0,1] --sweep.patience 1"
-        " --model.schedule linear --model.warmup 0.1 --trainer.max_epochs 4",
+        (
+            "--model.pooling mean --grid.rank [1,8] --grid.scale [1,3] --grid.seed [0,1]"
+            " --sweep.patience 1 --model.schedule linear --model.warmup 0.1 --trainer.max_epochs 4"
+        ),
     ),
     "sst": (
         "sst.yaml",
-        "--grid.rank [2,5,12] --grid.head_dropout [0.0,0.3] --sweep.halving_factor 2"
-        " --trainer.gradient_clip_val 1.0 --trainer.max_epochs 4",
+        (
+            "--grid.rank [2,5,12] --grid.head_dropout [0.0,0.3] --sweep.halving_factor 2"
+            " --trainer.gradient_clip_val 1.0 --trainer.max_epochs 4"
+        ),
     ),
     "quora": (
         "quora.yaml",
-        "--model.pooling cls --grid.rank [2,4] --grid.scale [1,2] --model.targets [query,key,value] --trainer.max_epochs 2",
+        (
+            "--model.pooling cls --grid.rank [2,4] --grid.scale [1,2] --model.targets"
+            " [query,key,value] --trainer.max_epochs 2"
+        ),
     ),
     "all": ("multitask.yaml", "--model.pooling cls --grid.rank [2,4] --trainer.max_epochs 2"),
     "stock": (
         "sts.yaml",
-        "--model.pooling mean --model.targets [q_lin,v_lin] --grid.rank [2,4] --trainer.max_epochs 2",
+        (
+            "--model.pooling mean --model.targets [q_lin,v_lin] --grid.rank [2,4]"
+            " --trainer.max_epochs 2"
+        ),
     ),
 }
-STEADY = ("quora", "all", "stock", "frozen", "full")  # runs in which a last bit decides nothing: none stops early
-FITS = {"frozen": ["--model.mode", "frozen"], "full": ["--model.mode", "full", "--model.lr", "1e-4"]}
+PREDICTED = {
+    "ids-sst": "sst/ensembles/sst-omni-vote",
+    "quora": "quora/ensembles/quora-greedy-probs",
+    "sts": "sts/ensembles/sts-dicor-logits",
+}
+STEADY = (
+    "quora",
+    "all",
+    "stock",
+    "frozen",
+    "full",
+)  # runs in which a last bit decides nothing: none stops early
+FITS = {
+    "frozen": ["--model.mode", "frozen"],
+    "full": ["--model.mode", "full", "--model.lr", "1e-4"],
+}
 
 
 def sha(*parts):
     digest = hashlib.sha256()
     for part in parts:
-        digest.update(part if isinstance(part, bytes) else json.dumps(part, sort_keys=True).encode())
+        digest.update(
+            part if isinstance(part, bytes) else json.dumps(part, sort_keys=True).encode()
+        )
     return digest.hexdigest()[:16]
 
 
@@ -62,7 +101,10 @@ def arrays(items):
     """Names, types, shapes and bytes of arrays, in the order of their names."""
     parts = []
     for name, value in sorted(items):
-        parts += [[name, str(value.dtype), list(value.shape)], np.ascontiguousarray(value).tobytes()]
+        parts += [
+            [name, str(value.dtype), list(value.shape)],
+            np.ascontiguousarray(value).tobytes(),
+        ]
     return sha(*parts)
 
 
@@ -71,7 +113,12 @@ def write_tiny_distilbert(directory, tiny_bert):
     tokenizer.save_pretrained(directory)
     torch.manual_seed(1)
     config = DistilBertConfig(
-        vocab_size=len(tokenizer), dim=32, n_layers=2, n_heads=2, hidden_dim=64, max_position_embeddings=160
+        vocab_size=len(tokenizer),
+        dim=32,
+        n_layers=2,
+        n_heads=2,
+        hidden_dim=64,
+        max_position_embeddings=160,
     )
     DistilBertModel(config).save_pretrained(directory)
     return directory
@@ -79,18 +126,32 @@ def write_tiny_distilbert(directory, tiny_bert):
 
 def of_member(directory):
     manifest = json.loads((directory / "manifest.json").read_text())
-    weights, logits = [], []
+    weights = []
+    logits = []
     for path in sorted(directory.rglob("epoch-*/*")):
         if path.suffix == ".safetensors":
-            weights += [(f"{path.parent.name}/{path.name}/{k}", v.numpy()) for k, v in load_file(path).items()]
+            weights += [
+                (f"{path.parent.name}/{path.name}/{k}", v.numpy())
+                for k, v in load_file(path).items()
+            ]
         elif path.suffix == ".npz":
             with np.load(path) as file:
-                logits += [(f"{path.parent.name}/{path.name}/{name}", file[name]) for name in file.files]
+                logits += [
+                    (f"{path.parent.name}/{path.name}/{name}", file[name]) for name in file.files
+                ]
     history = manifest.get("history", [])
     losses = [[entry["epoch"], entry["step"], entry["train_loss"]] for entry in history]
     record = {name: manifest.get(name) for name in RECORD} | {"losses": losses}
-    scores = {"best": manifest["dev"].get("best", {}), "epochs": {e["name"]: e["dev"] for e in history}}
-    return {"weights": arrays(weights), "logits": arrays(logits), "record": sha(record), "scores": scores}
+    scores = {
+        "best": manifest["dev"].get("best", {}),
+        "epochs": {e["name"]: e["dev"] for e in history},
+    }
+    return {
+        "weights": arrays(weights),
+        "logits": arrays(logits),
+        "record": sha(record),
+        "scores": scores,
+    }
 
 
 def of_ensemble(directory):
@@ -112,23 +173,36 @@ def results(directory, corpus, tiny_bert):
     common = ("--data.root", corpus, "--store.root", directory / "runs", *QUIET)
     for name, (config, options) in SWEEPS.items():
         backbone = distilbert if name == "stock" else tiny_bert
-        model = ("--model.backbone", backbone, "--model.lr", "1e-2", "--store.run", name, "--sweep.pack_size", 4)
+        model = (
+            "--model.backbone",
+            backbone,
+            "--model.lr",
+            "1e-2",
+            "--store.run",
+            name,
+            "--sweep.pack_size",
+            4,
+        )
         run("sweep", "--config", CONFIGS / config, *model, *common, *options.split())
     for name, options in FITS.items():
-        run("fit", "--config", CONFIGS / "sst.yaml", "--model.backbone", tiny_bert, "--store.run", name, *common, *options,
-            "--trainer.max_epochs", 2, "--trainer.enable_model_summary", "false")  # fmt: skip
+        model = ("--model.backbone", tiny_bert, "--store.run", name)
+        trainer = ("--trainer.max_epochs", 2, "--trainer.enable_model_summary", "false")
+        run("fit", "--config", CONFIGS / "sst.yaml", *model, *common, *trainer, *options)
     for name in ("sts", "sst", "quora"):
-        run("ensemble", "--runs", directory / "runs" / name, "--method", "all", "soup", "--logger", "false")
+        folder = directory / "runs" / name
+        run("ensemble", "--runs", folder, "--method", "all", "soup", "--logger", "false")
     for manifest in sorted((directory / "runs").rglob("manifest.json")):
-        found[manifest.parent.relative_to(directory / "runs").as_posix()] = of_member(manifest.parent)
+        found[manifest.parent.relative_to(directory / "runs").as_posix()] = of_member(
+            manifest.parent
+        )
     for entry in sorted((directory / "runs").rglob("ensemble.json")):
-        found[entry.parent.relative_to(directory / "runs").as_posix() + " ensemble"] = of_ensemble(entry.parent)
-    for task, model in (("sts", "sts/ensembles/sts-dicor-logits"), ("sst", "sst/ensembles/sst-omni-vote"),
-                        ("quora", "quora/ensembles/quora-greedy-probs"), ("sts", "stock/r4-c3-s0-lr0.01")):  # fmt: skip
-        stem = {"sst": "ids-sst"}.get(task, task)
+        found[entry.parent.relative_to(directory / "runs").as_posix() + " ensemble"] = of_ensemble(
+            entry.parent
+        )
+    for stem, model in PREDICTED.items():
         output = directory / f"{model.replace('/', '-')}.csv"
-        run("predict", "--model", directory / "runs" / model, "--input", corpus / f"{stem}-test-student.csv",
-            "--output", output)  # fmt: skip
+        texts = corpus / f"{stem}-test-student.csv"
+        run("predict", "--model", directory / "runs" / model, "--input", texts, "--output", output)
         with output.open() as file:
             found[f"{model} predictions"] = {"rows": sha(list(csv.reader(file, delimiter="\t")))}
     return found
@@ -139,7 +213,9 @@ def platform():
     names = ("torch", "transformers", "numpy", "scipy", "scikit-learn", "tokenizers")
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
-    processor = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    processor = next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), ""
+    )
     return {
         "processor": processor,
         "kernels": torch.backends.cpu.get_cpu_capability(),
@@ -150,8 +226,14 @@ def platform():
 def close(found, expected, tolerance):
     """Whether nested scores differ by a tolerance at most; None is a score that is not defined."""
     if isinstance(expected, dict):
-        return found.keys() == expected.keys() and all(close(found[k], expected[k], tolerance) for k in expected)
-    return found == expected if None in (found, expected) else found == pytest.approx(expected, abs=tolerance)
+        return found.keys() == expected.keys() and all(
+            close(found[k], expected[k], tolerance) for k in expected
+        )
+    return (
+        found == expected
+        if None in (found, expected)
+        else found == pytest.approx(expected, abs=tolerance)
+    )
 
 
 @pytest.mark.slow

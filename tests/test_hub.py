@@ -26,18 +26,39 @@ def parquet(rows):
 
 def hub_files(tiny_bert):
     """Repository -> file name -> content, laid out as the real ones are."""
-    words = ["a dull film", "a fine film", "a charming plot", "a flat ending", "an ordinary score", "a dazzling cast"]
-    sst = [{"text": f"{word} {i}", "label": (i + j) % 5, "label_text": "x"} for i in range(3) for j, word in enumerate(words)]
-    pairs = [{"sentence1": f"a man {i}", "sentence2": f"a dog {i}", "label": float(i % 6), "idx": i} for i in range(12)]
+    words = [
+        "a dull film",
+        "a fine film",
+        "a charming plot",
+        "a flat ending",
+        "an ordinary score",
+        "a dazzling cast",
+    ]
+    sst = [
+        {"text": f"{word} {i}", "label": (i + j) % 5, "label_text": "x"}
+        for i in range(3)
+        for j, word in enumerate(words)
+    ]
+    pairs = [
+        {"sentence1": f"a man {i}", "sentence2": f"a dog {i}", "label": float(i % 6), "idx": i}
+        for i in range(12)
+    ]
     hidden = [{**pair, "label": -1.0} for pair in pairs]
     splits = ("train", "validation", "test")
     return {
-        "datasets/SetFit/sst5": {f"{s}.jsonl": "".join(json.dumps(row) + "\n" for row in sst).encode() for s in splits},
+        "datasets/SetFit/sst5": {
+            f"{s}.jsonl": "".join(json.dumps(row) + "\n" for row in sst).encode() for s in splits
+        },
         "datasets/nyu-mll/glue": {
-            "README.md": b"---\nconfigs:\n- config_name: stsb\n  data_files:\n"
-            + b"".join(f"  - split: {s}\n    path: stsb/{s}-*\n".encode() for s in splits)
-            + b"---\n",
-            **{f"stsb/{s}-00000-of-00001.parquet": parquet(hidden if s == "test" else pairs) for s in splits},
+            "README.md": (
+                b"---\nconfigs:\n- config_name: stsb\n  data_files:\n"
+                + b"".join(f"  - split: {s}\n    path: stsb/{s}-*\n".encode() for s in splits)
+                + b"---\n"
+            ),
+            **{
+                f"stsb/{s}-00000-of-00001.parquet": parquet(hidden if s == "test" else pairs)
+                for s in splits
+            },
         },
         "models/some/tiny-bert": {path.name: path.read_bytes() for path in tiny_bert.iterdir()},
     }
@@ -70,15 +91,25 @@ class Hub(BaseHTTPRequestHandler):
         for repository, files in self.files.items():
             kind, _, name = repository.partition("/")
             if path == f"api/{repository}" or path.startswith(f"api/{repository}/"):
-                return self.send_json(self.api(path.removeprefix(f"api/{repository}").strip("/"), name, files), with_body)
+                return self.send_json(
+                    self.api(path.removeprefix(f"api/{repository}").strip("/"), name, files),
+                    with_body,
+                )
             prefix = (f"{kind}/" if kind == "datasets" else "") + f"{name}/resolve/"
             if path.startswith(prefix):
-                return self.send_file(files.get(path.removeprefix(prefix).partition("/")[2]), with_body)
+                return self.send_file(
+                    files.get(path.removeprefix(prefix).partition("/")[2]), with_body
+                )
         return self.send_json(None, with_body)
 
     def api(self, call, name, files):
         entries = [
-            {"type": "file", "oid": sha256(content).hexdigest()[:40], "size": len(content), "path": file}
+            {
+                "type": "file",
+                "oid": sha256(content).hexdigest()[:40],
+                "size": len(content),
+                "path": file,
+            }
             for file, content in files.items()
         ]
         folders = sorted({file.rpartition("/")[0] for file in files} - {""})
@@ -86,8 +117,17 @@ class Hub(BaseHTTPRequestHandler):
             under = call.split("/", 2)[2] if call.count("/") > 1 else ""
             found = [e for e in entries if e["path"].startswith(f"{under}/" if under else "")]
             recursive = "recursive=true" in self.path.lower()
-            shown = [e for e in found if recursive or "/" not in e["path"].removeprefix(under).strip("/")]
-            tops = [] if under else [{"type": "directory", "oid": "0", "size": 0, "path": folder} for folder in folders]
+            shown = [
+                e for e in found if recursive or "/" not in e["path"].removeprefix(under).strip("/")
+            ]
+            tops = (
+                []
+                if under
+                else [
+                    {"type": "directory", "oid": "0", "size": 0, "path": folder}
+                    for folder in folders
+                ]
+            )
             return (shown + tops) or None
         if call.startswith("paths-info/"):
             return [e for e in entries if e["path"] in self.paths]
@@ -143,9 +183,31 @@ def test_fit_from_the_hub(endpoint, tmp_path, config, sizes, labelled):
     from loraens.store import MemberStore, find_member
 
     kept = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
-    environment = {**kept, "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1"}
-    command = ["fit", "--config", CONFIGS / f"{config}.yaml", "--model.backbone", "some/tiny-bert", "--data.max_length", 40]
-    command += ["--trainer.max_epochs", 1, "--store.root", tmp_path, "--store.run", "run", "--trainer.logger", "false"]
+    environment = {
+        **kept,
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": str(tmp_path / "hf"),
+        "HF_HUB_DISABLE_XET": "1",
+    }
+    command = [
+        "fit",
+        "--config",
+        CONFIGS / f"{config}.yaml",
+        "--model.backbone",
+        "some/tiny-bert",
+        "--data.max_length",
+        40,
+    ]
+    command += [
+        "--trainer.max_epochs",
+        1,
+        "--store.root",
+        tmp_path,
+        "--store.run",
+        "run",
+        "--trainer.logger",
+        "false",
+    ]
     done = subprocess.run(
         [sys.executable, "-c", "from loraens.cli import main; main()", *map(str, command)],
         env=environment,
@@ -161,7 +223,15 @@ def test_fit_from_the_hub(endpoint, tmp_path, config, sizes, labelled):
 
 
 def test_a_hub_that_is_out_of_reach(fails, tiny_bert, tmp_path):
-    command = ["fit", "--config", CONFIGS / "sst.yaml", "--model.backbone", tiny_bert, "--store.root", tmp_path]
+    command = [
+        "fit",
+        "--config",
+        CONFIGS / "sst.yaml",
+        "--model.backbone",
+        tiny_bert,
+        "--store.root",
+        tmp_path,
+    ]
     message = fails(*command, "--trainer.logger", "false")
     assert "data set 'SetFit/sst5' could not be loaded from the hub" in message
     assert "give --data.root" in message

@@ -20,9 +20,18 @@ MEMBERS = [Member(1, 10.0), Member(5, 3.0, seed=1), Member(3, 1.0, seed=2)]
 def batch_of(members, task="sst"):
     rng = np.random.default_rng(3)
     lengths = rng.integers(3, 20, 12)
-    tokens, offsets = rng.integers(5, 100, lengths.sum()), np.concatenate([[0], np.cumsum(lengths)])
+    tokens = rng.integers(5, 100, lengths.sum())
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
     rows = np.stack([rng.permutation(12)[:4] for _ in range(members)])
-    return pack(tokens, np.zeros(len(tokens), np.int8), offsets, rows, rng.integers(0, 5, 12).astype(float), task, "train")
+    return pack(
+        tokens,
+        np.zeros(len(tokens), np.int8),
+        offsets,
+        rows,
+        rng.integers(0, 5, 12).astype(float),
+        task,
+        "train",
+    )
 
 
 def build(tiny_bert, members=MEMBERS, **options):
@@ -36,21 +45,32 @@ def test_layer_against_a_loop():
     for parameter in (layer.lora_A, layer.lora_B):
         nn.init.normal_(parameter)
     x = torch.randn(1, 9, 6, dtype=torch.float64)
-    got, start = layer(x), 0
+    got = layer(x)
+    start = 0
     for index, tokens in enumerate(routing.tokens):
         for place in range(start, start + tokens):
             expected = layer.base.weight @ x[0, place] + layer.base.bias
-            expected += layer.scales[index] * layer.lora_B[index] @ (layer.lora_A[index] @ x[0, place])
+            expected += (
+                layer.scales[index] * layer.lora_B[index] @ (layer.lora_A[index] @ x[0, place])
+            )
             torch.testing.assert_close(got[0, place], expected, rtol=0, atol=1e-12)
         start += tokens
 
 
 def test_zero_b_gives_the_backbone(tiny_bert):
-    model, plain = build(tiny_bert), load_encoder(str(tiny_bert), pooler=False).double()
+    model = build(tiny_bert)
+    plain = load_encoder(str(tiny_bert), pooler=False).double()
     assert all((layer.lora_B == 0).all() for layer in model.adapters.values())
-    adapted = MemberModel(plain, [SST], [MEMBERS[0]], targets=("key",), pooling="cls").double().eval()
+    adapted = (
+        MemberModel(plain, [SST], [MEMBERS[0]], targets=("key",), pooling="cls").double().eval()
+    )
     batch = batch_of(1)
-    torch.testing.assert_close(adapted.pooled(batch), build(tiny_bert, MEMBERS[:1]).eval().pooled(batch), rtol=0, atol=1e-13)
+    torch.testing.assert_close(
+        adapted.pooled(batch),
+        build(tiny_bert, MEMBERS[:1]).eval().pooled(batch),
+        rtol=0,
+        atol=1e-13,
+    )
 
 
 def test_step_leaves_base_and_padded_ranks_alone(tiny_bert):
@@ -88,21 +108,27 @@ def test_merge_is_exact_and_idempotent(tiny_bert):
     model = build(tiny_bert, MEMBERS[:1]).eval()
     for layer in model.adapters.values():
         nn.init.normal_(layer.lora_B)
-    expected = {name: layer.base.weight + 10.0 * layer.lora_B[0] @ layer.lora_A[0] for name, layer in model.adapters.items()}
+    expected = {
+        name: layer.base.weight + 10.0 * layer.lora_B[0] @ layer.lora_A[0]
+        for name, layer in model.adapters.items()
+    }
     batch = batch_of(1)
     before = model.pooled(batch)
     merge(model.encoder, 0)
     after = model.pooled(batch)
     torch.testing.assert_close(after, before, rtol=0, atol=1e-11)
     for name, weight in expected.items():
-        torch.testing.assert_close(model.encoder.get_submodule(name).weight, weight, rtol=0, atol=1e-12)
+        torch.testing.assert_close(
+            model.encoder.get_submodule(name).weight, weight, rtol=0, atol=1e-12
+        )
     assert not any(isinstance(module, LoRALinear) for module in model.modules())
     merge(model.encoder, 0)
     assert torch.equal(model.pooled(batch), after)
 
 
 def test_a_member_starts_the_same_in_any_pack(tiny_bert):
-    together, alone = build(tiny_bert), build(tiny_bert, MEMBERS[1:2])
+    together = build(tiny_bert)
+    alone = build(tiny_bert, MEMBERS[1:2])
     for name, layer in alone.adapters.items():
         assert torch.equal(layer.lora_A[0], together.adapters[name].lora_A[1, :5])
         assert layer.lora_A.std().item() == pytest.approx(0.02, rel=0.3)
@@ -125,10 +151,22 @@ def test_targets(tiny_bert):
     assert with_pooler.eval()(batch_of(3)).shape == (3, 4, 5)
     model = build(tiny_bert, targets=("layer.1.attention.self.key", "intermediate.dense"))
     names = {name.removeprefix("encoder.") for name in model.adapters}
-    assert names == {"layer.1.attention.self.key", "layer.0.intermediate.dense", "layer.1.intermediate.dense"}
-    with pytest.raises(ValueError, match="'q_lin' matches no linear layer; the encoder has query, key, value, dense"):
+    assert names == {
+        "layer.1.attention.self.key",
+        "layer.0.intermediate.dense",
+        "layer.1.intermediate.dense",
+    }
+    with pytest.raises(
+        ValueError,
+        match="'q_lin' matches no linear layer; the encoder has query, key, value, dense",
+    ):
         build(tiny_bert, targets=("q_lin",))
-    assert linear_names(load_encoder(str(tiny_bert), pooler=False)) == ["query", "key", "value", "dense"]
+    assert linear_names(load_encoder(str(tiny_bert), pooler=False)) == [
+        "query",
+        "key",
+        "value",
+        "dense",
+    ]
 
 
 def test_saved_keys_hold_no_frozen_weight(tiny_bert):
@@ -142,7 +180,10 @@ def test_saved_keys_hold_no_frozen_weight(tiny_bert):
         for target in ("query", "value")
         for part, shape in (("A", (5, 32)), ("B", (32, 5)))
     }
-    assert {name: tuple(tensor.shape) for name, tensor in load(files["adapter_model.safetensors"]).items()} == keys
+    assert {
+        name: tuple(tensor.shape)
+        for name, tensor in load(files["adapter_model.safetensors"]).items()
+    } == keys
 
 
 @pytest.mark.parametrize("task", [SST, QUORA, STS])
@@ -154,7 +195,8 @@ def test_losses_against_a_loop(task):
     for member in range(2):
         total = 0.0
         for example in range(3):
-            row, label = logits[member, example], labels[member, example]
+            row = logits[member, example]
+            label = labels[member, example]
             if task is SST:
                 total += (row.logsumexp(0) - row[int(label)]).item()
             elif task is QUORA:

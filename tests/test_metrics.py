@@ -11,12 +11,18 @@ from loraens.tasks import QUORA, SST, STS
 
 def test_classes_against_scikit_learn():
     rng = np.random.default_rng(0)
-    logits, labels = rng.normal(size=(200, 5)) * 2, rng.integers(0, 5, 200).astype(float)
-    found, shares = scores(SST, logits, labels), probabilities(SST, logits)
+    logits = rng.normal(size=(200, 5)) * 2
+    labels = rng.integers(0, 5, 200).astype(float)
+    found = scores(SST, logits, labels)
+    shares = probabilities(SST, logits)
     assert found["accuracy"] == pytest.approx(sk.accuracy_score(labels, shares.argmax(1)))
-    assert found["macro_f1"] == pytest.approx(sk.f1_score(labels, shares.argmax(1), average="macro"))
+    assert found["macro_f1"] == pytest.approx(
+        sk.f1_score(labels, shares.argmax(1), average="macro")
+    )
     assert found["nll"] == pytest.approx(sk.log_loss(labels, shares, labels=range(5)))
-    assert found["brier"] == pytest.approx(((shares - np.eye(5)[labels.astype(int)]) ** 2).sum(1).mean())
+    assert found["brier"] == pytest.approx(
+        ((shares - np.eye(5)[labels.astype(int)]) ** 2).sum(1).mean()
+    )
 
 
 def test_one_logit_is_a_sigmoid():
@@ -25,15 +31,20 @@ def test_one_logit_is_a_sigmoid():
     assert predictions(QUORA, logits).tolist() == [1, 0, 0]
     found = scores(QUORA, logits, np.array([1.0, 1.0, 0.0]))
     assert found["accuracy"] == pytest.approx(2 / 3)
-    assert found["nll"] == pytest.approx(-np.log([1 / (1 + np.exp(-2)), 1 / (1 + np.exp(1)), 0.5]).mean())
+    assert found["nll"] == pytest.approx(
+        -np.log([1 / (1 + np.exp(-2)), 1 / (1 + np.exp(1)), 0.5]).mean()
+    )
 
 
 def test_calibration_error_by_hand():
-    # Confidence 0.9 (all of five right) and 0.6 (two of five right): 0.5 * |1 - 0.9| + 0.5 * |0.4 - 0.6|
+    # Confidence 0.9 (all of five right) and 0.6 (two of five right): 0.5 * |1 - 0.9| + 0.5 * |0.4 -
+    # 0.6|
     logits = np.log(np.array([[0.1, 0.9]] * 5 + [[0.4, 0.6]] * 5))
     labels = np.array([1.0] * 5 + [1, 1, 0, 0, 0])
     logit = (logits[:, 1] - logits[:, 0])[:, None]
-    assert scores(QUORA, logit, labels)["calibration_error"] == pytest.approx(0.5 * 0.1 + 0.5 * 0.2, abs=1e-6)
+    assert scores(QUORA, logit, labels)["calibration_error"] == pytest.approx(
+        0.5 * 0.1 + 0.5 * 0.2, abs=1e-6
+    )
 
 
 def test_numbers_against_scipy():
@@ -63,7 +74,12 @@ def test_overall_is_the_papers():
 
 def test_votes_and_ties():
     votes = np.array([[0, 0, 1, 2], [1, 0, 2, 1], [1, 2, 0, 0]])
-    assert majority_vote(votes, [4, 8, 2]).tolist() == [1, 0, 2, 1]  # last two are three-way ties: rank 8 decides
+    assert majority_vote(votes, [4, 8, 2]).tolist() == [
+        1,
+        0,
+        2,
+        1,
+    ]  # last two are three-way ties: rank 8 decides
     # Two votes each for 0 and 1, one for 2 by the member of highest rank: it has no say in the tie
     votes = np.array([[2], [0], [0], [1], [1]])
     assert majority_vote(votes, [9, 1, 2, 5, 3]).tolist() == [1]
@@ -71,8 +87,12 @@ def test_votes_and_ties():
 
 def test_joining_all_members():
     def join(task, logits, ranks, rule):
-        pool = Pool(task, tuple("abc"[: len(ranks)]), np.array(ranks), logits, np.zeros(logits.shape[1]))
-        return combine(pool, np.full(len(ranks), 1 / len(ranks)), rule, pool.places).predictions.tolist()
+        pool = Pool(
+            task, tuple("abc"[: len(ranks)]), np.array(ranks), logits, np.zeros(logits.shape[1])
+        )
+        return combine(
+            pool, np.full(len(ranks), 1 / len(ranks)), rule, pool.places
+        ).predictions.tolist()
 
     assert join(STS, np.array([[[1.0], [2.0]], [[3.0], [6.0]]]), [1, 2], "logits") == [2.0, 4.0]
     logits = np.array([[[5.0]], [[-1.0]], [[-1.0]]])

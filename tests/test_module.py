@@ -12,7 +12,12 @@ from loraens.members import Member, cross
 from loraens.model.dropout import MemberDropout
 from loraens.train.module import Population
 
-QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+QUIET = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
 
 
 @pytest.fixture
@@ -21,8 +26,16 @@ def train(tiny_bert, corpus):
 
     def run(members, epochs=2, callbacks=(), trainer=(), **options):
         texts = data.SST(root=str(corpus), backbone=str(tiny_bert))
-        module = Population(members, texts.tasks, backbone=str(tiny_bert), pooling="mean", **options)
-        settings = {"precision": "64-true", "max_epochs": epochs, "num_sanity_val_steps": 0, **QUIET, **dict(trainer)}
+        module = Population(
+            members, texts.tasks, backbone=str(tiny_bert), pooling="mean", **options
+        )
+        settings = {
+            "precision": "64-true",
+            "max_epochs": epochs,
+            "num_sanity_val_steps": 0,
+            **QUIET,
+            **dict(trainer),
+        }
         Trainer(**settings, callbacks=list(callbacks)).fit(module, texts)
         return module
 
@@ -30,35 +43,54 @@ def train(tiny_bert, corpus):
 
 
 def test_members_end_as_if_trained_alone(train):
-    members = [Member(1, 10.0, lr=1e-2), Member(5, 1.0, seed=1, lr=1e-2), Member(3, 3.0, seed=2, lr=1e-2)]
+    members = [
+        Member(1, 10.0, lr=1e-2),
+        Member(5, 1.0, seed=1, lr=1e-2),
+        Member(3, 3.0, seed=2, lr=1e-2),
+    ]
     together = train(members).model
     for index, member in enumerate(members):
         alone = train([member]).model
         for name, layer in alone.adapters.items():
             other = together.adapters[name]
             assert layer.lora_B.abs().max() > 1e-3
-            torch.testing.assert_close(other.lora_A[index, : member.rank], layer.lora_A[0], rtol=0, atol=1e-10)
-            torch.testing.assert_close(other.lora_B[index, :, : member.rank], layer.lora_B[0], rtol=0, atol=1e-10)
-        torch.testing.assert_close(together.heads["sst"].weight[index], alone.heads["sst"].weight[0], rtol=0, atol=1e-10)
+            torch.testing.assert_close(
+                other.lora_A[index, : member.rank], layer.lora_A[0], rtol=0, atol=1e-10
+            )
+            torch.testing.assert_close(
+                other.lora_B[index, :, : member.rank], layer.lora_B[0], rtol=0, atol=1e-10
+            )
+        torch.testing.assert_close(
+            together.heads["sst"].weight[index], alone.heads["sst"].weight[0], rtol=0, atol=1e-10
+        )
 
 
 def test_start_does_not_depend_on_the_precision(train):
     members = cross([4], [1.0], lrs=[1e-30])
-    double, single = (train(members, epochs=1, trainer={"precision": p}.items()).model for p in ("64-true", "32-true"))
+    double, single = (
+        train(members, epochs=1, trainer={"precision": p}.items()).model
+        for p in ("64-true", "32-true")
+    )
     assert double.heads["sst"].weight.dtype == torch.float64
     for name, layer in single.adapters.items():
-        torch.testing.assert_close(double.adapters[name].lora_A, layer.lora_A.double(), rtol=1e-6, atol=0)
+        torch.testing.assert_close(
+            double.adapters[name].lora_A, layer.lora_A.double(), rtol=1e-6, atol=0
+        )
 
 
 class Watch(Callback):
     """Notes the learning rate of every step and the counters of the dropout masks."""
 
     def __init__(self):
-        self.rates, self.counters = [], []
+        self.rates = []
+        self.counters = []
 
     def on_fit_start(self, trainer, pl_module):
         seed = pl_module.model.seed_dropout
-        pl_module.model.seed_dropout = lambda *counter: (self.counters.append(counter), seed(*counter))
+        pl_module.model.seed_dropout = lambda *counter: (
+            self.counters.append(counter),
+            seed(*counter),
+        )
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
         self.rates.append(optimizer.param_groups[0]["lr"])
@@ -67,7 +99,9 @@ class Watch(Callback):
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
 def test_schedules(train, schedule):
     watch = Watch()
-    train([Member(2, 1.0, lr=0.1)], callbacks=[watch], schedule=schedule, warmup=0.25)  # 12 steps, 3 of warm-up
+    train(
+        [Member(2, 1.0, lr=0.1)], callbacks=[watch], schedule=schedule, warmup=0.25
+    )  # 12 steps, 3 of warm-up
     after = {
         "constant": lambda share: 1.0,
         "linear": lambda share: 1 - share,
@@ -83,16 +117,26 @@ def test_schedule_without_an_end(train):
         train([Member(2, 1.0)], epochs=-1, warmup=0.1)
 
 
-@pytest.mark.parametrize(("mode", "dropout"), [("lora", True), ("lora", False), ("full", True), ("frozen", True)])
+@pytest.mark.parametrize(
+    ("mode", "dropout"), [("lora", True), ("lora", False), ("full", True), ("frozen", True)]
+)
 def test_backbones_dropout_is_on_where_it_should_be(train, mode, dropout):
     seen = []
 
     class Look(Callback):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-            modules = [module for module in pl_module.model.modules() if isinstance(module, MemberDropout)]
+            modules = [
+                module for module in pl_module.model.modules() if isinstance(module, MemberDropout)
+            ]
             seen.append(any(module.training and module.p > 0 for module in modules))
 
-    train([Member(2 if mode == "lora" else 0, 1.0)], epochs=2, callbacks=[Look()], mode=mode, encoder_dropout=dropout)
+    train(
+        [Member(2 if mode == "lora" else 0, 1.0)],
+        epochs=2,
+        callbacks=[Look()],
+        mode=mode,
+        encoder_dropout=dropout,
+    )
     assert set(seen) == {dropout and mode != "frozen"}
 
 

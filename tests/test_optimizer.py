@@ -5,27 +5,38 @@ import torch
 
 from loraens.train.optimizer import MemberAdamW, gradient_norms, scale_gradients
 
-RATES, DECAYS = [1e-2, 3e-3, 1e-4], [0.0, 0.1, 0.01]
+RATES = [1e-2, 3e-3, 1e-4]
+DECAYS = [0.0, 0.1, 0.01]
 
 
 def parameters():
     torch.manual_seed(0)
-    return [torch.nn.Parameter(torch.randn(3, *shape, dtype=torch.float64)) for shape in ((4, 5), (6,), (1,))]
+    return [
+        torch.nn.Parameter(torch.randn(3, *shape, dtype=torch.float64))
+        for shape in ((4, 5), (6,), (1,))
+    ]
 
 
 def test_against_torch():
     ours = parameters()
     optimizer = MemberAdamW(ours, RATES, DECAYS)
     alone = [[torch.nn.Parameter(p.detach()[index].clone()) for p in ours] for index in range(3)]
-    others = [torch.optim.AdamW(ps, lr=lr, weight_decay=decay) for ps, lr, decay in zip(alone, RATES, DECAYS)]
+    others = [
+        torch.optim.AdamW(ps, lr=lr, weight_decay=decay)
+        for ps, lr, decay in zip(alone, RATES, DECAYS, strict=True)
+    ]
     for step in range(20):
         optimizer.param_groups[0]["lr"] = factor = 1 - step / 40
         for place, parameter in enumerate(ours):
-            parameter.grad = None if place == 1 and step % 3 == 0 else torch.randn_like(parameter)  # as heads of other tasks
+            parameter.grad = (
+                None if place == 1 and step % 3 == 0 else torch.randn_like(parameter)
+            )  # as heads of other tasks
             for index in range(3):
-                alone[index][place].grad = None if parameter.grad is None else parameter.grad[index].clone()
+                alone[index][place].grad = (
+                    None if parameter.grad is None else parameter.grad[index].clone()
+                )
         optimizer.step()
-        for other, rate in zip(others, RATES):
+        for other, rate in zip(others, RATES, strict=True):
             other.param_groups[0]["lr"] = rate * factor
             other.step()
     for place, parameter in enumerate(ours):
@@ -40,13 +51,14 @@ def test_state_goes_on():
         optimizer = MemberAdamW(ours, RATES, DECAYS)
         for step in range(4):
             if pause and step == 2:
-                saved, optimizer = optimizer.state_dict(), MemberAdamW(ours, RATES, DECAYS)
+                saved = optimizer.state_dict()
+                optimizer = MemberAdamW(ours, RATES, DECAYS)
                 optimizer.load_state_dict(saved)
             for parameter in ours:
                 parameter.grad = torch.full_like(parameter, step + 1.0)
             optimizer.step()
         states.append(ours)
-    assert all(torch.equal(a, b) for a, b in zip(*states))
+    assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
 
 
 def test_a_dead_member_stays_and_disturbs_nobody():
@@ -67,9 +79,9 @@ def test_a_dead_member_stays_and_disturbs_nobody():
             optimizer.alive = alive
             optimizer.step()
             if bad and step >= 2:
-                assert all(torch.equal(p[1], b[1]) for p, b in zip(ours, before))
+                assert all(torch.equal(p[1], b[1]) for p, b in zip(ours, before, strict=True))
         results.append(ours)
-    for good, other in zip(*results):
+    for good, other in zip(*results, strict=True):
         assert torch.equal(good[[0, 2]], other[[0, 2]])
 
 

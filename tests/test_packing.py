@@ -20,24 +20,48 @@ from loraens.model.batch import pack
 from loraens.model.population import MemberModel
 from loraens.tasks import SST
 
-SMALL = {"vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+SMALL = {
+    "vocab_size": 100,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+}
 ARCHITECTURES = {
-    "bert": (BertModel, BertConfig(**SMALL, max_position_embeddings=40, initializer_range=0.3), ("query", "value")),
+    "bert": (
+        BertModel,
+        BertConfig(**SMALL, max_position_embeddings=40, initializer_range=0.3),
+        ("query", "value"),
+    ),
     "roberta": (
         RobertaModel,
-        RobertaConfig(**SMALL, max_position_embeddings=40, type_vocab_size=1, pad_token_id=1, initializer_range=0.3),
+        RobertaConfig(
+            **SMALL,
+            max_position_embeddings=40,
+            type_vocab_size=1,
+            pad_token_id=1,
+            initializer_range=0.3,
+        ),
         ("query", "value"),
     ),
     "distilbert": (
         DistilBertModel,
         DistilBertConfig(
-            vocab_size=100, dim=32, n_layers=2, n_heads=4, hidden_dim=48, max_position_embeddings=40, initializer_range=0.3
+            vocab_size=100,
+            dim=32,
+            n_layers=2,
+            n_heads=4,
+            hidden_dim=48,
+            max_position_embeddings=40,
+            initializer_range=0.3,
         ),
         ("q_lin", "v_lin"),
     ),
     "electra": (
         ElectraModel,
-        ElectraConfig(**SMALL, embedding_size=16, max_position_embeddings=40, initializer_range=0.3),
+        ElectraConfig(
+            **SMALL, embedding_size=16, max_position_embeddings=40, initializer_range=0.3
+        ),
         ("query", "value", "embeddings_project"),
     ),
 }
@@ -86,14 +110,20 @@ def test_packed_equals_padded(architecture, pooling):
     pooled = model.pooled(pack(*examples(), rows, None, "sst", "dev"))
     assert pooled.shape == (2, 3, 32)
     for member in range(2):  # B is zero, so every member is the backbone
-        for got, hidden in zip(pooled[member], padded_hidden(name, stock, rows[member])):
-            torch.testing.assert_close(got, hidden.mean(0) if pooling == "mean" else hidden[0], rtol=0, atol=1e-12)
+        for got, hidden in zip(
+            pooled[member], padded_hidden(name, stock, rows[member]), strict=True
+        ):
+            torch.testing.assert_close(
+                got, hidden.mean(0) if pooling == "mean" else hidden[0], rtol=0, atol=1e-12
+            )
 
 
 def test_training_without_dropout_equals_evaluation(architecture):
     _, _, encoder, targets = architecture
     member = Member(2, 1.0, head_dropout=0.0)
-    model = MemberModel(encoder, [SST], [member], targets=targets, pooling="cls", encoder_dropout=False).double()
+    model = MemberModel(
+        encoder, [SST], [member], targets=targets, pooling="cls", encoder_dropout=False
+    ).double()
     batch = pack(*examples(), np.array([[0, 2, 3]]), None, "sst", "dev")
     model.train().seed_dropout(0)
     trained = model(batch)
@@ -104,7 +134,9 @@ def test_training_without_dropout_equals_evaluation(architecture):
 def test_dropout_depends_on_member_and_counter_alone(architecture):
     _, _, encoder, targets = architecture
     members = [Member(2, 1.0, seed=5), Member(4, 3.0, seed=6)]
-    together = MemberModel(encoder, [SST], members, targets=targets, pooling="mean").double().train()
+    together = (
+        MemberModel(encoder, [SST], members, targets=targets, pooling="mean").double().train()
+    )
     batch = pack(*examples(), np.array([[0, 2, 3], [1, 2, 4]]), None, "sst", "train")
     together.seed_dropout(3, 7)
     first = together(batch)
@@ -128,7 +160,11 @@ def alone_model(architecture, member):
     encoder = type(stock)(stock.config)
     encoder.load_state_dict(stock.state_dict())
     encoder.set_attn_implementation("loraens_packed")
-    model = MemberModel(encoder.double(), [SST], [member], targets=targets, pooling="mean").double().train()
+    model = (
+        MemberModel(encoder.double(), [SST], [member], targets=targets, pooling="mean")
+        .double()
+        .train()
+    )
     assert any(isinstance(module, LoRALinear) for module in model.modules())
     return model
 

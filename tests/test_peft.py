@@ -18,34 +18,55 @@ from loraens.model.weights import load_member, member_files
 from loraens.tasks import STS
 from loraens.train.module import Population
 
-RANK, SCALE, STEPS = 3, 2.5, 20
+RANK = 3
+SCALE = 2.5
+STEPS = 20
 
 
 def peft_model(directory):
     """BERT's sequence classifier with PEFT's LoRA, no dropout."""
-    stock = BertForSequenceClassification.from_pretrained(directory, num_labels=1, attn_implementation="eager")
+    stock = BertForSequenceClassification.from_pretrained(
+        directory, num_labels=1, attn_implementation="eager"
+    )
     for part in stock.modules():
         if isinstance(part, torch.nn.Dropout):
             part.p = 0.0
     config = peft.LoraConfig(
-        task_type="SEQ_CLS", r=RANK, lora_alpha=SCALE * RANK, target_modules=["query", "value"], lora_dropout=0.0
+        task_type="SEQ_CLS",
+        r=RANK,
+        lora_alpha=SCALE * RANK,
+        target_modules=["query", "value"],
+        lora_dropout=0.0,
     )
     return peft.get_peft_model(stock, config).double()
 
 
 def pairs_of(model, other):
     """Pairs of our member's and PEFT's parameters."""
-    pairs, state = [], dict(other.named_parameters())
+    pairs = []
+    state = dict(other.named_parameters())
     for name, layer in model.adapters.items():
         for part in ("A", "B"):
-            pairs.append((getattr(layer, f"lora_{part}"), state[f"base_model.model.bert.{name}.lora_{part}.default.weight"]))
+            pairs.append(
+                (
+                    getattr(layer, f"lora_{part}"),
+                    state[f"base_model.model.bert.{name}.lora_{part}.default.weight"],
+                )
+            )
     for part in ("weight", "bias"):
-        pairs.append((getattr(model.heads["sts"], part), state[f"base_model.model.classifier.modules_to_save.default.{part}"]))
+        pairs.append(
+            (
+                getattr(model.heads["sts"], part),
+                state[f"base_model.model.classifier.modules_to_save.default.{part}"],
+            )
+        )
     return pairs
 
 
 def test_training_equals_peft_in_a_plain_loop(tiny_bert, corpus):
-    """`Trainer.fit` in float64, dropout off, 20 steps, against PEFT on padded batches with the same start and order."""
+    """`Trainer.fit` in float64, dropout off, 20 steps, against PEFT on padded batches with the same
+    start and order.
+    """
     texts = data.STS(root=str(corpus), backbone=str(tiny_bert), batch_size=4)
     member = Member(RANK, SCALE, seed=4, lr=1e-2, weight_decay=0.05, head_dropout=0.0)
     module = Population([member], texts.tasks, backbone=str(tiny_bert), encoder_dropout=False)
@@ -55,23 +76,34 @@ def test_training_equals_peft_in_a_plain_loop(tiny_bert, corpus):
     for ours, theirs in pairs:
         theirs.data.copy_(ours.data[0])
     start = [theirs.detach().clone() for _, theirs in pairs]
-    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
-    Trainer(max_steps=STEPS, max_epochs=-1, precision="64-true", num_sanity_val_steps=0, **options).fit(module, texts)
+    options = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    Trainer(
+        max_steps=STEPS, max_epochs=-1, precision="64-true", num_sanity_val_steps=0, **options
+    ).fit(module, texts)
 
     part = texts.splits["sts", "train"]
     tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
     trainable = [parameter for parameter in other.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=member.lr, weight_decay=member.weight_decay)
     sampler = data.TrainSampler([len(part)], 4, [member.seed])
-    batches = [rows[0] for epoch in range(2) for _, rows in (sampler.set_epoch(epoch), list(sampler))[1]][:STEPS]
+    batches = [
+        rows[0] for epoch in range(2) for _, rows in (sampler.set_epoch(epoch), list(sampler))[1]
+    ][:STEPS]
     assert len(batches) == STEPS
     for rows in batches:
-        first, second = zip(*[part.split.texts[row] for row in rows])
+        first, second = zip(*[part.split.texts[row] for row in rows], strict=True)
         padded = tokenizer(list(first), list(second), padding=True, return_tensors="pt")
         optimizer.zero_grad()
-        F.mse_loss(other(**padded).logits[:, 0], torch.from_numpy(part.split.labels[rows])).backward()
+        F.mse_loss(
+            other(**padded).logits[:, 0], torch.from_numpy(part.split.labels[rows])
+        ).backward()
         optimizer.step()
-    for before, (ours, theirs) in zip(start, pairs):
+    for before, (ours, theirs) in zip(start, pairs, strict=True):
         assert (theirs - before).abs().max() > 1e-6  # it did train
         torch.testing.assert_close(ours[0].detach(), theirs.detach(), rtol=0, atol=1e-10)
 
@@ -88,12 +120,17 @@ def trained_like(tiny_bert, members, **options):
     return model
 
 
-TEXTS = [("a man carried a boat", "a guy hauled a boat"), ("a dog", "two kids painted a wall near the river today")]
+TEXTS = [
+    ("a man carried a boat", "a guy hauled a boat"),
+    ("a dog", "two kids painted a wall near the river today"),
+]
 
 
 def packed(tiny_bert, members):
     tokens = tokenise(TEXTS, AutoTokenizer.from_pretrained(tiny_bert), 64)
-    return pack(tokens.ids, tokens.types, tokens.offsets, np.array([[0, 1]] * members), None, "sts", "dev")
+    return pack(
+        tokens.ids, tokens.types, tokens.offsets, np.array([[0, 1]] * members), None, "sts", "dev"
+    )
 
 
 def write_files(directory, files):
@@ -108,14 +145,22 @@ def test_peft_loads_a_pooler_member_with_the_same_logits(tiny_bert, tmp_path, in
     members = [Member(2, 4.0), Member(5, 0.5)]
     model = trained_like(tiny_bert, members, pooling="pooler")
     write_files(tmp_path, member_files(model, index, str(tiny_bert), ("query", "value")))
-    assert {path.name for path in tmp_path.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
     stock = BertForSequenceClassification.from_pretrained(tiny_bert, num_labels=1)
-    inputs = AutoTokenizer.from_pretrained(tiny_bert)(*map(list, zip(*TEXTS)), padding=True, return_tensors="pt")
+    inputs = AutoTokenizer.from_pretrained(tiny_bert)(
+        *map(list, zip(*TEXTS, strict=True)), padding=True, return_tensors="pt"
+    )
     plain = stock.base_model(**inputs).pooler_output
     loaded = peft.PeftModel.from_pretrained(stock, tmp_path).eval()
-    got, ours = loaded(**inputs).logits, model(packed(tiny_bert, 2))[index]
+    got = loaded(**inputs).logits
+    ours = model(packed(tiny_bert, 2))[index]
     torch.testing.assert_close(got, ours, rtol=0, atol=2e-5)
-    assert not torch.allclose(plain, model.pooled(packed(tiny_bert, 2))[index], atol=1e-2)  # the adapter does something
+    assert not torch.allclose(
+        plain, model.pooled(packed(tiny_bert, 2))[index], atol=1e-2
+    )  # the adapter does something
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
@@ -123,13 +168,18 @@ def test_peft_loads_other_members_with_the_same_hidden_states(tiny_bert, tmp_pat
     model = trained_like(tiny_bert, [Member(3, 2.0)], pooling=pooling)
     write_files(tmp_path, member_files(model, 0, str(tiny_bert), ("query", "value")))
     loaded = peft.PeftModel.from_pretrained(AutoModel.from_pretrained(tiny_bert), tmp_path).eval()
-    inputs = AutoTokenizer.from_pretrained(tiny_bert)(*map(list, zip(*TEXTS)), padding=True, return_tensors="pt")
-    hidden, mask = loaded(**inputs).last_hidden_state, inputs["attention_mask"][..., None]
+    inputs = AutoTokenizer.from_pretrained(tiny_bert)(
+        *map(list, zip(*TEXTS, strict=True)), padding=True, return_tensors="pt"
+    )
+    hidden = loaded(**inputs).last_hidden_state
+    mask = inputs["attention_mask"][..., None]
     expected = hidden[:, 0] if pooling == "cls" else (hidden * mask).sum(1) / mask.sum(1)
     torch.testing.assert_close(model.pooled(packed(tiny_bert, 1))[0], expected, rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("options", [{"pooling": "pooler"}, {"pooling": "mean"}, {"mode": "frozen"}, {"mode": "full"}])
+@pytest.mark.parametrize(
+    "options", [{"pooling": "pooler"}, {"pooling": "mean"}, {"mode": "frozen"}, {"mode": "full"}]
+)
 def test_files_come_back(tiny_bert, tmp_path, options):
     members = [Member(3, 2.0)]
     options = {"pooling": "cls", **options}

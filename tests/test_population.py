@@ -1,4 +1,6 @@
-"""Members trained together end as if each had been trained alone, by a plain loop over one member."""
+"""Members trained together end as if each had been trained alone, by a plain loop over one
+member.
+"""
 
 import math
 from dataclasses import replace
@@ -22,21 +24,38 @@ MEMBERS = [
     Member(16, 2.5, seed=0, lr=5e-3, head_dropout=0.5),
     Member(3, 4.0, seed=1, lr=1e-3),
 ]
-STEPS, CLIP = 20, 0.5
-QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+STEPS = 20
+CLIP = 0.5
+QUIET = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
 
 
 @pytest.fixture(scope="module")
 def texts(tiny_bert, tmp_path_factory):
     """Pairs of made-up words, of very uneven lengths."""
-    directory, rng = tmp_path_factory.mktemp("uneven"), np.random.default_rng(0)
+    directory = tmp_path_factory.mktemp("uneven")
+    rng = np.random.default_rng(0)
     for split, size in (("train", 48), ("dev", 8)):
-        pairs = [[" ".join(rng.choice(["sun", "a", "tree", "x"], rng.integers(1, 30))) for _ in "ab"] for _ in range(size)]
+        pairs = [
+            [" ".join(rng.choice(["sun", "a", "tree", "x"], rng.integers(1, 30))) for _ in "ab"]
+            for _ in range(size)
+        ]
         lines = [f"{a},{b},{5 * rng.random():.1f}" for a, b in pairs]
         (directory / f"{split}.csv").write_text("\n".join(["a,b,label", *lines]))
     files = {split: str(directory / f"{split}.csv") for split in ("train", "dev")}
     found = data.TextFiles(
-        "pairs", **files, text_columns=["a", "b"], label_column="label", kind="number", low=0, high=5, backbone=str(tiny_bert)
+        "pairs",
+        **files,
+        text_columns=["a", "b"],
+        label_column="label",
+        kind="number",
+        low=0,
+        high=5,
+        backbone=str(tiny_bert),
     )
     found.setup("fit")
     return found
@@ -45,8 +64,16 @@ def texts(tiny_bert, tmp_path_factory):
 @pytest.fixture(scope="module")
 def train(texts, tiny_bert):
     def run(members, precision="64-true", callbacks=(), steps=STEPS, targets=("query", "value")):
-        module = Population(members, texts.tasks, backbone=str(tiny_bert), pooling="cls", targets=targets)
-        options = {"precision": precision, "max_steps": steps, "num_sanity_val_steps": 0, "limit_val_batches": 0, **QUIET}
+        module = Population(
+            members, texts.tasks, backbone=str(tiny_bert), pooling="cls", targets=targets
+        )
+        options = {
+            "precision": precision,
+            "max_steps": steps,
+            "num_sanity_val_steps": 0,
+            "limit_val_batches": 0,
+            **QUIET,
+        }
         Trainer(**options, gradient_clip_val=CLIP, callbacks=list(callbacks)).fit(module, texts)
         return module
 
@@ -56,10 +83,17 @@ def train(texts, tiny_bert):
 def naive(member, texts, tiny_bert, targets):
     """One member, stock forward, torch's AdamW and clipping."""
     encoder = load_encoder(str(tiny_bert), pooler=False)
-    model = MemberModel(encoder, texts.tasks, [member], targets=targets, pooling="cls", fast=False).double().train()
+    model = (
+        MemberModel(encoder, texts.tasks, [member], targets=targets, pooling="cls", fast=False)
+        .double()
+        .train()
+    )
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=member.lr, weight_decay=member.weight_decay)
-    sampler, (split,), step, norms = texts.sampler([member]), texts.of("train"), 0, []
+    sampler = texts.sampler([member])
+    (split,) = texts.of("train")
+    step = 0
+    norms = []
     while step < STEPS:
         sampler.set_epoch(step // len(sampler))
         for number, (_, rows) in enumerate(sampler):
@@ -89,7 +123,9 @@ def assert_close(left, right, atol):
         torch.testing.assert_close(value, right[name], rtol=0, atol=atol)
 
 
-@pytest.mark.parametrize("targets", [("query", "value"), ("query", "intermediate.dense")], ids=["fast", "general"])
+@pytest.mark.parametrize(
+    "targets", [("query", "value"), ("query", "intermediate.dense")], ids=["fast", "general"]
+)
 def test_together_as_alone(train, texts, tiny_bert, targets):
     lengths = texts.of("train")[0].tokens.lengths
     assert lengths.max() > 5 * lengths.min()
@@ -97,7 +133,9 @@ def test_together_as_alone(train, texts, tiny_bert, targets):
     assert (together.fast is not None) == (targets == ("query", "value"))
     for index, member in enumerate(MEMBERS):
         expected = weights(naive(member, texts, tiny_bert, targets), 0, member.rank)
-        assert max(value.abs().max() for name, value in expected.items() if name.endswith("B")) > 1e-3
+        assert (
+            max(value.abs().max() for name, value in expected.items() if name.endswith("B")) > 1e-3
+        )
         assert_close(weights(together, index, member.rank), expected, 1e-10)
     for layer in together.adapters.values():
         for index, member in enumerate(MEMBERS):  # padded ranks stay zero
@@ -115,18 +153,27 @@ def test_order_and_size_of_packs_do_not_matter(train):
 
 
 def test_single_precision(train):
-    """At the paper's learning rate: where a gradient is next to nothing, AdamW moves a weight by the whole rate."""
+    """At the paper's learning rate: where a gradient is next to nothing, AdamW moves a weight by
+    the whole rate.
+    """
     members = [replace(member, lr=1e-4) for member in MEMBERS[1:4]]
     together = train(members, "32-true").model
     for index, member in enumerate(members):
-        assert_close(weights(train([member], "32-true").model, 0, member.rank), weights(together, index, member.rank), 1e-4)
+        assert_close(
+            weights(train([member], "32-true").model, 0, member.rank),
+            weights(together, index, member.rank),
+            1e-4,
+        )
 
 
 class Poison(Callback):
     """Puts a NaN or an infinity into a member's weights, or into its gradient alone."""
 
     def __init__(self, index, step, value, where):
-        self.index, self.step, self.value, self.where = index, step, value, where
+        self.index = index
+        self.step = step
+        self.value = value
+        self.where = where
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if trainer.global_step == self.step and self.where == "weight":
@@ -139,7 +186,11 @@ class Poison(Callback):
 
 @pytest.mark.parametrize(
     ("where", "value", "precision"),
-    [("weight", math.nan, "32-true"), ("weight", math.inf, "64-true"), ("gradient", -math.inf, "32-true")],
+    [
+        ("weight", math.nan, "32-true"),
+        ("weight", math.inf, "64-true"),
+        ("gradient", -math.inf, "32-true"),
+    ],
 )
 def test_a_failed_member_leaves_the_others_bit_for_bit(train, value, where, precision):
     good = train(MEMBERS, precision)
@@ -153,7 +204,9 @@ def test_a_failed_member_leaves_the_others_bit_for_bit(train, value, where, prec
     assert ("the loss is" in reason) == (where == "weight")
     if where == "gradient":  # it stands where it was before the step
         stopped = weights(train(MEMBERS, precision, steps=5).model, 1, 31)
-        assert all(torch.equal(stopped[name], value) for name, value in weights(bad.model, 1, 31).items())
+        assert all(
+            torch.equal(stopped[name], value) for name, value in weights(bad.model, 1, 31).items()
+        )
 
 
 def test_a_population_without_a_member_left(train):

@@ -17,9 +17,33 @@ def runs(run_command, tiny_bert, corpus, tmp_path_factory):
     """One trained member a task."""
     root = tmp_path_factory.mktemp("runs")
     for name in ("sst", "quora", "sts"):
-        command = ["fit", "--config", CONFIGS / f"{name}.yaml", "--model.backbone", tiny_bert, "--data.root", corpus]
-        command += ["--data.max_length", 40, "--model.lr", 1e-2, "--trainer.max_epochs", 1, "--store.root", root]
-        command += ["--store.run", name, "--trainer.logger", "false", "--trainer.enable_progress_bar", "false"]
+        command = [
+            "fit",
+            "--config",
+            CONFIGS / f"{name}.yaml",
+            "--model.backbone",
+            tiny_bert,
+            "--data.root",
+            corpus,
+        ]
+        command += [
+            "--data.max_length",
+            40,
+            "--model.lr",
+            1e-2,
+            "--trainer.max_epochs",
+            1,
+            "--store.root",
+            root,
+        ]
+        command += [
+            "--store.run",
+            name,
+            "--trainer.logger",
+            "false",
+            "--trainer.enable_progress_bar",
+            "false",
+        ]
         assert run_command(*command) == 0
     return root
 
@@ -28,14 +52,28 @@ def read(path, delimiter="\t"):
     return list(csv.DictReader(io.StringIO(path.read_text()), delimiter=delimiter))
 
 
-@pytest.mark.parametrize(("name", "stem", "classes"), [("sst", "ids-sst", 5), ("quora", "quora", 2), ("sts", "sts", 0)])
-def test_one_row_a_row_with_columns_and_order_kept(run_command, runs, corpus, tmp_path, name, stem, classes):
+@pytest.mark.parametrize(
+    ("name", "stem", "classes"), [("sst", "ids-sst", 5), ("quora", "quora", 2), ("sts", "sts", 0)]
+)
+def test_one_row_a_row_with_columns_and_order_kept(
+    run_command, runs, corpus, tmp_path, name, stem, classes
+):
     source = corpus / f"{stem}-test-student.csv"
-    assert run_command("predict", "--model", runs / name, "--input", source, "--output", tmp_path / "out.tsv") == 0
-    before, after = read(source), read(tmp_path / "out.tsv")
+    assert (
+        run_command(
+            "predict", "--model", runs / name, "--input", source, "--output", tmp_path / "out.tsv"
+        )
+        == 0
+    )
+    before = read(source)
+    after = read(tmp_path / "out.tsv")
     assert len(after) == len(before) == 10
-    for old, new in zip(before, after):
-        assert list(new) == [*old, "prediction", *(f"probability_{index}" for index in range(classes))]
+    for old, new in zip(before, after, strict=True):
+        assert list(new) == [
+            *old,
+            "prediction",
+            *(f"probability_{index}" for index in range(classes)),
+        ]
         assert {column: new[column] for column in old} == old
         if classes:
             shares = [float(new[f"probability_{index}"]) for index in range(classes)]
@@ -45,31 +83,56 @@ def test_one_row_a_row_with_columns_and_order_kept(run_command, runs, corpus, tm
     assert [path.name for path in tmp_path.iterdir()] == ["out.tsv"]
 
 
-def test_formats_agree_and_chunks_do_not_matter(run_command, runs, corpus, tmp_path, monkeypatch, capsys):
+def test_formats_agree_and_chunks_do_not_matter(
+    run_command, runs, corpus, tmp_path, monkeypatch, capsys
+):
     source = corpus / "sts-test-student.csv"
     for name in ("a.csv", "a.tsv", "a.jsonl"):
-        assert run_command("predict", "--model", runs / "sts", "--input", source, "--output", tmp_path / name) == 0
+        assert (
+            run_command(
+                "predict", "--model", runs / "sts", "--input", source, "--output", tmp_path / name
+            )
+            == 0
+        )
     expected = [row["prediction"] for row in read(tmp_path / "a.tsv")]
     assert [row["prediction"] for row in read(tmp_path / "a.csv", ",")] == expected
     lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
     assert [str(line["prediction"]) for line in lines] == expected
     monkeypatch.setattr("loraens.commands.predict.CHUNK", 3)
     inputs = tmp_path / "in.jsonl"
-    inputs.write_text("".join(json.dumps({"n": i, **line}) + "\n" for i, line in enumerate(strip(lines))))
-    assert run_command("predict", "--model", runs / "sts", "--input", inputs, "--batch_size", 2) == 0
+    inputs.write_text(
+        "".join(json.dumps({"n": i, **line}) + "\n" for i, line in enumerate(strip(lines)))
+    )
+    assert (
+        run_command("predict", "--model", runs / "sts", "--input", inputs, "--batch_size", 2) == 0
+    )
     printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["n"] for line in printed] == list(range(10))
-    assert [line["prediction"] for line in printed] == pytest.approx([float(value) for value in expected], abs=2e-5)
+    assert [line["prediction"] for line in printed] == pytest.approx(
+        [float(value) for value in expected], abs=2e-5
+    )
 
 
 def strip(lines):
-    return [{key: value for key, value in line.items() if key not in ("prediction", "")} for line in lines]
+    return [
+        {key: value for key, value in line.items() if key not in ("prediction", "")}
+        for line in lines
+    ]
 
 
 def test_pipe(runs):
-    command = [sys.executable, "-c", "from loraens.cli import main; main()", "predict", "--model", str(runs / "sst")]
+    command = [
+        sys.executable,
+        "-c",
+        "from loraens.cli import main; main()",
+        "predict",
+        "--model",
+        str(runs / "sst"),
+    ]
     text = 'id,sentence\n7,"a dull , dull film"\n8,\n9,charming\n'
-    done = subprocess.run([*command, "--input", "-"], input=text, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [*command, "--input", "-"], input=text, capture_output=True, text=True, check=True
+    )
     rows = list(csv.DictReader(io.StringIO(done.stdout)))
     assert [row["id"] for row in rows] == ["7", "8", "9"]
     assert [bool(row["prediction"]) for row in rows] == [True, False, True]
@@ -79,39 +142,54 @@ def test_pipe(runs):
 def test_a_reader_that_goes_away(runs, tmp_path):
     (tmp_path / "long.csv").write_text("sentence\n" + "fine\n" * 20000)
     command = (
-        f"{sys.executable} -c 'from loraens.cli import main; main()' predict --model {runs / 'sst'} --input {tmp_path}/long.csv"
+        f"{sys.executable} -c 'from loraens.cli import main; main()' predict --model {runs / 'sst'}"
+        f" --input {tmp_path}/long.csv"
     )
-    done = subprocess.run(["bash", "-c", f"{command} | head -1"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["bash", "-c", f"{command} | head -1"], capture_output=True, text=True, check=True
+    )
     assert done.stdout.startswith("sentence,prediction")
     assert "Traceback" not in done.stderr
 
 
 def test_one_text(run_command, runs, capsys):
-    assert run_command("predict", "--model", runs / "quora", "--text", "Why?", "--text2", "What for?") == 0
+    assert (
+        run_command("predict", "--model", runs / "quora", "--text", "Why?", "--text2", "What for?")
+        == 0
+    )
     row = json.loads(capsys.readouterr().out)
     assert row["prediction"] in ("0", "1")
     assert row["probability_0"] + row["probability_1"] == pytest.approx(1, abs=1e-5)
 
 
 def test_bad_input_ends_in_one_sentence_and_leaves_nothing(fails, runs, corpus, tmp_path):
-    good, model = corpus / "sts-dev.csv", runs / "sts"
+    good = corpus / "sts-dev.csv"
+    model = runs / "sts"
     bad = tmp_path / "bad.tsv"
     bad.write_text("sentence1\tsentence2\na\tb\nonly one\n")
     out = tmp_path / "out.csv"
-    assert "bad.tsv line 3 does not have 2 fields" in fails("predict", "--model", model, "--input", bad, "--output", out)
+    assert "bad.tsv line 3 does not have 2 fields" in fails(
+        "predict", "--model", model, "--input", bad, "--output", out
+    )
     sst = corpus / "ids-sst-dev.csv"
-    assert "no column 'sentence1'" in fails("predict", "--model", model, "--input", sst, "--output", out)
+    assert "no column 'sentence1'" in fails(
+        "predict", "--model", model, "--input", sst, "--output", out
+    )
     assert "line 2 already has a field 'prediction'" in fails(
         "predict", "--model", model, "--input", with_column(tmp_path), "--output", out
     )
     assert "either --input FILE or --text" in fails("predict", "--model", model)
     assert "--text and --text2" in fails("predict", "--model", model, "--text", "one")
-    assert "ends in .csv, .tsv or .jsonl" in fails("predict", "--model", model, "--input", good, "--output", tmp_path / "x.doc")
+    assert "ends in .csv, .tsv or .jsonl" in fails(
+        "predict", "--model", model, "--input", good, "--output", tmp_path / "x.doc"
+    )
     assert "directory does not exist" in fails(
         "predict", "--model", model, "--input", good, "--output", tmp_path / "no" / "x.csv"
     )
     assert "is the input" in fails("predict", "--model", model, "--input", bad, "--output", bad)
-    assert "--text2 goes with --text" in fails("predict", "--model", model, "--input", good, "--text2", "x")
+    assert "--text2 goes with --text" in fails(
+        "predict", "--model", model, "--input", good, "--text2", "x"
+    )
     (tmp_path / "folder.csv").mkdir()
     assert "a file name that ends in" in fails(
         "predict", "--model", model, "--input", good, "--output", tmp_path / "folder.csv"
@@ -134,6 +212,8 @@ def test_altered_weights_are_refused(fails, runs):
     content = file.read_bytes()
     file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     try:
-        assert "was altered" in fails("predict", "--model", directory, "--text", "a", "--text2", "b")
+        assert "was altered" in fails(
+            "predict", "--model", directory, "--text", "a", "--text2", "b"
+        )
     finally:
         file.write_bytes(content)

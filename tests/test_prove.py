@@ -6,7 +6,16 @@ from test_select import make
 
 from loraens.ensemble.combine import combine, rules
 from loraens.ensemble.pool import Outcome, Pool, metric, score
-from loraens.ensemble.prove import FOLDS, REPEATS, Candidate, cross_validate, folds, prove, scaled, temperature
+from loraens.ensemble.prove import (
+    FOLDS,
+    REPEATS,
+    Candidate,
+    cross_validate,
+    folds,
+    prove,
+    scaled,
+    temperature,
+)
 from loraens.ensemble.select import METHODS, Options
 from loraens.tasks import QUORA, SST, STS
 
@@ -14,7 +23,9 @@ TASKS = {"sst": SST, "quora": QUORA, "sts": STS}
 
 
 def candidates(task, methods=METHODS, **options):
-    return [Candidate(method, rule, Options(**options)) for method in methods for rule in rules(task)]
+    return [
+        Candidate(method, rule, Options(**options)) for method in methods for rule in rules(task)
+    ]
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
@@ -26,7 +37,9 @@ def test_each_example_is_scored_once_a_repetition_by_who_did_not_see_it(task):
         assert len(chosen_on) + len(scored_on) == 103
         seen[repeat, scored_on] += 1
         if task.kind == "classes":
-            share = [np.mean(pool.labels[scored_on] == number) for number in range(len(task.class_names))]
+            share = [
+                np.mean(pool.labels[scored_on] == number) for number in range(len(task.class_names))
+            ]
             whole = [np.mean(pool.labels == number) for number in range(len(task.class_names))]
             assert share == pytest.approx(whole, abs=0.06)
     assert (seen == 1).all()
@@ -37,16 +50,21 @@ def test_each_example_is_scored_once_a_repetition_by_who_did_not_see_it(task):
 def test_held_out_outcomes_against_a_plain_loop(task):
     pool = make(task, 4, 60)
     found = cross_validate(pool, candidates(task, ["weighted", "dicor"], size=2))
-    for candidate, held in zip(candidates(task, ["weighted", "dicor"], size=2), found):
+    for candidate, held in zip(candidates(task, ["weighted", "dicor"], size=2), found, strict=True):
         for number, (repeat, chosen_on, scored_on) in enumerate(folds(pool)):
             weights = candidate.weights(pool.at(chosen_on), number)
-            outcome = combine(pool.at(scored_on), weights, candidate.rule, pool.at(chosen_on).places)
+            outcome = combine(
+                pool.at(scored_on), weights, candidate.rule, pool.at(chosen_on).places
+            )
             np.testing.assert_array_equal(held.predictions[repeat, scored_on], outcome.predictions)
             if outcome.probabilities is not None:
                 t = temperature(
-                    combine(pool.at(chosen_on), weights, candidate.rule, pool.at(chosen_on).places), pool.labels[chosen_on]
+                    combine(pool.at(chosen_on), weights, candidate.rule, pool.at(chosen_on).places),
+                    pool.labels[chosen_on],
                 )
-                np.testing.assert_allclose(held.cooled[repeat, scored_on], scaled(outcome, t).probabilities)
+                np.testing.assert_allclose(
+                    held.cooled[repeat, scored_on], scaled(outcome, t).probabilities
+                )
 
 
 def test_noise_gains_on_dev_and_not_held_out():
@@ -54,7 +72,13 @@ def test_noise_gains_on_dev_and_not_held_out():
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 2, 200).astype(float)
     task = type(SST)("t", ("a",), "b", "classes", "cross_entropy", "accuracy", ("x", "y"))
-    pool = Pool(task, tuple(f"m{i:02}" for i in range(40)), np.ones(40), rng.normal(0, 1, (40, 200, 2)), labels)
+    pool = Pool(
+        task,
+        tuple(f"m{i:02}" for i in range(40)),
+        np.ones(40),
+        rng.normal(0, 1, (40, 200, 2)),
+        labels,
+    )
     proofs = {
         p.candidate.method: p
         for p in prove(pool, candidates(task, ["best", "omni", "greedy", "dicor"]))
@@ -64,15 +88,24 @@ def test_noise_gains_on_dev_and_not_held_out():
         assert proofs[method].dev["accuracy"] > 0.56
         assert abs(proofs[method].held_out["accuracy"] - 0.5) < 0.05
         assert proofs[method].interval.low < 0.5 < proofs[method].interval.high
-    proof = next(p for p in prove(pool, candidates(task, ["best", "omni", "greedy"])) if p.candidate.method == "greedy")
+    proof = next(
+        p
+        for p in prove(pool, candidates(task, ["best", "omni", "greedy"]))
+        if p.candidate.method == "greedy"
+    )
     assert proof.to_best.low < 0 < proof.to_best.high
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 def test_a_real_gain_is_seen(task):
-    """Independent errors: all members together beat the best one, and the interval excludes zero."""
+    """Independent errors: all members together beat the best one, and the interval excludes
+    zero.
+    """
     pool = make(task, 10, 500, 1.2)
-    proofs = {(p.candidate.method, p.candidate.rule): p for p in prove(pool, candidates(task, ["best", "omni", "weighted"]))}
+    proofs = {
+        (p.candidate.method, p.candidate.rule): p
+        for p in prove(pool, candidates(task, ["best", "omni", "weighted"]))
+    }
     omni = proofs["omni", rules(task)[0]]
     assert omni.to_best.low > 0
     assert omni.to_omni.value == omni.to_omni.low == omni.to_omni.high == 0
@@ -82,7 +115,9 @@ def test_a_real_gain_is_seen(task):
     assert omni.members == 10
     best = proofs["best", rules(task)[0]]
     assert best.to_best.value == 0
-    assert best.dev[task.metric] == pytest.approx(score(task, pool.outcome(int(pool.order[0])), pool.labels))
+    assert best.dev[task.metric] == pytest.approx(
+        score(task, pool.outcome(int(pool.order[0])), pool.labels)
+    )
 
 
 def test_temperature():
@@ -97,7 +132,9 @@ def test_temperature():
     cooled = scaled(outcome, found)
     assert (cooled.probabilities.argmax(1) == outcome.predictions).all()
     task = type(SST)("t", ("a",), "b", "classes", "cross_entropy", "accuracy", ("x", "y", "z"))
-    assert metric(task, "calibration_error", cooled, labels) < metric(task, "calibration_error", outcome, labels)
+    assert metric(task, "calibration_error", cooled, labels) < metric(
+        task, "calibration_error", outcome, labels
+    )
     proofs = prove(make(SST, 5, 300, 0.7), candidates(SST, ["best", "omni"]))
     for proof in proofs:
         assert (proof.temperature is None) == (proof.candidate.rule == "vote")
@@ -107,6 +144,9 @@ def test_temperature():
 
 def test_it_repeats():
     pool = make(QUORA, 5, 120)
-    first, second = (prove(pool, candidates(QUORA, ["best", "omni", "random", "pseudo_bma"], size=2)) for _ in "ab")
+    first, second = (
+        prove(pool, candidates(QUORA, ["best", "omni", "random", "pseudo_bma"], size=2))
+        for _ in "ab"
+    )
     assert [p.interval for p in first] == [p.interval for p in second]
     assert [p.to_best for p in first] == [p.to_best for p in second]

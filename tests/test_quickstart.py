@@ -22,7 +22,9 @@ def test_the_corpus_is_the_same_every_time_and_varied(tmp_path):
     assert len(files) == 9
     for name in files:
         content = (tmp_path / "a" / name).read_bytes()
-        assert content == (tmp_path / "b" / name).read_bytes() != (tmp_path / "c" / name).read_bytes()
+        assert (
+            content == (tmp_path / "b" / name).read_bytes() != (tmp_path / "c" / name).read_bytes()
+        )
     for stem, columns, label, _ in made_up.CORPUS:
         texts = [
             tuple(row[column] for column in columns)
@@ -35,7 +37,9 @@ def test_the_corpus_is_the_same_every_time_and_varied(tmp_path):
             assert set(labels) == LABELS[stem]
             assert min(labels.values()) > 0.1 * sum(labels.values())
         else:
-            assert {0.0, 5.0} <= {float(text) for text in labels} <= {step / 5 for step in range(26)}
+            assert (
+                {0.0, 5.0} <= {float(text) for text in labels} <= {step / 5 for step in range(26)}
+            )
 
 
 @pytest.mark.parametrize("real", [False, True])

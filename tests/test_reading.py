@@ -15,7 +15,10 @@ from loraens.tasks import QUORA, SST, STS
     [
         ("a\tb\tc", ["a", "b", "c"]),
         ('a\t"say ""no"" now"\tc', ["a", 'say "no" now', "c"]),  # doubled quotes inside quotes
-        ('a\t"No" means no\tc', ["a", '"No" means no', "c"]),  # the quote closes before the field ends
+        (
+            'a\t"No" means no\tc',
+            ["a", '"No" means no', "c"],
+        ),  # the quote closes before the field ends
         ('a\t"never closed\tc', ["a", '"never closed', "c"]),
         ('a\t5" nails\tc', ["a", '5" nails', "c"]),
         ('"x\ty"\tb\tc', ["x\ty", "b", "c"]),  # a quoted delimiter
@@ -52,7 +55,10 @@ def test_each_line_is_a_record_and_drops_are_counted(tmp_path):
 
 @pytest.mark.parametrize("name", ["x.csv", "x.tsv", "x.jsonl", "x.parquet"])
 def test_formats_give_the_same_records(tmp_path, name):
-    rows = [{"id": "a", "sentence": 'He said, "no".', "sentiment": 3}, {"id": "b", "sentence": "ä; ö", "sentiment": 0}]
+    rows = [
+        {"id": "a", "sentence": 'He said, "no".', "sentiment": 3},
+        {"id": "b", "sentence": "ä; ö", "sentiment": 0},
+    ]
     path = tmp_path / name
     if name.endswith("parquet"):
         import pyarrow
@@ -63,10 +69,18 @@ def test_formats_give_the_same_records(tmp_path, name):
         write(path, "".join(json.dumps(row) + "\n" for row in rows))
     else:
         delimiter = "," if name.endswith("csv") else "\t"
-        lines = [["id", "sentence", "sentiment"], ["a", '"He said, ""no""."', "3"], ["b", '"ä; ö"', "0"]]
+        lines = [
+            ["id", "sentence", "sentiment"],
+            ["a", '"He said, ""no""."', "3"],
+            ["b", '"ä; ö"', "0"],
+        ]
         write(path, "\ufeff" + "\n".join(delimiter.join(line) for line in lines))
     split = read_split(path, "dev", SST)
-    assert (split.ids, split.texts, split.labels.tolist()) == (["a", "b"], [('He said, "no".',), ("ä; ö",)], [3, 0])
+    assert (split.ids, split.texts, split.labels.tolist()) == (
+        ["a", "b"],
+        [('He said, "no".',), ("ä; ö",)],
+        [3, 0],
+    )
 
 
 def test_unlabelled_split_and_line_numbers_as_ids(tmp_path):
@@ -81,11 +95,20 @@ def test_unlabelled_split_and_line_numbers_as_ids(tmp_path):
         ("", "is empty"),
         ("id\ttext\n1\tx\n", "no column 'sentence1'"),
         ("id\tsentence1\tsentence2\tsimilarity\n", "no usable record"),
-        ("id\tsentence1\tsentence2\tsimilarity\n1\tx\ty\t6\n", "line 2: label '6' is not a number from 0.0 to 5.0"),
+        (
+            "id\tsentence1\tsentence2\tsimilarity\n1\tx\ty\t6\n",
+            "line 2: label '6' is not a number from 0.0 to 5.0",
+        ),
         ("id\tsentence1\tsentence2\tsimilarity\n1\tx\ty\tmany\n", "line 2: label 'many'"),
-        ("id\tsentence1\tsentence2\tsimilarity\n1\tx\ty\t1\n1\tz\ty\t1\n", "line 3 repeats the id '1' of line 2"),
+        (
+            "id\tsentence1\tsentence2\tsimilarity\n1\tx\ty\t1\n1\tz\ty\t1\n",
+            "line 3 repeats the id '1' of line 2",
+        ),
         ("id\tid\tsentence1\n", "two columns named 'id'"),
-        ('{"sentence1": 1}\n[]\n', "no column 'sentence1'"),  # the suffix says that it is tab-separated
+        (
+            '{"sentence1": 1}\n[]\n',
+            "no column 'sentence1'",
+        ),  # the suffix says that it is tab-separated
     ],
 )
 def test_one_sentence_an_error(tmp_path, content, message):
@@ -118,7 +141,9 @@ def test_blank_records_are_counted_where_they_are_records(tmp_path):
 
 
 def test_one_column_of_texts_with_commas(tmp_path):
-    assert read_split(write(tmp_path / "x.tsv", "sentence\nHello, world\n"), "test", SST).texts == [("Hello, world",)]
+    assert read_split(write(tmp_path / "x.tsv", "sentence\nHello, world\n"), "test", SST).texts == [
+        ("Hello, world",)
+    ]
 
 
 def test_a_field_longer_than_the_csv_modules_default(tmp_path):
@@ -130,7 +155,11 @@ def test_a_field_longer_than_the_csv_modules_default(tmp_path):
 def test_json_lines_that_differ(tmp_path):
     lines = '{"sentence": "a"}\n{"sentence": "b \\ud83d", "sentiment": 2}\n'
     split = read_split(write(tmp_path / "x.jsonl", lines), "test", SST)
-    assert (split.texts, split.labels.tolist(), split.dropped) == ([("b ?",)], [2], {"no label": [1]})
+    assert (split.texts, split.labels.tolist(), split.dropped) == (
+        [("b ?",)],
+        [2],
+        {"no label": [1]},
+    )
 
 
 def test_standard_input(monkeypatch):

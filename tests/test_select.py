@@ -1,4 +1,6 @@
-"""Selection, joining and measures of ensembles: brute force on small pools, planted cases, and other libraries."""
+"""Selection, joining and measures of ensembles: brute force on small pools, planted cases, and
+other libraries.
+"""
 
 from itertools import product
 
@@ -9,10 +11,34 @@ from scipy.optimize import minimize
 from sklearn import metrics as sklearn_metrics
 
 from loraens.ensemble.combine import combine, majority_vote, rules
-from loraens.ensemble.diversity import pair_counts, q_statistic, similarity, summary, variance_formula, vote_formula
+from loraens.ensemble.diversity import (
+    pair_counts,
+    q_statistic,
+    similarity,
+    summary,
+    variance_formula,
+    vote_formula,
+)
 from loraens.ensemble.pool import Outcome, Pool, metric, score
-from loraens.ensemble.select import METHODS, Options, _scorer, accurate, dicor, greedy, pseudo_bma, stacking, topk, weighted
-from loraens.ensemble.significance import mcnemar, means_of_resamples, of_resamples, pearson_of_resamples, resamples
+from loraens.ensemble.select import (
+    METHODS,
+    Options,
+    _scorer,
+    accurate,
+    dicor,
+    greedy,
+    pseudo_bma,
+    stacking,
+    topk,
+    weighted,
+)
+from loraens.ensemble.significance import (
+    mcnemar,
+    means_of_resamples,
+    of_resamples,
+    pearson_of_resamples,
+    resamples,
+)
 from loraens.metrics import scores as reference_scores
 from loraens.tasks import METRICS, QUORA, SST, STS
 
@@ -23,15 +49,21 @@ def make(task, members=6, examples=200, noise=1.0, seed=0):
     """Members that see the truth through noise of their own."""
     rng = np.random.default_rng(seed)
     classes = len(task.class_names)
-    labels = rng.integers(0, classes, examples).astype(float) if classes else rng.uniform(0, 5, examples)
+    labels = (
+        rng.integers(0, classes, examples).astype(float) if classes else rng.uniform(0, 5, examples)
+    )
     if task.kind == "number":
         logits = (
-            labels[None, :, None] + rng.normal(0, noise, (members, examples, 1)) * np.linspace(0.5, 1.5, members)[:, None, None]
+            labels[None, :, None]
+            + rng.normal(0, noise, (members, examples, 1))
+            * np.linspace(0.5, 1.5, members)[:, None, None]
         )
     elif task.num_outputs == 1:
         logits = (2 * labels - 1)[None, :, None] + rng.normal(0, 2 * noise, (members, examples, 1))
     else:
-        logits = 2 * np.eye(classes)[labels.astype(int)][None] + rng.normal(0, 1.5 * noise, (members, examples, classes))
+        logits = 2 * np.eye(classes)[labels.astype(int)][None] + rng.normal(
+            0, 1.5 * noise, (members, examples, classes)
+        )
     names = tuple(f"m{index}" for index in range(members))
     return Pool(task, names, np.arange(1, members + 1), logits, labels)
 
@@ -46,21 +78,29 @@ def test_metrics_are_those_of_training(task):
         expected = reference_scores(task, pool.logits[member], pool.labels)
         assert set(expected) == set(METRICS[task.kind])
         for name, value in expected.items():
-            assert metric(task, name, pool.outcome(member), pool.labels) == pytest.approx(value, abs=1e-6), name
+            assert metric(task, name, pool.outcome(member), pool.labels) == pytest.approx(
+                value, abs=1e-6
+            ), name
 
 
 def test_metrics_against_other_libraries():
-    pool, numbers = make(SST), make(STS)
-    outcome, values = pool.outcome(1), numbers.outcome(1).predictions
+    pool = make(SST)
+    numbers = make(STS)
+    outcome = pool.outcome(1)
+    values = numbers.outcome(1).predictions
     f1 = sklearn_metrics.f1_score(pool.labels, outcome.predictions, average="macro")
     assert metric(SST, "macro_f1", outcome, pool.labels) == pytest.approx(f1)
     nll = sklearn_metrics.log_loss(pool.labels, outcome.probabilities)
     assert metric(SST, "nll", outcome, pool.labels) == pytest.approx(nll)
     ties = np.round(values)
     for name, expected in (("pearson", scipy.stats.pearsonr), ("spearman", scipy.stats.spearmanr)):
-        assert metric(STS, name, Outcome(ties), numbers.labels) == pytest.approx(expected(ties, numbers.labels).statistic)
+        assert metric(STS, name, Outcome(ties), numbers.labels) == pytest.approx(
+            expected(ties, numbers.labels).statistic
+        )
     assert np.isnan(metric(STS, "pearson", Outcome(np.full(200, 2.0)), numbers.labels))
-    assert np.isnan(metric(SST, "nll", Outcome(outcome.predictions), pool.labels))  # votes have no probabilities
+    assert np.isnan(
+        metric(SST, "nll", Outcome(outcome.predictions), pool.labels)
+    )  # votes have no probabilities
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
@@ -81,10 +121,17 @@ def test_weights_are_legal_and_repeat(task, name):
 def test_dicor_takes_the_independent_one_and_topk_does_not():
     """Three copies of the best member, and a weaker, independent one."""
     for task in TASKS.values():
-        good, weak = make(task, 1, 400, 0.6), make(task, 1, 400, 1.0, seed=0)
+        good = make(task, 1, 400, 0.6)
+        weak = make(task, 1, 400, 1.0, seed=0)
         rng = np.random.default_rng(5)
         other = weak.logits[0] + rng.normal(0, 0.8, weak.logits[0].shape)
-        pool = Pool(task, ("a", "b", "c", "d"), np.ones(4), np.stack([good.logits[0]] * 3 + [other]), good.labels)
+        pool = Pool(
+            task,
+            ("a", "b", "c", "d"),
+            np.ones(4),
+            np.stack([good.logits[0]] * 3 + [other]),
+            good.labels,
+        )
         assert pool.scores[3] < pool.scores[0]
         options = Options(size=2, pool=4)
         assert np.flatnonzero(dicor(pool, options, RNG)).tolist() == [0, 3]
@@ -98,7 +145,9 @@ def test_dicor_against_a_plain_loop():
     chosen = [kept[0]]
     while len(chosen) < 4:
         means = {
-            i: np.mean([scipy.stats.pearsonr(values[i], values[j]).statistic for j in chosen]) for i in kept if i not in chosen
+            i: np.mean([scipy.stats.pearsonr(values[i], values[j]).statistic for j in chosen])
+            for i in kept
+            if i not in chosen
         }
         chosen.append(min(means, key=means.get))
     assert np.flatnonzero(dicor(pool, Options(size=4, pool=8), RNG)).tolist() == sorted(chosen)
@@ -120,19 +169,30 @@ def test_constant_and_always_right_members():
     right = 9 * np.eye(5)[labels.astype(int)]
     constant = np.tile(9 * np.eye(5)[0], (50, 1))
     noisy = right + rng.normal(0, 6, (2, 50, 5))
-    pool = Pool(SST, ("right", "zero", "x", "y"), np.ones(4), np.stack([right, constant, *noisy]), labels)
+    pool = Pool(
+        SST, ("right", "zero", "x", "y"), np.ones(4), np.stack([right, constant, *noisy]), labels
+    )
     for name in ("pearson", "cosine", "agreement", "errors"):
         found = similarity(pool, name)
         assert np.isfinite(found).all()
         np.testing.assert_allclose(found, found.T)
         np.testing.assert_allclose(np.diag(found), 1)
-    assert similarity(pool, "pearson")[1, 2] == similarity(pool, "errors")[0, 2] == similarity(pool, "cosine")[1, 2] == 1
+    assert (
+        similarity(pool, "pearson")[1, 2]
+        == similarity(pool, "errors")[0, 2]
+        == similarity(pool, "cosine")[1, 2]
+        == 1
+    )
     for name, method in METHODS.items():
         weights = method(pool, Options(size=2, pool=4), np.random.default_rng(0))
         assert np.isfinite(weights).all(), name
     numbers = make(STS, 3)
     flat = Pool(
-        STS, numbers.names, numbers.ranks, np.where(np.arange(3)[:, None, None] == 1, 2.0, numbers.logits), numbers.labels
+        STS,
+        numbers.names,
+        numbers.ranks,
+        np.where(np.arange(3)[:, None, None] == 1, 2.0, numbers.logits),
+        numbers.labels,
     )
     assert flat.order[-1] == 1
     assert np.flatnonzero(dicor(flat, Options(size=2, pool=3), RNG)).tolist() == [0, 2]
@@ -142,8 +202,12 @@ def test_similarities_against_other_libraries():
     pool = make(SST, 4)
     said = pool.predictions.astype(float)
     np.testing.assert_allclose(similarity(pool, "pearson"), np.corrcoef(said), atol=1e-12)
-    np.testing.assert_allclose(similarity(pool, "cosine"), sklearn_metrics.pairwise.cosine_similarity(said), atol=1e-12)
-    np.testing.assert_allclose(similarity(pool, "errors"), np.corrcoef(said != pool.labels), atol=1e-12)
+    np.testing.assert_allclose(
+        similarity(pool, "cosine"), sklearn_metrics.pairwise.cosine_similarity(said), atol=1e-12
+    )
+    np.testing.assert_allclose(
+        similarity(pool, "errors"), np.corrcoef(said != pool.labels), atol=1e-12
+    )
     assert similarity(pool, "agreement")[1, 3] == pytest.approx((said[1] == said[3]).mean())
 
 
@@ -156,8 +220,16 @@ def test_weighted_is_the_minimum_on_the_simplex(task):
         return metric(task, name, combine(pool, weights, "logits", pool.places), pool.labels)
 
     found = weighted(pool, Options(), RNG)
-    bounds, total = [(1e-9, 1)] * 4, {"type": "eq", "fun": lambda w: w.sum() - 1}
-    expected = minimize(loss, np.full(4, 0.25), bounds=bounds, constraints=[total], method="SLSQP", options={"ftol": 1e-12})
+    bounds = [(1e-9, 1)] * 4
+    total = {"type": "eq", "fun": lambda w: w.sum() - 1}
+    expected = minimize(
+        loss,
+        np.full(4, 0.25),
+        bounds=bounds,
+        constraints=[total],
+        method="SLSQP",
+        options={"ftol": 1e-12},
+    )
     assert loss(found) <= expected.fun + 1e-6
     assert loss(found) < loss(np.full(4, 0.25))
 
@@ -173,14 +245,18 @@ def test_stacking():
     numbers = make(STS, 4)
     values = numbers.predictions.T
     found = stacking(numbers, Options(), RNG)
-    gradient = values.T @ (values @ found - numbers.labels)  # the conditions of Karush, Kuhn and Tucker
+    gradient = values.T @ (
+        values @ found - numbers.labels
+    )  # the conditions of Karush, Kuhn and Tucker
     assert np.abs(gradient[found > 0]).max() < 1e-6
     assert (gradient[found == 0] > -1e-6).all()
 
 
 def test_bma_and_pseudo_bma_by_hand():
     labels = np.array([0.0, 1.0, 1.0])
-    logits = np.log(np.array([[[0.8, 0.2], [0.3, 0.7], [0.4, 0.6]], [[0.5, 0.5], [0.5, 0.5], [0.5, 0.5]]]))
+    logits = np.log(
+        np.array([[[0.8, 0.2], [0.3, 0.7], [0.4, 0.6]], [[0.5, 0.5], [0.5, 0.5], [0.5, 0.5]]])
+    )
     task = type(SST)("t", ("a",), "b", "classes", "cross_entropy", "accuracy", ("x", "y"))
     pool = Pool(task, ("a", "b"), np.ones(2), logits, labels)
     products = np.array([0.8 * 0.7 * 0.6, 0.125])
@@ -192,7 +268,9 @@ def test_bma_and_pseudo_bma_by_hand():
         share = drawn / drawn.sum()
         z = np.exp([3 * sum(share * row) for row in density])
         draws.append(z / z.sum())
-    np.testing.assert_allclose(pseudo_bma(pool, Options(draws=500), rng), np.mean(draws, axis=0), rtol=1e-5)
+    np.testing.assert_allclose(
+        pseudo_bma(pool, Options(draws=500), rng), np.mean(draws, axis=0), rtol=1e-5
+    )
 
 
 def test_greedys_margins_are_accuracies():
@@ -202,7 +280,9 @@ def test_greedys_margins_are_accuracies():
         expected = []
         for member in (1, 3, 4):
             weights = np.bincount([0, 3, member], minlength=5) / 3
-            expected.append(metric(task, "accuracy", combine(pool, weights, "probs", pool.places), pool.labels))
+            expected.append(
+                metric(task, "accuracy", combine(pool, weights, "probs", pool.places), pool.labels)
+            )
         assert found.tolist() == pytest.approx(expected)
 
 
@@ -210,7 +290,10 @@ def test_greedy_finds_the_best_small_ensemble():
     """On three members, whose ensembles can all be tried."""
     pool = make(STS, 3, 80)
     counts = [w for w in product(range(5), repeat=3) if 1 <= sum(w) <= 5]
-    best = max(score(STS, combine(pool, np.array(w) / sum(w), "logits", pool.places), pool.labels) for w in counts)
+    best = max(
+        score(STS, combine(pool, np.array(w) / sum(w), "logits", pool.places), pool.labels)
+        for w in counts
+    )
     found = greedy(pool, Options(bags=1, steps=8, start=1), RNG)
     assert score(STS, combine(pool, found, "logits", pool.places), pool.labels) > best - 2e-3
     assert score(STS, combine(pool, found, "logits", pool.places), pool.labels) >= pool.scores.max()
@@ -218,7 +301,8 @@ def test_greedy_finds_the_best_small_ensemble():
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 def test_rules_against_loops(task):
-    pool, weights = make(task, 5, 40), np.array([0.5, 0.0, 0.2, 0.2, 0.1])
+    pool = make(task, 5, 40)
+    weights = np.array([0.5, 0.0, 0.2, 0.2, 0.1])
     for rule in rules(task):
         got = combine(pool, weights, rule, pool.places)
         for row in range(40):
@@ -229,13 +313,23 @@ def test_rules_against_loops(task):
                     counts[said] = counts.get(said, 0) + weights[member]
                 top = max(counts.values())
                 tied = [said for said, count in counts.items() if count > top - 1e-9]
-                expected = next(int(pool.predictions[m, row]) for m in (4, 3, 2, 0) if int(pool.predictions[m, row]) in tied)
+                expected = next(
+                    int(pool.predictions[m, row])
+                    for m in (4, 3, 2, 0)
+                    if int(pool.predictions[m, row]) in tied
+                )
                 assert got.predictions[row] == expected
             elif rule == "probs":
-                np.testing.assert_allclose(got.probabilities[row], weights @ pool.probabilities[:, row], atol=1e-12)
+                np.testing.assert_allclose(
+                    got.probabilities[row], weights @ pool.probabilities[:, row], atol=1e-12
+                )
             elif task is STS:
                 assert got.predictions[row] == pytest.approx(weights @ pool.logits[:, row, 0])
-    assert np.isnan(metric(task, "nll", combine(pool, weights, "vote", pool.places), pool.labels)) if task is not STS else True
+    assert (
+        np.isnan(metric(task, "nll", combine(pool, weights, "vote", pool.places), pool.labels))
+        if task is not STS
+        else True
+    )
 
 
 def test_ties_of_a_vote():
@@ -256,11 +350,17 @@ def test_intervals():
     assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.1)
     other = values + rng.normal(0, 1, 400)
     both = np.stack([values, other])
-    np.testing.assert_allclose(means_of_resamples(both, rows), [[one[row].mean() for row in rows] for one in both])
+    np.testing.assert_allclose(
+        means_of_resamples(both, rows), [[one[row].mean() for row in rows] for one in both]
+    )
     expected = [scipy.stats.pearsonr(values[row], other[row]).statistic for row in rows[:50]]
-    np.testing.assert_allclose(pearson_of_resamples(both, other, rows[:50]), [expected, np.ones(50)])
+    np.testing.assert_allclose(
+        pearson_of_resamples(both, other, rows[:50]), [expected, np.ones(50)]
+    )
     assert np.isnan(pearson_of_resamples(np.full((1, 400), 2.0), other, rows[:3])).all()
-    reference = scipy.stats.bootstrap((values,), np.mean, method="percentile", random_state=1).confidence_interval
+    reference = scipy.stats.bootstrap(
+        (values,), np.mean, method="percentile", random_state=1
+    ).confidence_interval
     assert (found.low, found.high) == pytest.approx((reference.low, reference.high), abs=0.03)
     assert np.isnan(of_resamples(1.0, np.array([np.nan])).low)
 
@@ -288,16 +388,26 @@ def test_pairs_by_hand():
     assert (right[0, 1], one[0, 1], wrong[0, 1]) == pytest.approx((2 / 6, 2 / 6, 2 / 6))
     assert q_statistic(pool)[0, 1] == pytest.approx((2 * 2 - 2 * 0) / (2 * 2 + 2 * 0))
     found = summary(pool)
-    assert (found["disagreement"], found["double_fault"], found["q_statistic"]) == pytest.approx((1 / 3, 1 / 3, 1.0))
+    assert (found["disagreement"], found["double_fault"], found["q_statistic"]) == pytest.approx(
+        (1 / 3, 1 / 3, 1.0)
+    )
     assert found["mean_agreement"] == pytest.approx(4 / 6)
 
 
 def test_ambiguity_and_predicted_variance():
     pool = make(STS, 8, 4000)
-    pool = Pool(STS, pool.names, pool.ranks, pool.labels[None, :, None] + RNG.normal(0, 1, (8, 4000, 1)), pool.labels)
+    pool = Pool(
+        STS,
+        pool.names,
+        pool.ranks,
+        pool.labels[None, :, None] + RNG.normal(0, 1, (8, 4000, 1)),
+        pool.labels,
+    )
     found = summary(pool)
     assert found["member_mse"] - found["ambiguity"] == pytest.approx(found["mean_mse"], abs=1e-12)
-    assert found["error_variance_predicted"] == pytest.approx(found["error_variance_observed"], rel=0.02)
+    assert found["error_variance_predicted"] == pytest.approx(
+        found["error_variance_observed"], rel=0.02
+    )
     votes = summary(make(SST, 7, 500))
     assert 0 < votes["vote_error_observed"] < 1
     assert np.isnan(summary(pool.of([0]))["mean_pearson"])

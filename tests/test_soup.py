@@ -25,14 +25,21 @@ from loraens.tasks import SST, STS
 
 
 def plain_soup(sweep, names, weights):
-    """The model that the weights make, by hand: base plus the sum of w c B A, and the mean of the heads."""
+    """The model that the weights make, by hand: base plus the sum of w c B A, and the mean of the
+    heads.
+    """
     parts = [Predictor.load(sweep / name) for name in names]
     heads = [next(iter(part.model.heads.values())) for part in parts]
     base = dict(parts[0].model.encoder.named_parameters())
     for name, parameter in base.items():
-        parameter.data = sum(w * dict(part.model.encoder.named_parameters())[name].data for w, part in zip(weights, parts))
+        parameter.data = sum(
+            w * dict(part.model.encoder.named_parameters())[name].data
+            for w, part in zip(weights, parts, strict=True)
+        )
     for attribute in ("weight", "bias"):
-        getattr(heads[0], attribute).data = sum(w * getattr(head, attribute).data for w, head in zip(weights, heads))
+        getattr(heads[0], attribute).data = sum(
+            w * getattr(head, attribute).data for w, head in zip(weights, heads, strict=True)
+        )
     return parts[0]
 
 
@@ -53,27 +60,45 @@ def test_a_soup_is_the_model_of_mean_weights(soups, corpus):
         expected = plain_soup(sweep, list(members), list(members.values()))
         predictor = Predictor.load(folder)
         task = predictor.task()
-        np.testing.assert_allclose(predictor.logits(texts, task), expected.logits(texts, task), atol=1e-5)
+        np.testing.assert_allclose(
+            predictor.logits(texts, task), expected.logits(texts, task), atol=1e-5
+        )
         assert predictor.joint is None
         assert len(predictor.model.adapters) == 0  # folded: it costs what one member costs
         stored = MemberStore(folder).logits(name, "dev")
         outcome = read_runs([folder])[name].dev.outcome(0)
         assert score(task, outcome, stored.labels) == pytest.approx(record["dev"][task.metric])
-        assert record["interval"]["low"] <= record["interval"]["value"] <= record["interval"]["high"]
-    uniform = json.loads((sweep / "ensembles" / f"{name}-soup-merged" / "ensemble.json").read_text())
+        assert (
+            record["interval"]["low"] <= record["interval"]["value"] <= record["interval"]["high"]
+        )
+    uniform = json.loads(
+        (sweep / "ensembles" / f"{name}-soup-merged" / "ensemble.json").read_text()
+    )
     assert len(uniform["members"]) == 4
-    assert uniform["interval"]["value"] == pytest.approx(uniform["dev"][task.metric])  # nothing was chosen on dev
+    assert uniform["interval"]["value"] == pytest.approx(
+        uniform["dev"][task.metric]
+    )  # nothing was chosen on dev
 
 
-def test_a_soup_predicts_and_is_an_adapter_for_peft(soups, corpus, tiny_bert, run_command, tmp_path):
+def test_a_soup_predicts_and_is_an_adapter_for_peft(
+    soups, corpus, tiny_bert, run_command, tmp_path
+):
     name, sweep = soups
-    folder, out = sweep / "ensembles" / f"{name}-soup-merged", tmp_path / "out.csv"
+    folder = sweep / "ensembles" / f"{name}-soup-merged"
+    out = tmp_path / "out.csv"
     source = corpus / f"{'ids-sst' if name == 'sst' else name}-test-student.csv"
-    assert run_command("predict", "--model", folder, "--input", source, "--format", "tsv", "--output", out) == 0
+    assert (
+        run_command(
+            "predict", "--model", folder, "--input", source, "--format", "tsv", "--output", out
+        )
+        == 0
+    )
     with out.open(newline="") as file:
         assert len(list(csv.DictReader(file))) == len(texts_of(corpus, name)[0])
     ours = Predictor.load(folder).model.encoder.state_dict()
-    theirs = PeftModel.from_pretrained(AutoModel.from_pretrained(tiny_bert), folder / "epoch-001").merge_and_unload()
+    theirs = PeftModel.from_pretrained(
+        AutoModel.from_pretrained(tiny_bert), folder / "epoch-001"
+    ).merge_and_unload()
     for key, value in theirs.state_dict().items():
         if not key.startswith("pooler."):
             torch.testing.assert_close(ours[key], value, atol=1e-6, rtol=1e-5)
@@ -90,31 +115,41 @@ def test_more_columns_than_rows_are_cut_without_loss():
         up, down = layer.joined(weights)
         expected = sum(w * layer.delta_weight(index) for index, w in enumerate(weights))
         torch.testing.assert_close(up @ down, expected)
-        assert up.shape[1] == min(6, sum(rank for rank, w in zip(layer.ranks, weights) if w))
+        assert up.shape[1] == min(
+            6, sum(rank for rank, w in zip(layer.ranks, weights, strict=True) if w)
+        )
 
 
 @pytest.mark.parametrize("task", [SST, STS], ids=lambda task: task.name)
 def test_greedy_soup_against_a_plain_loop(task):
     pool = make(task, 6, 80)
-    pool = replace(pool, merged=lambda weights: np.tensordot(weights, np.sign(pool.logits) + pool.logits, 1))
-    chosen, reached = [], -np.inf
+    pool = replace(
+        pool, merged=lambda weights: np.tensordot(weights, np.sign(pool.logits) + pool.logits, 1)
+    )
+    chosen = []
+    reached = -np.inf
     for member in pool.order[:4]:
         weights = np.zeros(6)
         weights[[*chosen, member]] = 1 / (len(chosen) + 1)
         logits = pool.merged(weights)
         found = score(task, Outcome(logits[:, 0] if task is STS else logits.argmax(1)), pool.labels)
         if found >= reached:
-            chosen, reached = [*chosen, member], found
+            chosen = [*chosen, member]
+            reached = found
     weights = SOUPS["greedy_soup"](pool, Options(tried=4), np.random.default_rng(0))
     assert sorted(np.flatnonzero(weights)) == sorted(chosen)
     np.testing.assert_allclose(weights[weights > 0], 1 / len(chosen))
 
 
 def test_held_out_scores_are_of_soups_that_did_not_see_the_fold():
-    """Members of noise, merged by a rule that rewards what was chosen on: dev rises, held out does not."""
+    """Members of noise, merged by a rule that rewards what was chosen on: dev rises, held out does
+    not.
+    """
     rng = np.random.default_rng(0)
     labels = rng.uniform(0, 5, 150)
-    pool = replace(make(STS, 30, 150), labels=labels, logits=rng.normal(0, 1, (30, 150, 1)).astype(np.float32))
+    pool = replace(
+        make(STS, 30, 150), labels=labels, logits=rng.normal(0, 1, (30, 150, 1)).astype(np.float32)
+    )
     pool = replace(pool, merged=lambda weights: np.tensordot(weights, pool.logits, 1))
     wanted = [Candidate("best", "logits", Options()), Candidate("omni", "logits", Options())]
     proofs = prove(pool, [*wanted, Candidate("greedy_soup", "merged", Options())])
@@ -129,9 +164,13 @@ def test_what_cannot_be_merged_is_refused(soups, fails, run_command, tmp_path, m
     text = config.read_text()
     try:
         config.write_text(text.replace("limit: null", "limit: 5"))
-        assert "names other data than the members were trained on" in fails("ensemble", "--runs", sweep, "--method", "soup")
+        assert "names other data than the members were trained on" in fails(
+            "ensemble", "--runs", sweep, "--method", "soup"
+        )
         config.unlink()
-        assert "it says where the members' texts are" in fails("ensemble", "--runs", sweep, "--method", "soup")
+        assert "it says where the members' texts are" in fails(
+            "ensemble", "--runs", sweep, "--method", "soup"
+        )
     finally:
         config.write_text(text)
     found = read_runs([sweep])[name]
@@ -142,9 +181,16 @@ def test_what_cannot_be_merged_is_refused(soups, fails, run_command, tmp_path, m
 
 
 def test_what_is_compared_is_of_the_same_folds():
-    """A greedy soup of one member is the best member: the difference is nought, though the best one has more repetitions."""
+    """A greedy soup of one member is the best member: the difference is nought, though the best one
+    has more repetitions.
+    """
     pool = make(SST, 5, 90)
     pool = replace(pool, merged=lambda weights: np.tensordot(weights, pool.logits, 1))
     wanted = [Candidate("best", "vote", Options()), Candidate("omni", "vote", Options())]
     proof = prove(pool, [*wanted, Candidate("greedy_soup", "merged", Options(tried=1))])[2]
-    assert (proof.to_best.value, proof.to_best.low, proof.to_best.high, proof.p_best) == (0, 0, 0, 1)
+    assert (proof.to_best.value, proof.to_best.low, proof.to_best.high, proof.p_best) == (
+        0,
+        0,
+        0,
+        1,
+    )

@@ -4,19 +4,34 @@ import numpy as np
 import pytest
 
 from loraens.errors import InputError
-from loraens.store import Logits, MemberStore, find_member, logits_to_bytes, read_logits, write_atomically
+from loraens.store import (
+    Logits,
+    MemberStore,
+    find_member,
+    logits_to_bytes,
+    read_logits,
+    write_atomically,
+)
 
 
 @pytest.fixture
 def store(tmp_path):
     store = MemberStore(tmp_path / "run" / "r4")
     logits = Logits(np.ones((3, 2), np.float32), np.array(["a", "b", "ü"]), np.arange(3.0))
-    store.write({"epoch-001": {"sst-dev.npz": logits_to_bytes(logits), "x.json": b"{}"}}, epochs("epoch-001", "epoch-001"))
+    store.write(
+        {"epoch-001": {"sst-dev.npz": logits_to_bytes(logits), "x.json": b"{}"}},
+        epochs("epoch-001", "epoch-001"),
+    )
     return store
 
 
 def epochs(best, last):
-    return {"epochs": {"best": best, "last": last}, "settings": {}, "member": {}, "dev": {"sts": {"pearson": float("nan")}}}
+    return {
+        "epochs": {"best": best, "last": last},
+        "settings": {},
+        "member": {},
+        "dev": {"sts": {"pearson": float("nan")}},
+    }
 
 
 def test_logits_come_back_and_bytes_repeat(store):
@@ -36,17 +51,33 @@ def test_logits_come_back_and_bytes_repeat(store):
 
 def test_only_best_and_last_remain(store):
     for epoch, best in ((2, 2), (3, 2), (4, 2)):
-        store.write({f"epoch-{epoch:03d}": {"x.json": str(epoch).encode()}}, epochs(f"epoch-{best:03d}", f"epoch-{epoch:03d}"))
-    assert sorted(path.name for path in store.directory.glob("epoch-*")) == ["epoch-002", "epoch-003", "epoch-004"]
-    store.write({}, epochs("epoch-002", "epoch-004"))  # what the manifest before named goes one write later
-    assert sorted(path.name for path in store.directory.glob("epoch-*")) == ["epoch-002", "epoch-004"]
+        store.write(
+            {f"epoch-{epoch:03d}": {"x.json": str(epoch).encode()}},
+            epochs(f"epoch-{best:03d}", f"epoch-{epoch:03d}"),
+        )
+    assert sorted(path.name for path in store.directory.glob("epoch-*")) == [
+        "epoch-002",
+        "epoch-003",
+        "epoch-004",
+    ]
+    store.write(
+        {}, epochs("epoch-002", "epoch-004")
+    )  # what the manifest before named goes one write later
+    assert sorted(path.name for path in store.directory.glob("epoch-*")) == [
+        "epoch-002",
+        "epoch-004",
+    ]
     assert set(store.manifest()["files"]) == {"epoch-002/x.json", "epoch-004/x.json"}
 
 
 def test_a_killed_writers_files_are_cleared(store):
     (store.directory / "epoch-001" / ".x.json.123.part").write_bytes(b"{")
     store.write({"epoch-002": {"x.json": b"{}"}}, epochs("epoch-001", "epoch-002"))
-    assert set(store.manifest()["files"]) == {"epoch-001/x.json", "epoch-001/sst-dev.npz", "epoch-002/x.json"}
+    assert set(store.manifest()["files"]) == {
+        "epoch-001/x.json",
+        "epoch-001/sst-dev.npz",
+        "epoch-002/x.json",
+    }
     assert list(store.directory.rglob("*.part")) == []
 
 

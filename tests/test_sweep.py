@@ -34,8 +34,25 @@ def command(tiny_bert, corpus, tmp_path):
     """The arguments of a sweep on the tiny backbone in a new store."""
 
     def make(*args, name="run", epochs=2, grid=GRID, size=4):
-        arguments = ["sweep", "--config", CONFIGS / "sts.yaml", "--model.backbone", tiny_bert, "--data.root", corpus]
-        arguments += ["--model.pooling", "mean", "--model.lr", 1e-2, "--trainer.max_epochs", epochs, "--store.root", tmp_path]
+        arguments = [
+            "sweep",
+            "--config",
+            CONFIGS / "sts.yaml",
+            "--model.backbone",
+            tiny_bert,
+            "--data.root",
+            corpus,
+        ]
+        arguments += [
+            "--model.pooling",
+            "mean",
+            "--model.lr",
+            1e-2,
+            "--trainer.max_epochs",
+            epochs,
+            "--store.root",
+            tmp_path,
+        ]
         arguments += ["--store.run", name, "--sweep.pack_size", size, *QUIET, *grid, *args]
         return [str(argument) for argument in arguments]
 
@@ -89,11 +106,26 @@ def test_a_sweep_leaves_every_member_as_fit_does(sweep, run_command, command, ca
         for split, size in (("dev", 24), ("test", 10)):
             assert MemberStore(run / name).logits("sts", split, "last").logits.shape == (size, 1)
     for member in (Member(8, 3.0, lr=1e-2), Member(29, 1.0, lr=1e-2)):
-        arguments = command("--model.rank", member.rank, "--model.scale", member.scale, name=f"fit-{member.rank}", grid=())
+        arguments = command(
+            "--model.rank",
+            member.rank,
+            "--model.scale",
+            member.scale,
+            name=f"fit-{member.rank}",
+            grid=(),
+        )
         at = arguments.index("--sweep.pack_size")
-        options = ["--model.schedule", "linear", "--model.warmup", "0.2", "--trainer.enable_model_summary", "false"]
+        options = [
+            "--model.schedule",
+            "linear",
+            "--model.warmup",
+            "0.2",
+            "--trainer.enable_model_summary",
+            "false",
+        ]
         assert run_command("fit", *arguments[1:at], *arguments[at + 2 :], *options) == 0
-        alone, together = run.parent / f"fit-{member.rank}" / member.name, run / member.name
+        alone = run.parent / f"fit-{member.rank}" / member.name
+        together = run / member.name
         left, right = (MemberStore(path).manifest() for path in (alone, together))
         assert left["settings"] == right["settings"]
         for which in ("best", "last"):
@@ -103,7 +135,9 @@ def test_a_sweep_leaves_every_member_as_fit_does(sweep, run_command, command, ca
 
 
 def run_in_child(arguments, kill_after=None):
-    """Runs the command in a child process, which is killed after so many seconds; returns whether it came to its end."""
+    """Runs the command in a child process, which is killed after so many seconds; returns whether
+    it came to its end.
+    """
     child = os.fork()
     if child == 0:
         code = 1
@@ -127,18 +161,27 @@ def run_in_child(arguments, kill_after=None):
     return True
 
 
-@pytest.mark.parametrize("options", [[], ["--sweep.patience", 1, "--sweep.halving_factor", 2]], ids=["plain", "stopping"])
+@pytest.mark.parametrize(
+    "options", [[], ["--sweep.patience", 1, "--sweep.halving_factor", 2]], ids=["plain", "stopping"]
+)
 def test_killed_anywhere_it_ends_with_the_same_contents(command, tmp_path, options):
     epochs = 4 if options else 2
     started = time.monotonic()
     assert run_in_child(command(*options, name="whole", epochs=epochs))
-    seconds, whole = time.monotonic() - started, contents(tmp_path / "whole")
+    seconds = time.monotonic() - started
+    whole = contents(tmp_path / "whole")
     assert len({name.partition("/")[0] for name in whole}) == 6
-    rng, kills, runs = random.Random(0), 0, 0
+    rng = random.Random(0)
+    kills = 0
+    runs = 0
     while kills < 5:
-        runs, ended = runs + 1, False
+        runs = runs + 1
+        ended = False
         while not ended:
-            ended = run_in_child(command(*options, name=f"run-{runs}", epochs=epochs), rng.uniform(0.1, 1.1) * seconds)
+            ended = run_in_child(
+                command(*options, name=f"run-{runs}", epochs=epochs),
+                rng.uniform(0.1, 1.1) * seconds,
+            )
             kills += not ended
         assert contents(tmp_path / f"run-{runs}") == whole
         assert not (tmp_path / f"run-{runs}" / "packs").exists()
@@ -146,7 +189,9 @@ def test_killed_anywhere_it_ends_with_the_same_contents(command, tmp_path, optio
 
 def test_finished_members_are_skipped_by_their_checksums(sweep, run_command, capsys, monkeypatch):
     run = sweep()
-    before, trained, fit = contents(run), [], sweep_module.Sweep._fit
+    before = contents(run)
+    trained = []
+    fit = sweep_module.Sweep._fit
 
     def noted(self, path, members, until):
         trained.extend(member.name for member in members)
@@ -154,7 +199,9 @@ def test_finished_members_are_skipped_by_their_checksums(sweep, run_command, cap
 
     monkeypatch.setattr(sweep_module.Sweep, "_fit", noted)
     sweep()
-    assert run_command("sweep", "--config", run / "config.yaml") == 0  # what an interrupted sweep tells to do
+    assert (
+        run_command("sweep", "--config", run / "config.yaml") == 0
+    )  # what an interrupted sweep tells to do
     assert not trained
     assert contents(run) == before
     name = "r8-c3-s0-lr0.01"
@@ -167,7 +214,10 @@ def test_finished_members_are_skipped_by_their_checksums(sweep, run_command, cap
     assert {path: value for path, value in after.items() if not path.startswith(name)} == {
         path: value for path, value in before.items() if not path.startswith(name)
     }
-    scores = [[entry["score"] for entry in found[f"{name}/manifest.json"]["history"]] for found in (before, after)]
+    scores = [
+        [entry["score"] for entry in found[f"{name}/manifest.json"]["history"]]
+        for found in (before, after)
+    ]
     assert scores[0] == pytest.approx(scores[1], abs=1e-3)
 
 
@@ -185,7 +235,9 @@ def test_a_grid_may_grow_and_changes_are_named(sweep, command, fails, corpus, tm
     other.mkdir()
     for path in corpus.iterdir():
         text = path.read_text()
-        (other / path.name).write_text(text.replace("\t5.0", "\t4.8", 1) if path.name == "sts-train.csv" else text)
+        (other / path.name).write_text(
+            text.replace("\t5.0", "\t4.8", 1) if path.name == "sts-train.csv" else text
+        )
     assert (other / "sts-train.csv").read_text() != (corpus / "sts-train.csv").read_text()
     assert "started with data.sts-train" in fails(*command("--data.root", other))
     assert contents(run) == after
@@ -211,7 +263,9 @@ def test_stopped_members_change_no_other(sweep):
     assert sizes[-1] == sum(len(manifest["history"]) == 6 for manifest in found.values()) < 12
     for name, manifest in found.items():
         scores = [entry["score"] for entry in manifest["history"]]
-        assert scores == pytest.approx([entry["score"] for entry in whole[name]["history"][: len(scores)]], abs=1e-6)
+        assert scores == pytest.approx(
+            [entry["score"] for entry in whole[name]["history"][: len(scores)]], abs=1e-6
+        )
         best = int(np.argmax(scores))
         assert len(scores) == 6 or len(scores) - 1 - best == 2
         if manifest["status"] == "stopped":
@@ -223,14 +277,17 @@ def test_stopped_members_change_no_other(sweep):
                 load_file(path / member.name / "epoch-006" / "adapter_model.safetensors")
                 for path in (run, run.parent / "whole")
             )
-            assert max((a[key] - b[key]).abs().max() for key in a) < 1e-7  # after 36 steps at a high rate
+            assert (
+                max((a[key] - b[key]).abs().max() for key in a) < 1e-7
+            )  # after 36 steps at a high rate
 
 
 def test_successive_halving(sweep, fails, command):
     options = ["--sweep.halving_factor", 2, "--sweep.halving_epochs", 1]
     whole = manifests(sweep(name="whole", epochs=4))
     found = manifests(sweep(*options, name="halved", epochs=4, size=2))
-    left, lengths = set(whole), {name: len(manifest["history"]) for name, manifest in found.items()}
+    left = set(whole)
+    lengths = {name: len(manifest["history"]) for name, manifest in found.items()}
     for epoch, kept in ((1, 3), (2, 2)):
         ranked = sorted(left, key=lambda name: -whole[name]["history"][epoch - 1]["score"])
         assert {name for name in left if lengths[name] == epoch} == set(ranked[kept:])
@@ -238,14 +295,19 @@ def test_successive_halving(sweep, fails, command):
         left = set(ranked[:kept])
     assert {name for name, manifest in found.items() if manifest["status"] == "finished"} == left
     for name in left:
-        scores = [[entry["score"] for entry in manifests[name]["history"]] for manifests in (whole, found)]
+        scores = [
+            [entry["score"] for entry in manifests[name]["history"]] for manifests in (whole, found)
+        ]
         assert scores[0] == pytest.approx(scores[1], abs=1e-3)
-    assert "halved_members" in fails(*command(*options, name="halved", epochs=4, grid=["--grid.rank", "[2,3]"]))
+    assert "halved_members" in fails(
+        *command(*options, name="halved", epochs=4, grid=["--grid.rank", "[2,3]"])
+    )
 
 
 def test_out_of_memory_halves_the_pack(sweep, monkeypatch, capsys):
     expected = manifests(sweep(name="whole", size=1))
-    step, seen = Population.training_step, []
+    step = Population.training_step
+    seen = []
 
     def hungry(self, batch, batch_idx):
         seen.append((len(self.members), self.global_step))
@@ -258,19 +320,33 @@ def test_out_of_memory_halves_the_pack(sweep, monkeypatch, capsys):
     found = manifests(run)
     assert {manifest["status"] for manifest in found.values()} == {"finished"}
     assert json.loads((run / "sweep.json").read_text())["fits"] == 2
-    assert [entry for entry in seen if entry[1] == 0] == [(4, 0), (2, 0)]  # the first epoch was not lost
+    assert [entry for entry in seen if entry[1] == 0] == [
+        (4, 0),
+        (2, 0),
+    ]  # the first epoch was not lost
     for name, manifest in found.items():
-        scores = [[entry["score"] for entry in found[name]["history"]] for found in (expected, {name: manifest})]
+        scores = [
+            [entry["score"] for entry in found[name]["history"]]
+            for found in (expected, {name: manifest})
+        ]
         assert scores[0] == pytest.approx(scores[1], abs=1e-3)
-    monkeypatch.setattr(Population, "training_step", lambda *args: (_ for _ in ()).throw(torch.OutOfMemoryError("no memory")))
+    monkeypatch.setattr(
+        Population,
+        "training_step",
+        lambda *args: (_ for _ in ()).throw(torch.OutOfMemoryError("no memory")),
+    )
     sweep(name="none", expect=2)
     assert "alone does not fit in memory" in capsys.readouterr().err
 
 
 def test_a_failed_member_is_marked_and_the_others_are_not_touched(sweep):
     members = "[{rank: 2, scale: 1}, {rank: 2, scale: 2, lr: %s}, {rank: 3, scale: 1}]"
-    good, bad = (sweep(name=name, grid=["--grid.members", members % lr]) for name, lr in (("good", "0.01"), ("bad", "1.0e+30")))
-    left, right = contents(good), contents(bad)
+    good, bad = (
+        sweep(name=name, grid=["--grid.members", members % lr])
+        for name, lr in (("good", "0.01"), ("bad", "1.0e+30"))
+    )
+    left = contents(good)
+    right = contents(bad)
     for name in ("r2-c1-s0-lr0.01", "r3-c1-s0-lr0.01"):
         of_name = {path for path in left if path.startswith(name)}
         assert len(of_name) >= 6
@@ -279,13 +355,16 @@ def test_a_failed_member_is_marked_and_the_others_are_not_touched(sweep):
     failed = manifests(bad)["r2-c2-s0-lr1e+30"]
     assert (failed["status"], failed["epochs"]) == ("failed", {})
     assert re.fullmatch(r"step 1: .*(loss is|not finite).*", failed["ended"])
-    alone = manifests(sweep(name="alone", grid=["--grid.members", "[{rank: 2, scale: 2, lr: 1.0e+30}]"]))
+    alone = manifests(
+        sweep(name="alone", grid=["--grid.members", "[{rank: 2, scale: 2, lr: 1.0e+30}]"])
+    )
     assert [manifest["status"] for manifest in alone.values()] == ["failed"]
 
 
 def test_memory_does_not_grow_with_the_number_of_packs(sweep, monkeypatch):
     """When a pack begins, nothing of the packs before it is left."""
-    alive, build = weakref.WeakSet(), Population.build
+    alive = weakref.WeakSet()
+    build = Population.build
 
     def watched(self, max_length):
         gc.collect()
@@ -317,7 +396,14 @@ def test_automatic_packs(sweep, capsys):
 
 
 def test_the_papers_grids():
-    counts = {"sst": 80, "quora": 4, "sts": 186, "sst-minilm": 16, "quora-minilm": 4, "sts-minilm": 16}
+    counts = {
+        "sst": 80,
+        "quora": 4,
+        "sts": 186,
+        "sst-minilm": 16,
+        "quora-minilm": 4,
+        "sts-minilm": 16,
+    }
     assert {path.stem for path in (CONFIGS / "grids").iterdir()} == set(counts)
     best = {"sst": (12, 3), "quora": (16, 1), "sts": (29, 3)}
     for name, count in counts.items():
@@ -337,7 +423,11 @@ def test_a_grid_file_on_the_command_line(sweep, tmp_path):
 
 def test_packs_keep_like_ranks_together():
     members = Grid(rank=[4, 1, 3, 2], seed=[0, 1]).expand(Member(1, 1.0))
-    assert [[member.rank for member in pack] for pack in packs(members, 3)] == [[1, 1, 2], [2, 3, 3], [4, 4]]
+    assert [[member.rank for member in pack] for pack in packs(members, 3)] == [
+        [1, 1, 2],
+        [2, 3, 3],
+        [4, 4],
+    ]
 
 
 def test_bad_input_ends_in_one_sentence(fails, command, tmp_path, run_command):
@@ -350,9 +440,13 @@ def test_bad_input_ends_in_one_sentence(fails, command, tmp_path, run_command):
     assert "scale" in fails(*command(grid=["--grid.scale", "[0]"]))
     assert "--grid.rank must be at least 1" in fails(*command(grid=["--grid.rank", "[0]"]))
     assert "--sweep.pack_size 0 is too small" in fails(*command(size=0))
-    assert "--sweep.halving_factor 1 must be above 1" in fails(*command("--sweep.halving_factor", 1))
+    assert "--sweep.halving_factor 1 must be above 1" in fails(
+        *command("--sweep.halving_factor", 1)
+    )
     assert "use `loraens fit`" in fails(*command("--model.mode", "frozen"))
-    assert "--trainer.max_steps 5: a sweep trains whole epochs" in fails(*command("--trainer.max_steps", 5))
+    assert "--trainer.max_steps 5: a sweep trains whole epochs" in fails(
+        *command("--trainer.max_steps", 5)
+    )
     assert "a sweep needs an end" in fails(*command(epochs=-1))
     assert "logs to one of CSVLogger, TensorBoardLogger, WandbLogger" in fails(
         *command("--trainer.logger", "[{class_path: CSVLogger, init_args: {save_dir: x}}]")
@@ -374,18 +468,34 @@ def checkpoint(ranks):
     size = max(ranks)
 
     def tensors():
-        a, b = torch.zeros(len(ranks), size, 5), torch.zeros(len(ranks), 4, size)
+        a = torch.zeros(len(ranks), size, 5)
+        b = torch.zeros(len(ranks), 4, size)
         for index, rank in enumerate(ranks):
-            a[index, :rank], b[index, :, :rank] = 10 * rank + torch.rand(rank, 5), torch.rand(4, rank)
-        return {"model.x.lora_A": a, "model.x.lora_B": b, "model.head_sts.weight": torch.rand(len(ranks), 1, 4)}
+            a[index, :rank] = 10 * rank + torch.rand(rank, 5)
+            b[index, :, :rank] = torch.rand(4, rank)
+        return {
+            "model.x.lora_A": a,
+            "model.x.lora_B": b,
+            "model.head_sts.weight": torch.rand(len(ranks), 1, 4),
+        }
 
-    state, moments = tensors(), tensors()
+    state = tensors()
+    moments = tensors()
     return {
-        "state_dict": {"failures.step": torch.arange(len(ranks)), "failures.loss": torch.rand(len(ranks)), **state},
+        "state_dict": {
+            "failures.step": torch.arange(len(ranks)),
+            "failures.loss": torch.rand(len(ranks)),
+            **state,
+        },
         "optimizer_states": [
-            {"state": {i: {"step": 7, "exp_avg": m} for i, m in enumerate(moments.values())}, "param_groups": [{"lr": 1.0}]}
+            {
+                "state": {i: {"step": 7, "exp_avg": m} for i, m in enumerate(moments.values())},
+                "param_groups": [{"lr": 1.0}],
+            }
         ],
-        "callbacks": {"loraens.members": {"progress": [{"best": rank} for rank in ranks], "seconds": 1.0}},
+        "callbacks": {
+            "loraens.members": {"progress": [{"best": rank} for rank in ranks], "seconds": 1.0}
+        },
         "loraens": {"members": [{"rank": rank} for rank in ranks]},
     }
 
@@ -402,4 +512,6 @@ def test_checkpoints_taken_apart_and_joined():
         assert torch.equal(again["state_dict"][name], value), name
     for place, entry in whole["optimizer_states"][0]["state"].items():
         assert again["optimizer_states"][0]["state"][place]["step"] == 7
-        assert torch.equal(again["optimizer_states"][0]["state"][place]["exp_avg"], entry["exp_avg"])
+        assert torch.equal(
+            again["optimizer_states"][0]["state"][place]["exp_avg"], entry["exp_avg"]
+        )

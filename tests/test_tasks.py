@@ -10,20 +10,26 @@ def test_width_of_head(task, outputs):
 
 
 @pytest.mark.parametrize(
-    ("task", "text", "value"), [(SST, "4", 4), (QUORA, "0.0", 0), (QUORA, "1.0", 1), (STS, "3.25", 3.25), (STS, "5", 5)]
+    ("task", "text", "value"),
+    [(SST, "4", 4), (QUORA, "0.0", 0), (QUORA, "1.0", 1), (STS, "3.25", 3.25), (STS, "5", 5)],
 )
 def test_labels(task, text, value):
     assert task.parse_label(text) == value
 
 
-@pytest.mark.parametrize(("task", "text"), [(SST, "5"), (SST, "1.5"), (QUORA, "yes"), (STS, "5.1"), (STS, "-1"), (STS, "nan")])
+@pytest.mark.parametrize(
+    ("task", "text"),
+    [(SST, "5"), (SST, "1.5"), (QUORA, "yes"), (STS, "5.1"), (STS, "-1"), (STS, "nan")],
+)
 def test_labels_out_of_range(task, text):
     with pytest.raises(ValueError, match="is not"):
         task.parse_label(text)
 
 
 def test_class_names_that_are_numbers_are_values_not_places():
-    task = Task("stars", ("text",), "stars", "classes", "cross_entropy", "accuracy", ("1", "2", "3"))
+    task = Task(
+        "stars", ("text",), "stars", "classes", "cross_entropy", "accuracy", ("1", "2", "3")
+    )
     assert [task.parse_label(text) for text in ("1", "2.0", "3.00")] == [0, 1, 2]
     with pytest.raises(ValueError, match=r"'0' is not one of the classes 1, 2, 3"):
         task.parse_label("0")
@@ -33,7 +39,9 @@ def test_labels_may_be_numbers_of_named_classes():
     fields = ("kind", ("text",), "kind", "classes", "cross_entropy", "accuracy", ("WHO", "WHEN"))
     assert [Task(*fields).parse_label(text) for text in ("WHO", "1", "0.0")] == [0, 1, 0]
     with pytest.raises(ValueError, match="'1' is not"):
-        Task(*fields, numbered=False).parse_label("1")  # names that were read from the training file
+        Task(*fields, numbered=False).parse_label(
+            "1"
+        )  # names that were read from the training file
 
 
 @pytest.mark.parametrize(

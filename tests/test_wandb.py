@@ -17,14 +17,19 @@ from loraens.store import find_member
 from loraens.train.account import wandb_mode
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-BLOCK, HEADER = 32 * 1024, 7
+BLOCK = 32 * 1024
+HEADER = 7
 
 
 def records(path: Path):
-    """Records of a .wandb file: LevelDB's log format (blocks of 32 KiB, chunks of crc, length and type) after 7 bytes."""
+    """Records of a .wandb file: LevelDB's log format (blocks of 32 KiB, chunks of crc, length and
+    type) after 7 bytes.
+    """
     from wandb.proto import wandb_internal_pb2
 
-    data, place, whole = path.read_bytes(), HEADER, b""
+    data = path.read_bytes()
+    place = HEADER
+    whole = b""
     while place + HEADER <= len(data):
         left = BLOCK - place % BLOCK
         if left < HEADER:  # padding
@@ -42,7 +47,9 @@ def records(path: Path):
 
 def run_offline(home, *arguments):
     """Runs a command as someone without an account would."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB", "NETRC"))}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("WANDB", "NETRC"))
+    }
     done = subprocess.run(
         [sys.executable, "-c", "from loraens.cli import main; main()", *map(str, arguments)],
         env={**environment, "HOME": str(home)},
@@ -74,12 +81,20 @@ def read(offline):
         kind = record.WhichOneof("record_type")
         if kind == "run":
             found.run = record.run
-        for update in record.config.update if kind == "config" else record.run.config.update if kind == "run" else ():
+        for update in (
+            record.config.update
+            if kind == "config"
+            else record.run.config.update
+            if kind == "run"
+            else ()
+        ):
             found.config[update.key] = json.loads(update.value_json)
         for update in record.summary.update if kind == "summary" else ():
             found.summary[update.key or "/".join(update.nested_key)] = json.loads(update.value_json)
         for item in record.history.item if kind == "history" else ():
-            found.curves.setdefault(item.key or "/".join(item.nested_key), []).append(json.loads(item.value_json))
+            found.curves.setdefault(item.key or "/".join(item.nested_key), []).append(
+                json.loads(item.value_json)
+            )
     return found
 
 
@@ -92,7 +107,11 @@ def check_member(directory, found, job_type):
     wanted |= {name: manifest["member"][name] for name in ("rank", "scale", "seed", "lr")}
     wanted |= {"task": "-".join(tasks)}
     assert {name: found.config[name] for name in wanted} == wanted
-    best = {f"best/{task}/{name}": value for task in tasks for name, value in manifest["dev"]["best"][task].items()}
+    best = {
+        f"best/{task}/{name}": value
+        for task in tasks
+        for name, value in manifest["dev"]["best"][task].items()
+    }
     best |= {"best/epoch": manifest["epochs"]["best"], "status": "finished"}
     best |= {name: manifest[name] for name in ("trainable_parameters", "seconds")}
     assert {name: found.summary[name] for name in best} == best
@@ -103,8 +122,23 @@ def check_member(directory, found, job_type):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, tiny_bert, corpus):
     home = tmp_path_factory.mktemp("home")
-    command = ["fit", "--config", CONFIGS / "sst.yaml", "--model.backbone", tiny_bert, "--data.root", corpus]
-    command += ["--trainer.max_epochs", 2, "--trainer.log_every_n_steps", 2, "--data.max_length", 40]
+    command = [
+        "fit",
+        "--config",
+        CONFIGS / "sst.yaml",
+        "--model.backbone",
+        tiny_bert,
+        "--data.root",
+        corpus,
+    ]
+    command += [
+        "--trainer.max_epochs",
+        2,
+        "--trainer.log_every_n_steps",
+        2,
+        "--data.max_length",
+        40,
+    ]
     return run_offline(home, *command, "--store.root", home / "runs")
 
 
@@ -112,7 +146,12 @@ def test_offline_run_holds_settings_curves_scores_and_table(run):
     (offline,) = (run / "wandb").glob("offline-run-*")
     found = read(offline)
     assert (found.run.project, found.run.display_name) == ("loraens", run.name)
-    assert [found.config[name] for name in ("rank", "scale", "mode", "batch_size")] == [12, 3.0, "lora", 8]
+    assert [found.config[name] for name in ("rank", "scale", "mode", "batch_size")] == [
+        12,
+        3.0,
+        "lora",
+        8,
+    ]
     check_member(find_member(run), found, "member")
     assert len(found.curves["train/loss"]) >= 4
     assert len(found.curves["dev/sst/accuracy"]) == 2
@@ -125,35 +164,86 @@ def test_offline_run_holds_settings_curves_scores_and_table(run):
 
 
 def test_a_sweep_logs_one_run_a_member_in_one_group(tmp_path, tiny_bert, corpus):
-    command = ["sweep", "--config", CONFIGS / "sts.yaml", "--model.backbone", tiny_bert, "--data.root", corpus]
-    command += ["--trainer.max_epochs", 2, "--grid.rank", "[2,3]", "--sweep.pack_size", 2, "--store.root", tmp_path / "runs"]
+    command = [
+        "sweep",
+        "--config",
+        CONFIGS / "sts.yaml",
+        "--model.backbone",
+        tiny_bert,
+        "--data.root",
+        corpus,
+    ]
+    command += [
+        "--trainer.max_epochs",
+        2,
+        "--grid.rank",
+        "[2,3]",
+        "--sweep.pack_size",
+        2,
+        "--store.root",
+        tmp_path / "runs",
+    ]
     sweep = run_offline(tmp_path, *command)
     found = [read(offline) for offline in sorted((sweep / "wandb").glob("offline-run-*"))]
-    assert sorted(entry.run.display_name for entry in found) == ["r2-c3-s0-lr0.0001", "r3-c3-s0-lr0.0001"]
+    assert sorted(entry.run.display_name for entry in found) == [
+        "r2-c3-s0-lr0.0001",
+        "r3-c3-s0-lr0.0001",
+    ]
     assert len({entry.run.run_id for entry in found}) == 2
     for entry in found:
         check_member(sweep / entry.run.display_name, entry, "member")
         manifest = json.loads((sweep / entry.run.display_name / "manifest.json").read_text())
-        assert (entry.run.project, entry.run.run_group, entry.run.job_type) == ("loraens", "sts-sweep", "member")
-        wanted = {**manifest["member"], "task": "sts", "mode": "lora", "sweep": "sts-sweep", "backbone": str(tiny_bert)}
+        assert (entry.run.project, entry.run.run_group, entry.run.job_type) == (
+            "loraens",
+            "sts-sweep",
+            "member",
+        )
+        wanted = {
+            **manifest["member"],
+            "task": "sts",
+            "mode": "lora",
+            "sweep": "sts-sweep",
+            "backbone": str(tiny_bert),
+        }
         assert {name: entry.config[name] for name in wanted} == wanted
-        assert entry.curves["dev/sts/pearson"] == pytest.approx([e["dev"]["sts"]["pearson"] for e in manifest["history"]])
-        assert entry.curves["train/loss"] == pytest.approx([e["train_loss"] for e in manifest["history"]])
+        assert entry.curves["dev/sts/pearson"] == pytest.approx(
+            [e["dev"]["sts"]["pearson"] for e in manifest["history"]]
+        )
+        assert entry.curves["train/loss"] == pytest.approx(
+            [e["train_loss"] for e in manifest["history"]]
+        )
     run_offline(tmp_path, *command)
-    assert len(list((sweep / "wandb").glob("offline-run-*"))) == 2  # a repetition logs nothing twice
+    assert (
+        len(list((sweep / "wandb").glob("offline-run-*"))) == 2
+    )  # a repetition logs nothing twice
     run_offline(tmp_path, "ensemble", "--runs", sweep, "--method", "omni")
     (offline,) = (sweep / "ensembles" / "wandb").glob("offline-run-*")
     found = read(offline)
-    assert (found.run.project, found.run.run_group, found.run.job_type) == ("loraens", "sts-sweep", "ensemble")
+    assert (found.run.project, found.run.run_group, found.run.job_type) == (
+        "loraens",
+        "sts-sweep",
+        "ensemble",
+    )
     assert {"sts/omni/logits/held_out", "sts/best/logits/to_best"} <= set(found.summary)
     (table,) = offline.glob("files/media/table/ensembles*.json")
     rows = json.loads(table.read_text())
-    assert [dict(zip(rows["columns"], row))["method"] for row in rows["data"]] == ["best", "omni"]
+    assert [dict(zip(rows["columns"], row, strict=True))["method"] for row in rows["data"]] == [
+        "best",
+        "omni",
+    ]
 
 
 @pytest.mark.parametrize("mode", ["frozen", "full"])
 def test_baselines_are_of_job_type_baseline(tmp_path, tiny_bert, corpus, mode):
-    command = ["fit", "--config", CONFIGS / "sts.yaml", "--config", CONFIGS / f"{mode}.yaml", "--model.backbone", tiny_bert]
+    command = [
+        "fit",
+        "--config",
+        CONFIGS / "sts.yaml",
+        "--config",
+        CONFIGS / f"{mode}.yaml",
+        "--model.backbone",
+        tiny_bert,
+    ]
     command += ["--data.root", corpus, "--trainer.max_epochs", 1, "--store.root", tmp_path / "runs"]
     directory = run_offline(tmp_path, *command)
     (offline,) = wandb_sync.offline_runs(directory)
@@ -162,8 +252,25 @@ def test_baselines_are_of_job_type_baseline(tmp_path, tiny_bert, corpus, mode):
 
 @pytest.mark.parametrize("kind", ["CSVLogger", "TensorBoardLogger"])
 def test_other_loggers_get_a_directory_a_member(run_command, tmp_path, tiny_bert, corpus, kind):
-    command = ["sweep", "--config", CONFIGS / "sts.yaml", "--model.backbone", tiny_bert, "--data.root", corpus]
-    command += ["--trainer.max_epochs", 1, "--grid.rank", "[2,3]", "--sweep.pack_size", 2, "--store.root", tmp_path / "runs"]
+    command = [
+        "sweep",
+        "--config",
+        CONFIGS / "sts.yaml",
+        "--model.backbone",
+        tiny_bert,
+        "--data.root",
+        corpus,
+    ]
+    command += [
+        "--trainer.max_epochs",
+        1,
+        "--grid.rank",
+        "[2,3]",
+        "--sweep.pack_size",
+        2,
+        "--store.root",
+        tmp_path / "runs",
+    ]
     command += [
         "--trainer.enable_progress_bar",
         "false",
@@ -174,9 +281,15 @@ def test_other_loggers_get_a_directory_a_member(run_command, tmp_path, tiny_bert
     ]
     assert run_command(*command) == 0
     for name in ("r2-c3-s0-lr0.0001", "r3-c3-s0-lr0.0001"):
-        (file,) = (path for path in (tmp_path / "logs" / name).iterdir() if not path.name.startswith("hparams"))
+        (file,) = (
+            path
+            for path in (tmp_path / "logs" / name).iterdir()
+            if not path.name.startswith("hparams")
+        )
         if kind == "CSVLogger":
-            assert {"dev/sts/pearson", "train/loss", "epoch"} <= set(file.read_text().splitlines()[0].split(","))
+            assert {"dev/sts/pearson", "train/loss", "epoch"} <= set(
+                file.read_text().splitlines()[0].split(",")
+            )
 
 
 def test_config_beside_the_run_is_the_one_that_was_used(run):
@@ -193,5 +306,8 @@ def test_an_account_that_is_refused_is_one_sentence(monkeypatch):
 
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setattr(wandb, "login", refuse)
-    with pytest.raises(InputError, match=r"W&B does not let you in .no such key.: mend the key, or set WANDB_MODE=offline"):
+    with pytest.raises(
+        InputError,
+        match=r"W&B does not let you in .no such key.: mend the key, or set WANDB_MODE=offline",
+    ):
         wandb_mode()

@@ -22,7 +22,9 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.uploaded, self.refused, self.closed = [], set(), False
+        self.uploaded = []
+        self.refused = set()
+        self.closed = False
 
     @property
     def url(self):
@@ -31,13 +33,18 @@ class Server(ThreadingHTTPServer):
 
 class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
-        server, status, answer = self.server, 200, {}
+        server = self.server
+        status = 200
+        answer = {}
         body = self.rfile.read(int(self.headers.get("content-length", 0)))
         if self.path.endswith("graphql"):
             request = json.loads(body)
             given = request.get("variables") or {}
-            if server.closed or ("UpsertBucket" in request["query"] and given["name"] in server.refused):
-                status, answer = 401, {"errors": [{"message": "permission denied"}]}
+            if server.closed or (
+                "UpsertBucket" in request["query"] and given["name"] in server.refused
+            ):
+                status = 401
+                answer = {"errors": [{"message": "permission denied"}]}
             else:
                 answer = {"data": self.data(given)}
         elif self.path.endswith("file_stream"):
@@ -53,11 +60,22 @@ class Handler(BaseHTTPRequestHandler):
     def data(self, given):
         project = {"id": "p", "name": "p", "entity": {"id": "e", "name": "e"}}
         names = {"id": "x", "name": given.get("name", ""), "displayName": "d", "sweepName": ""}
-        files = [{"name": name, "uploadUrl": f"{self.server.url}/up"} for name in given.get("files", ())]
+        files = [
+            {"name": name, "uploadUrl": f"{self.server.url}/up"} for name in given.get("files", ())
+        ]
         return {
-            "viewer": {"id": "v", "entity": "e", "username": "u", "flags": "{}", "teams": {"edges": []}},
+            "viewer": {
+                "id": "v",
+                "entity": "e",
+                "username": "u",
+                "flags": "{}",
+                "teams": {"edges": []},
+            },
             "serverInfo": {"features": [], "cliVersionInfo": {}, "latestLocalVersionInfo": None},
-            "upsertBucket": {"bucket": {**names, "config": "{}", "summaryMetrics": "{}", "project": project}, "inserted": True},
+            "upsertBucket": {
+                "bucket": {**names, "config": "{}", "summaryMetrics": "{}", "project": project},
+                "inserted": True,
+            },
             "createRunFiles": {"runID": "x", "uploadHeaders": [], "files": files},
         }
 
@@ -73,8 +91,17 @@ def server(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     with Server() as server:
         Thread(target=server.serve_forever, daemon=True).start()
-        settings = {"HOME": tmp_path, "NETRC": tmp_path / "netrc", "WANDB_MODE": "offline", "WANDB_SILENT": "true"}
-        for name, value in {**settings, "WANDB_BASE_URL": server.url, "WANDB_API_KEY": "a" * 40}.items():
+        settings = {
+            "HOME": tmp_path,
+            "NETRC": tmp_path / "netrc",
+            "WANDB_MODE": "offline",
+            "WANDB_SILENT": "true",
+        }
+        for name, value in {
+            **settings,
+            "WANDB_BASE_URL": server.url,
+            "WANDB_API_KEY": "a" * 40,
+        }.items():
             monkeypatch.setenv(name, str(value))
         yield server
         server.shutdown()
@@ -103,7 +130,8 @@ def test_every_offline_run_is_uploaded_once(server, logged, run_command, fails, 
     message = fails("wandb-sync", directory)
     assert message.endswith(f"1 of 2 runs were not uploaded, see above and try again: {runs[1]}")
     assert set(server.uploaded) == {identity(runs[0])}
-    server.refused, server.uploaded = set(), []
+    server.refused = set()
+    server.uploaded = []
     assert run_command("wandb-sync", directory) == 0
     assert set(server.uploaded) == {identity(runs[1])}
     assert capsys.readouterr().out.endswith("runs uploaded: 1\n")
@@ -112,11 +140,17 @@ def test_every_offline_run_is_uploaded_once(server, logged, run_command, fails, 
     assert capsys.readouterr().out == f"all 2 offline runs below {directory} were uploaded before\n"
 
 
-def test_what_cannot_be_uploaded_is_told_in_a_sentence(server, logged, tmp_path, monkeypatch, fails):
-    assert f"{tmp_path / 'runs' / 'none'} holds no offline run" in fails("wandb-sync", tmp_path / "runs" / "none")
+def test_what_cannot_be_uploaded_is_told_in_a_sentence(
+    server, logged, tmp_path, monkeypatch, fails
+):
+    assert f"{tmp_path / 'runs' / 'none'} holds no offline run" in fails(
+        "wandb-sync", tmp_path / "runs" / "none"
+    )
     assert "holds no offline run" in fails("wandb-sync", logged[1][0] / "files")
     server.closed = True
-    assert f"(Failed to authenticate with {server.url}: permission denied)" in fails("wandb-sync", logged[0])
+    assert f"(Failed to authenticate with {server.url}: permission denied)" in fails(
+        "wandb-sync", logged[0]
+    )
     monkeypatch.delenv("WANDB_API_KEY")
     assert "W&B cannot be logged in to (No API key configured" in fails("wandb-sync", logged[0])
     assert server.uploaded == []

@@ -1,4 +1,6 @@
-"""`loraens compare`: members, baselines and ensembles of any number of runs in one table, read from their JSON files alone."""
+"""`loraens compare`: members, baselines and ensembles of any number of runs in one table, read from
+their JSON files alone.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +19,50 @@ from loraens.store import ENSEMBLE, MANIFEST, MemberStore, read_ensemble, write_
 
 Row = dict[str, Any]  # a value for each of COLUMNS; None where there is none
 COLUMNS = (
-    *("kind", "run", "name", "task", "status", "mode", "backbone", "rank", "scale", "seed", "lr", "members", "method", "rule"),
-    *("metric", "dev", "held_out", "low", "high", "test", "best_epoch", "trainable_parameters", "seconds", "path"),
+    *(
+        "kind",
+        "run",
+        "name",
+        "task",
+        "status",
+        "mode",
+        "backbone",
+        "rank",
+        "scale",
+        "seed",
+        "lr",
+        "members",
+        "method",
+        "rule",
+    ),
+    *(
+        "metric",
+        "dev",
+        "held_out",
+        "low",
+        "high",
+        "test",
+        "best_epoch",
+        "trainable_parameters",
+        "seconds",
+        "path",
+    ),
 )
-TEXTS = frozenset({"kind", "run", "name", "task", "status", "mode", "backbone", "method", "rule", "metric", "path"})
+TEXTS = frozenset(
+    {
+        "kind",
+        "run",
+        "name",
+        "task",
+        "status",
+        "mode",
+        "backbone",
+        "method",
+        "rule",
+        "metric",
+        "path",
+    }
+)
 SCORES = frozenset({"dev", "held_out", "low", "high", "test"})
 OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "=": operator.eq,
@@ -33,7 +75,8 @@ OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
 
 
 def read_rows(directories: Sequence[Path]) -> list[Row]:
-    """A row for every ensemble, and for every task of every member, at or anywhere below some directories.
+    """A row for every ensemble, and for every task of every member, at or anywhere below some
+    directories.
 
     Raises:
         InputError: A directory is missing or holds none, or a file is not of the store's format.
@@ -42,9 +85,14 @@ def read_rows(directories: Sequence[Path]) -> list[Row]:
     for directory in directories:
         if not directory.is_dir():
             raise InputError(f"{directory} is not a directory: give directories that hold runs")
-        below = sorted({file.parent for name in (MANIFEST, ENSEMBLE) for file in directory.rglob(name)})
+        below = sorted(
+            {file.parent for name in (MANIFEST, ENSEMBLE) for file in directory.rglob(name)}
+        )
         if not below:
-            raise InputError(f"{directory} holds no member and no ensemble: give a directory of `loraens fit` or `sweep`")
+            raise InputError(
+                f"{directory} holds no member and no ensemble: give a directory of `loraens fit` or"
+                " `sweep`"
+            )
         for path in below:
             found.setdefault(path.resolve(), path)
     rows: list[Row] = []
@@ -55,8 +103,10 @@ def read_rows(directories: Sequence[Path]) -> list[Row]:
 
 def _of_member(path: Path) -> list[Row]:
     manifest = MemberStore(path).read()
-    settings, best = manifest["settings"], manifest["dev"].get("best", {})
-    mode, epoch = settings.get("mode"), manifest["epochs"].get("best")
+    settings = manifest["settings"]
+    best = manifest["dev"].get("best", {})
+    mode = settings.get("mode")
+    epoch = manifest["epochs"].get("best")
     shared = {
         **dict.fromkeys(COLUMNS),
         "kind": "baseline" if mode in ("frozen", "full") else "member",
@@ -72,14 +122,21 @@ def _of_member(path: Path) -> list[Row]:
         "path": str(path),
     }
     return [
-        {**shared, "task": task["name"], "metric": task["metric"], "dev": best.get(task["name"], {}).get(task["metric"])}
+        {
+            **shared,
+            "task": task["name"],
+            "metric": task["metric"],
+            "dev": best.get(task["name"], {}).get(task["metric"]),
+        }
         for task in settings["tasks"]
     ]
 
 
 def _of_ensemble(path: Path) -> Row:
-    entry, folder = read_ensemble(path), path.resolve().parent
-    metric, interval = entry["task"]["metric"], entry["interval"]
+    entry = read_ensemble(path)
+    folder = path.resolve().parent
+    metric = entry["task"]["metric"]
+    interval = entry["interval"]
     return {
         **dict.fromkeys(COLUMNS),
         "kind": "ensemble",
@@ -100,7 +157,9 @@ def _of_ensemble(path: Path) -> Row:
 def _check(option: str, columns: Sequence[str]) -> None:
     for column in columns:
         if column not in COLUMNS:
-            raise InputError(f"{option}: {column!r} is not a column: give one of {', '.join(COLUMNS)}")
+            raise InputError(
+                f"{option}: {column!r} is not a column: give one of {', '.join(COLUMNS)}"
+            )
 
 
 def condition(text: str) -> Callable[[Row], bool]:
@@ -112,7 +171,10 @@ def condition(text: str) -> Callable[[Row], bool]:
     match = re.fullmatch(r"([^=!<>~]+)([=!<>~]+)(.*)", text)
     if match is None or match[2] not in OPERATORS:
         signs = " ".join(OPERATORS)
-        raise InputError(f"--filter {text!r}: a column, one of {signs} and a value are expected, such as 'rank>=8'")
+        raise InputError(
+            f"--filter {text!r}: a column, one of {signs} and a value are expected, such as"
+            " 'rank>=8'"
+        )
     column, sign, given = (part.strip() for part in match.groups())
     _check(f"--filter {text!r}", [column])
     value: str | float = given
@@ -120,7 +182,9 @@ def condition(text: str) -> Callable[[Row], bool]:
         try:
             value = float(given)
         except ValueError:
-            raise InputError(f"--filter {text!r}: {column} is a number, so a number is expected after {sign}") from None
+            raise InputError(
+                f"--filter {text!r}: {column} is a number, so a number is expected after {sign}"
+            ) from None
 
     def holds(row: Row) -> bool:
         return sign == "!=" if row[column] is None else OPERATORS[sign](row[column], value)
@@ -155,7 +219,9 @@ def cell(column: str, value: Any) -> str:
 def to_csv(rows: Sequence[Row], columns: Sequence[str]) -> str:
     """Full precision, empty where a value is missing."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([columns, *([row[name] for name in columns] for row in rows)])
+    csv.writer(text, lineterminator="\n").writerows(
+        [columns, *([row[name] for name in columns] for row in rows)]
+    )
     return text.getvalue()
 
 
@@ -171,36 +237,65 @@ def to_markdown(rows: Sequence[Row], columns: Sequence[str]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in [columns, rules, *cells])
 
 
-FORMATS: dict[str, Callable[[Sequence[Row], Sequence[str]], str]] = {".csv": to_csv, ".json": to_json, ".md": to_markdown}
+FORMATS: dict[str, Callable[[Sequence[Row], Sequence[str]], str]] = {
+    ".csv": to_csv,
+    ".json": to_json,
+    ".md": to_markdown,
+}
 
 
 def print_table(rows: Sequence[Row], columns: Sequence[str] | None) -> None:
-    """Print the table; unless columns are given, without empty ones and paths, what all rows share in the caption."""
+    """Print the table; unless columns are given, without empty ones and paths, what all rows share
+    in the caption.
+    """
     from rich.console import Console
     from rich.table import Table
 
     shared: dict[str, str] = {}
     if columns is None:
-        columns = [name for name in COLUMNS if name != "path" and any(row[name] is not None for row in rows)]
+        columns = [
+            name
+            for name in COLUMNS
+            if name != "path" and any(row[name] is not None for row in rows)
+        ]
         if len(rows) > 1:
             values = {name: [row[name] for row in rows] for name in columns}
-            shared = {name: cell(name, found[0]) for name, found in values.items() if all(v == found[0] for v in found)}
+            shared = {
+                name: cell(name, found[0])
+                for name, found in values.items()
+                if all(v == found[0] for v in found)
+            }
         columns = [name for name in columns if name not in shared]
-    caption = f"The same in all rows: {', '.join(f'{name} {value}' for name, value in shared.items())}. " if shared else ""
+    caption = (
+        f"The same in all rows: {', '.join(f'{name} {value}' for name, value in shared.items())}. "
+        if shared
+        else ""
+    )
     table = Table(caption=f"{caption}Epochs and ensembles were chosen on dev.")
     for name in columns:
-        table.add_column(name.replace("_", " "), justify="left" if name in TEXTS else "right", overflow="fold")
+        table.add_column(
+            name.replace("_", " "), justify="left" if name in TEXTS else "right", overflow="fold"
+        )
     for row in rows:
         table.add_row(*(cell(name, row[name]) for name in columns))
-    Console(width=None if sys.stdout.isatty() else 1000, markup=False).print(table)  # in a file or pipe, a row is a line
+    Console(width=None if sys.stdout.isatty() else 1000, markup=False).print(
+        table
+    )  # in a file or pipe, a row is a line
 
 
 def compare(
-    directories: Sequence[Path], filters: Sequence[str], order: str | None, columns: Sequence[str] | None, out: Path | None
+    directories: Sequence[Path],
+    filters: Sequence[str],
+    order: str | None,
+    columns: Sequence[str] | None,
+    out: Path | None,
 ) -> list[Row]:
     """Read, filter and sort rows, and print or write them; returns them."""
     if out is not None and out.suffix not in FORMATS:
-        raise InputError(f"--out {out}: the suffix picks the format, give a file that ends in {', '.join(FORMATS)}")
+        raise InputError(
+            f"--out {out}: the suffix picks the format, give a file that ends in"
+            f" {', '.join(FORMATS)}"
+        )
     _check("--columns", columns or ())
     _check("--sort", [order.removeprefix("-")] if order else [])
     conditions = [condition(text) for text in filters]
@@ -224,7 +319,9 @@ def main(args: list[str]) -> None:
 
     parser = ArgumentParser(prog="loraens compare", description=__doc__, exit_on_error=False)
     several: dict[str, Any] = {"type": str, "action": "extend", "default": []}
-    parser.add_argument("directories", nargs="*", type=str, help="Directories that hold runs, at any depth.")
+    parser.add_argument(
+        "directories", nargs="*", type=str, help="Directories that hold runs, at any depth."
+    )
     parser.add_argument("--runs", nargs="+", **several, help="The same as an option.")
     parser.add_argument(
         "--filter",
@@ -232,12 +329,32 @@ def main(args: list[str]) -> None:
         **several,
         help=f"Conditions that must all hold: a column, one of {' '.join(OPERATORS)}, a value.",
     )
-    parser.add_argument("--sort", type=str | None, default=None, help="A column; --sort=-dev is descending.")
-    parser.add_argument("--columns", nargs="+", **several, help=f"Some of {', '.join(COLUMNS)}; commas may part them.")
-    parser.add_argument("--out", type=str | None, default=None, help="A .csv, .json or .md file; the terminal by default.")
+    parser.add_argument(
+        "--sort", type=str | None, default=None, help="A column; --sort=-dev is descending."
+    )
+    parser.add_argument(
+        "--columns",
+        nargs="+",
+        **several,
+        help=f"Some of {', '.join(COLUMNS)}; commas may part them.",
+    )
+    parser.add_argument(
+        "--out",
+        type=str | None,
+        default=None,
+        help="A .csv, .json or .md file; the terminal by default.",
+    )
     given = parser.parse_args(args)
     directories = [Path(path) for path in [*given.directories, *given.runs]]
     if not directories:
-        raise InputError("no directory is given: name one or more that hold runs, such as checkpoints")
+        raise InputError(
+            "no directory is given: name one or more that hold runs, such as checkpoints"
+        )
     columns = [name for text in given.columns for name in text.split(",") if name]
-    compare(directories, given.filter, given.sort, list(dict.fromkeys(columns)) or None, Path(given.out) if given.out else None)
+    compare(
+        directories,
+        given.filter,
+        given.sort,
+        list(dict.fromkeys(columns)) or None,
+        Path(given.out) if given.out else None,
+    )

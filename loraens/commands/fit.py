@@ -18,7 +18,15 @@ from loraens.store import CHECKPOINT, write_atomically
 from loraens.tasks import Task
 from loraens.train.callbacks import MemberWriter
 from loraens.train.module import Population
-from loraens.train.runs import TRAINER_DEFAULTS, check_checkpoint, default_logger, quiet, run_callbacks, run_directory, run_name
+from loraens.train.runs import (
+    TRAINER_DEFAULTS,
+    check_checkpoint,
+    default_logger,
+    quiet,
+    run_callbacks,
+    run_directory,
+    run_name,
+)
 
 
 class LoraModule(Population):
@@ -46,10 +54,13 @@ class LoraModule(Population):
             lr: Learning rate.
             weight_decay: Decoupled weight decay of AdamW.
             head_dropout: Dropout before the heads.
-            mode: "lora" trains adapter and heads, "frozen" heads alone on features computed once, "full" the whole encoder.
+            mode: "lora" trains adapter and heads, "frozen" heads alone on features computed once,
+                "full" the whole encoder.
         """
         try:
-            member = Member(rank if mode == "lora" else 0, scale, seed, lr, weight_decay, head_dropout)
+            member = Member(
+                rank if mode == "lora" else 0, scale, seed, lr, weight_decay, head_dropout
+            )
         except ValueError as error:
             raise InputError(f"--model: {error}") from None
         super().__init__([member], tasks, mode=mode, **kwargs)
@@ -71,9 +82,14 @@ class Cli(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the store's options, and link what data and model share."""
-        parser.add_argument("--store.root", type=str, default="checkpoints", help="Directory of all runs.")
         parser.add_argument(
-            "--store.run", type=str | None, default=None, help="Name of this run; made from task and member by default."
+            "--store.root", type=str, default="checkpoints", help="Directory of all runs."
+        )
+        parser.add_argument(
+            "--store.run",
+            type=str | None,
+            default=None,
+            help="Name of this run; made from task and member by default.",
         )
         parser.link_arguments("model.backbone", "data.init_args.backbone")
         parser.link_arguments("data.tasks", "model.tasks", apply_on="instantiate")
@@ -90,17 +106,22 @@ class Cli(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer, with the run's callbacks and its default logger while fitting."""
-        store, ckpt_path = self._get(self.config, "store"), self._get(self.config, "ckpt_path")
+        store = self._get(self.config, "store")
+        ckpt_path = self._get(self.config, "ckpt_path")
         trainer_config = self._get(self.config_init, "trainer")
         if self.subcommand != "fit":
             if not ckpt_path:
-                raise InputError(f"--ckpt_path is missing: `{self.subcommand}` scores the {CHECKPOINT} of a run")
+                raise InputError(
+                    f"--ckpt_path is missing: `{self.subcommand}` scores the {CHECKPOINT} of a run"
+                )
             unlogged = {"logger": trainer_config.logger or False, "enable_checkpointing": False}
             return super().instantiate_trainer(**{**unlogged, **kwargs})
         assert isinstance(self.model, Population)
         assert isinstance(self.datamodule, TextData)
         directory = run_directory(store.root, store.run, run_name(self.model), ckpt_path)
-        self.datamodule.setup("fit")  # what is wrong with data or model is noticed before anything is written
+        self.datamodule.setup(
+            "fit"
+        )  # what is wrong with data or model is noticed before anything is written
         self.model.build(self.datamodule.max_length)
         if trainer_config.fast_dev_run:
             return super().instantiate_trainer(**kwargs)

@@ -1,4 +1,6 @@
-"""`loraens predict`: predictions of a member or an ensemble for a file of any length, or for one text."""
+"""`loraens predict`: predictions of a member or an ensemble for a file of any length, or for one
+text.
+"""
 
 from __future__ import annotations
 
@@ -32,15 +34,18 @@ def predict(
     format: Format | None = None,
     device: str | None = None,
 ) -> None:
-    """Write predictions of a member or an ensemble for every row of a file, or print those of one text.
+    """Write predictions of a member or an ensemble for every row of a file, or print those of one
+    text.
 
-    Rows keep their order and their columns; rows without a text get an empty prediction and are counted. Memory does not
-    grow with the file.
+    Rows keep their order and their columns; rows without a text get an empty prediction and are
+    counted. Memory does not grow with the file.
 
     Args:
         model: Directory of a member, of a run with one member, or of an ensemble.
-        input: CSV, TSV, JSON lines or Parquet file with the task's text columns; - is standard input.
-        output: CSV, TSV or JSON lines file to write; - is standard output, in the format of the input.
+        input: CSV, TSV, JSON lines or Parquet file with the task's text columns; - is standard
+            input.
+        output: CSV, TSV or JSON lines file to write; - is standard output, in the format of the
+            input.
         text: Predict this one text instead of a file.
         text2: The second text, where the task takes two.
         task: The task, where the member was trained on several.
@@ -61,13 +66,17 @@ def predict(
     out_format = _output_format(output)
     if input is None:
         predictor = Predictor.load(model, which, batch_size, device)
-        _print_one(predictor, predictor.task(task), [given for given in (text, text2) if given is not None])
+        _print_one(
+            predictor, predictor.task(task), [given for given in (text, text2) if given is not None]
+        )
         return
     if Path(input).exists() and Path(output).exists() and os.path.samefile(input, output):
         raise InputError(f"--output {output} is the input: choose another file")
     with open_table(input, format) as table:
         if table.format == "parquet" and out_format is None:
-            raise InputError("--output is not given: a .csv, .tsv or .jsonl file is expected for Parquet input")
+            raise InputError(
+                "--output is not given: a .csv, .tsv or .jsonl file is expected for Parquet input"
+            )
         predictor = Predictor.load(model, which, batch_size, device)
         chosen = predictor.task(task)
         table.require(chosen.text_columns, f"the text columns of task {chosen.name}")
@@ -77,7 +86,10 @@ def predict(
             skipped = _write_rows(predictor, chosen, table, writer, bar)
     if skipped:
         shown = ", ".join(map(str, skipped[:5])) + (", ..." if len(skipped) > 5 else "")
-        print(f"{len(skipped)} rows have no text and got an empty prediction: line {shown}", file=sys.stderr)
+        print(
+            f"{len(skipped)} rows have no text and got an empty prediction: line {shown}",
+            file=sys.stderr,
+        )
 
 
 def _output_format(output: str) -> Format | None:
@@ -86,7 +98,9 @@ def _output_format(output: str) -> Format | None:
         return None
     format = SUFFIXES.get(Path(output).suffix.lower())
     if format is None or format == "parquet" or Path(output).is_dir():
-        raise InputError(f"--output {output}: a file name that ends in .csv, .tsv or .jsonl is expected")
+        raise InputError(
+            f"--output {output}: a file name that ends in .csv, .tsv or .jsonl is expected"
+        )
     if not Path(output).absolute().parent.is_dir():
         raise InputError(f"--output {output}: its directory does not exist, make it first")
     return format
@@ -98,13 +112,17 @@ def _print_one(predictor: Predictor, task: Task, texts: list[str]) -> None:
 
     if len(texts) != len(task.text_columns) or not all(text.strip() for text in texts):
         options = " and ".join(("--text", "--text2")[: len(task.text_columns)])
-        raise InputError(f"task {task.name} takes {options}, not blank: {', '.join(task.text_columns)}")
+        raise InputError(
+            f"task {task.name} takes {options}, not blank: {', '.join(task.text_columns)}"
+        )
     (row,) = predictor.rows([tuple(texts)], task)
     print(json.dumps(row, ensure_ascii=False))
 
 
 def _bar(input: str, table: Table) -> Any:
-    """A progress bar in rows, for terminals; a file's lines are counted first, so that it can tell the time left."""
+    """A progress bar in rows, for terminals; a file's lines are counted first, so that it can tell
+    the time left.
+    """
     from tqdm import tqdm
 
     total = None
@@ -114,25 +132,32 @@ def _bar(input: str, table: Table) -> Any:
     return tqdm(desc="predict", total=total, unit=" rows", file=sys.stderr, disable=None)
 
 
-def _write_rows(predictor: Predictor, task: Task, table: Table, writer: RowWriter, bar: Any) -> list[int]:
-    """Predict and write all rows, chunk by chunk; returns the line numbers of rows without a text."""
+def _write_rows(
+    predictor: Predictor, task: Task, table: Table, writer: RowWriter, bar: Any
+) -> list[int]:
+    """Predict and write all rows, chunk by chunk; returns the line numbers of rows without a
+    text.
+    """
     skipped: list[int] = []
     blank = dict.fromkeys(predictor.columns(task))
     while chunk := list(islice(table.rows, CHUNK)):
         rows = [_whole(row, number, table) for number, row in chunk]
         texts = [row_texts(row, task.text_columns) for row in rows]
         found = iter(predictor.rows([text for text in texts if text is not None], task))
-        for (number, _), row, text in zip(chunk, rows, texts):
+        for (number, _), row, text in zip(chunk, rows, texts, strict=True):
             if text is None:
                 skipped.append(number)
             if taken := row.keys() & blank.keys():
                 raise InputError(
-                    f"{table.name} line {number} already has a field {min(taken)!r}, as predictions have: rename it"
+                    f"{table.name} line {number} already has a field {min(taken)!r}, as predictions"
+                    " have: rename it"
                 )
             try:
                 writer.write({**row, **(blank if text is None else next(found))})
             except ValueError as error:
-                raise InputError(f"{table.name} line {number} does not fit the columns of the output: {error}") from None
+                raise InputError(
+                    f"{table.name} line {number} does not fit the columns of the output: {error}"
+                ) from None
         bar.update(len(chunk))
     return skipped
 
@@ -140,7 +165,8 @@ def _write_rows(predictor: Predictor, task: Task, table: Table, writer: RowWrite
 def _whole(row: Row | None, number: int, table: Table) -> Row:
     if row is None:
         raise InputError(
-            f"{table.name} line {number} does not have {len(table.columns)} fields, as the header has: mend the line"
+            f"{table.name} line {number} does not have {len(table.columns)} fields, as the header"
+            " has: mend the line"
         )
     return row
 

@@ -1,4 +1,6 @@
-"""`loraens quickstart`: a few members for each of the three tasks, joined, in minutes on two cores."""
+"""`loraens quickstart`: a few members for each of the three tasks, joined, in minutes on two
+cores.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ if TYPE_CHECKING:
 TASKS = ("sst", "quora", "sts")
 EPOCHS = {"sst": 3, "quora": 4, "sts": 2}
 PACKAGED = "minilm"  # `backbone.PACKAGED`, which takes seconds to import
-RANKS, SCALES, LR = (4, 16), (1.0, 3.0), 5e-4
+RANKS = (4, 16)
+SCALES = (1.0, 3.0)
+LR = 5e-4
 
 
 @dataclass
@@ -56,9 +60,11 @@ class Result:
 
 
 def quickstart(data: Data = Data(), store: Store = Store(), backbone: str = PACKAGED) -> None:  # noqa: B008
-    """Train four members (two ranks by two scales) for each of three tasks and join them (Omni-LoRA).
+    """Train four members (two ranks by two scales) for each of three tasks and join them
+    (Omni-LoRA).
 
-    Prints dev scores of every member's last epoch and of their ensemble, in which nothing was chosen on dev.
+    Prints dev scores of every member's last epoch and of their ensemble, in which nothing was
+    chosen on dev.
 
     Args:
         data: Where the texts come from.
@@ -78,17 +84,29 @@ def quickstart(data: Data = Data(), store: Store = Store(), backbone: str = PACK
 
         root = str(directory / "data")
         write_corpus(Path(root))
-        print(f"The texts are made up, by a seeded grammar: they lie in {root}. Real ones: --data.root DIR")
+        print(
+            f"The texts are made up, by a seeded grammar: they lie in {root}. Real ones:"
+            " --data.root DIR"
+        )
     results = []
-    for name, kind in zip(TASKS, (modules.SST, modules.Quora, modules.STS)):
+    for name, kind in zip(TASKS, (modules.SST, modules.Quora, modules.STS), strict=True):
         texts = kind(root, backbone=backbone, limit=data.limit)
-        results.append(train_task(texts, EPOCHS[name], cross(RANKS, SCALES, lrs=[LR]), directory / name, backbone))
+        results.append(
+            train_task(
+                texts, EPOCHS[name], cross(RANKS, SCALES, lrs=[LR]), directory / name, backbone
+            )
+        )
     print_table(results, made_up=data.root is None)
     member = results[0].directory / results[0].members[0][0].name
-    print(f"\nEverything lies in {directory}; try\n  loraens predict --model {member} --text 'a charming , clever film'")
+    print(
+        f"\nEverything lies in {directory}; try\n  loraens predict --model {member} --text 'a"
+        " charming , clever film'"
+    )
 
 
-def train_task(data: TextData, epochs: int, members: Sequence[Member], directory: Path, backbone: str) -> Result:
+def train_task(
+    data: TextData, epochs: int, members: Sequence[Member], directory: Path, backbone: str
+) -> Result:
     """Train members side by side on one backbone and join them."""
     from lightning.pytorch import Trainer
 
@@ -102,13 +120,17 @@ def train_task(data: TextData, epochs: int, members: Sequence[Member], directory
 
     (task,) = data.tasks
     data.setup("fit")
-    print(f"{task.name}: {len(members)} members of {', '.join(map(_in_words, members))}", flush=True)
+    print(
+        f"{task.name}: {len(members)} members of {', '.join(map(_in_words, members))}", flush=True
+    )
     setup = Setup(
         directory,
         members,
         data,
         build=lambda chosen: Population(chosen, data.tasks, backbone=backbone, pooling="mean"),
-        trainer=lambda **options: Trainer(max_epochs=epochs, num_sanity_val_steps=0, **TRAINER, **options),
+        trainer=lambda **options: Trainer(
+            max_epochs=epochs, num_sanity_val_steps=0, **TRAINER, **options
+        ),
         epochs=epochs,
     )
     with quiet_trainers():
@@ -116,7 +138,9 @@ def train_task(data: TextData, epochs: int, members: Sequence[Member], directory
     pool = read_runs([directory], which="last")[task.name].dev
     joined = combine(pool, np.full(len(pool), 1 / len(pool)), rules(task)[0], pool.places)
     scores = [manifests[member.name]["dev"]["last"][task.name][task.metric] for member in members]
-    return Result(task, list(zip(members, scores)), score(task, joined, pool.labels), directory)
+    return Result(
+        task, list(zip(members, scores, strict=True)), score(task, joined, pool.labels), directory
+    )
 
 
 def _in_words(member: Member) -> str:
@@ -131,7 +155,9 @@ def print_table(results: Sequence[Result], made_up: bool) -> None:
     from loraens.metrics import overall
 
     title = "Dev scores" + (" on made-up texts" if made_up else "")
-    table = Table(title=title, caption="accuracy; for sts Pearson's r. Last epoch: nothing was chosen on dev.")
+    table = Table(
+        title=title, caption="accuracy; for sts Pearson's r. Last epoch: nothing was chosen on dev."
+    )
     for column in ("member", *(result.task.name for result in results), "overall"):
         table.add_column(column, justify="left" if column == "member" else "right")
     rows = [
@@ -139,8 +165,14 @@ def print_table(results: Sequence[Result], made_up: bool) -> None:
         for index, (member, _) in enumerate(results[0].members)
     ]
     for name, scores in [*rows, ("Omni (all joined)", [result.omni for result in results])]:
-        together = overall({result.task.name: score for result, score in zip(results, scores)})
-        table.add_row(name, *(f"{score:.3f}" for score in scores), "" if together is None else f"{together:.3f}")
+        together = overall(
+            {result.task.name: score for result, score in zip(results, scores, strict=True)}
+        )
+        table.add_row(
+            name,
+            *(f"{score:.3f}" for score in scores),
+            "" if together is None else f"{together:.3f}",
+        )
     Console().print(table)
 
 
@@ -148,4 +180,6 @@ def main(args: list[str]) -> None:
     """Run `quickstart` with the options of the command line."""
     from jsonargparse import auto_cli
 
-    auto_cli(quickstart, args=args, as_positional=False, prog="loraens quickstart", exit_on_error=False)
+    auto_cli(
+        quickstart, args=args, as_positional=False, prog="loraens quickstart", exit_on_error=False
+    )

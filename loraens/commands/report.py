@@ -21,7 +21,9 @@ from loraens.train.account import ensembles_run
 
 
 def sections_of(content: Content, texts: bool) -> list[Section]:
-    """All sections of one task; those that need texts are left out, with a reason, where the texts cannot be had."""
+    """All sections of one task; those that need texts are left out, with a reason, where the texts
+    cannot be had.
+    """
     name = content.task.name
     with tqdm(total=FOLDS * REPEATS, desc=f"{name}: folds", disable=None, leave=False) as bar:
         found: list[Section] = [
@@ -30,7 +32,12 @@ def sections_of(content: Content, texts: bool) -> list[Section]:
             make.scores(content),
             make.heatmap(content),
         ]
-    found += [make.diversity(content), make.gains(content), make.reliability(content), make.outcomes(content)]
+    found += [
+        make.diversity(content),
+        make.gains(content),
+        make.reliability(content),
+        make.outcomes(content),
+    ]
     return [*found, make.curves(content), *_of_texts(content, texts)]
 
 
@@ -45,10 +52,19 @@ def _of_texts(content: Content, wanted: bool) -> list[Section]:
         _, texts = read_texts(content.found)["dev"]
         return [make.maps(content, texts), *make.hardest(content, texts)]
     except (InputError, OSError) as error:
-        return [Missing(title, f"the texts or the backbone cannot be had ({error})") for title in titles]
+        return [
+            Missing(title, f"the texts or the backbone cannot be had ({error})") for title in titles
+        ]
 
 
-def run(runs: Sequence[str], tasks: Sequence[str] | None, which: str | None, out: Path, texts: bool, logged: bool) -> Path:
+def run(
+    runs: Sequence[str],
+    tasks: Sequence[str] | None,
+    which: str | None,
+    out: Path,
+    texts: bool,
+    logged: bool,
+) -> Path:
     """Make the report; returns the page's path."""
     contents = read([Path(path) for path in runs], tasks, which)
     parts: dict[str, list[Section]] = {}
@@ -56,10 +72,20 @@ def run(runs: Sequence[str], tasks: Sequence[str] | None, which: str | None, out
         parts["All tasks"] = [together]
     parts |= {name: sections_of(content, texts) for name, content in contents.items()}
     title = f"LoRA members and their ensembles: {', '.join(contents)}"
-    sizes = ", ".join(f"{len(content.found.dev)} members of {name}" for name, content in contents.items())
-    footer = f"Made by loraens {__version__} from {sizes} on {', '.join(dict.fromkeys(c.backbone for c in contents.values()))}."
+    sizes = ", ".join(
+        f"{len(content.found.dev)} members of {name}" for name, content in contents.items()
+    )
+    footer = (
+        f"Made by loraens {__version__} from {sizes} on"
+        f" {', '.join(dict.fromkeys(c.backbone for c in contents.values()))}."
+    )
     whole = page(title, [verdict(content) for content in contents.values()], parts, footer)
-    images = {f"{part}-{s.name}": png(s.drawn) for part, of_part in parts.items() for s in of_part if isinstance(s, Picture)}
+    images = {
+        f"{part}-{s.name}": png(s.drawn)
+        for part, of_part in parts.items()
+        for s in of_part
+        if isinstance(s, Picture)
+    }
     for name, content in images.items():
         write_atomically(out / f"{name}.png", content)
     write_atomically(out / "index.html", whole.encode())
@@ -84,13 +110,29 @@ def main(args: list[str]) -> None:
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(prog="loraens report", description=__doc__, exit_on_error=False)
-    parser.add_argument("--runs", nargs="+", type=str, required=True, help="Directories of runs or sweeps, ensembles included.")
-    parser.add_argument("--task", nargs="+", type=str, default=None, help="Names of tasks; all by default.")
+    parser.add_argument(
+        "--runs",
+        nargs="+",
+        type=str,
+        required=True,
+        help="Directories of runs or sweeps, ensembles included.",
+    )
+    parser.add_argument(
+        "--task", nargs="+", type=str, default=None, help="Names of tasks; all by default."
+    )
     which = "Epoch of each member; that of the ensembles by default."
-    parser.add_argument("--which", type=str | None, choices=["best", "last"], default=None, help=which)
-    parser.add_argument("--out", type=str | None, default=None, help="Directory of the page; RUN/report by default.")
-    parser.add_argument("--texts", type=bool, default=True, help="Whether to show texts and maps of embeddings.")
-    parser.add_argument("--logger", type=bool, default=True, help="Whether to log the pictures to W&B.")
+    parser.add_argument(
+        "--which", type=str | None, choices=["best", "last"], default=None, help=which
+    )
+    parser.add_argument(
+        "--out", type=str | None, default=None, help="Directory of the page; RUN/report by default."
+    )
+    parser.add_argument(
+        "--texts", type=bool, default=True, help="Whether to show texts and maps of embeddings."
+    )
+    parser.add_argument(
+        "--logger", type=bool, default=True, help="Whether to log the pictures to W&B."
+    )
     given = parser.parse_args(args)
     out = Path(given.runs[0]) / "report" if given.out is None else Path(given.out)
     run(given.runs, given.task, given.which, out, given.texts, given.logger)

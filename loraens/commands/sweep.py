@@ -32,7 +32,12 @@ _FIXED: dict[str, Any] = {
     "max_time": None,
     "check_val_every_n_epoch": 1,
 }
-_FIXED |= {"val_check_interval": None, "fast_dev_run": False, "overfit_batches": 0.0, "limit_val_batches": None}
+_FIXED |= {
+    "val_check_interval": None,
+    "fast_dev_run": False,
+    "overfit_batches": 0.0,
+    "limit_val_batches": None,
+}
 
 
 class SweepCli(Cli):
@@ -43,7 +48,9 @@ class SweepCli(Cli):
         super().add_arguments_to_parser(parser)
         parser.add_class_arguments(Grid, "grid", sub_configs=True, fail_untyped=False)
         parser.add_class_arguments(Options, "sweep")
-        parser.add_argument("--dry-run", action="store_true", help="Print the plan, and train nothing.")
+        parser.add_argument(
+            "--dry-run", action="store_true", help="Print the plan, and train nothing."
+        )
 
     def _parse_ckpt_path(self) -> None:
         """There is none: a sweep knows where it was."""
@@ -55,7 +62,9 @@ class SweepCli(Cli):
         """A trainer of one pack."""
         given = self._get(self.config_init, "trainer").get("callbacks") or []
         callbacks = [*(given if isinstance(given, list) else [given]), *kwargs.pop("callbacks", [])]
-        trainer: Trainer = LightningCLI.instantiate_trainer(self, **TRAINER, callbacks=callbacks, **kwargs)
+        trainer: Trainer = LightningCLI.instantiate_trainer(
+            self, **TRAINER, callbacks=callbacks, **kwargs
+        )
         return trainer
 
     def setup_of_packs(self) -> Setup:
@@ -64,27 +73,45 @@ class SweepCli(Cli):
         Raises:
             InputError: A setting does not fit a sweep.
         """
-        module, data, trainer = self.model, self.datamodule, self._get(self.config_init, "trainer")
+        module = self.model
+        data = self.datamodule
+        trainer = self._get(self.config_init, "trainer")
         assert isinstance(module, Population)
         assert isinstance(data, TextData)
         if module.options["mode"] != "lora":
-            raise InputError(f"--model.mode {module.options['mode']}: a sweep trains LoRA members, use `loraens fit`")
+            raise InputError(
+                f"--model.mode {module.options['mode']}: a sweep trains LoRA members, use `loraens"
+                " fit`"
+            )
         for name, value in _FIXED.items():
             if trainer.get(name) not in (value, None):
-                raise InputError(f"--trainer.{name} {trainer[name]}: a sweep trains whole epochs, leave it out")
+                raise InputError(
+                    f"--trainer.{name} {trainer[name]}: a sweep trains whole epochs, leave it out"
+                )
         if not trainer.max_epochs or trainer.max_epochs < 1:
-            raise InputError(f"--trainer.max_epochs {trainer.max_epochs}: a sweep needs an end, at least 1 is expected")
+            raise InputError(
+                f"--trainer.max_epochs {trainer.max_epochs}: a sweep needs an end, at least 1 is"
+                " expected"
+            )
         logger = self.config.as_dict()["trainer"]["logger"]
         check_logger(logger)
-        store, base = self._get(self.config, "store"), module.members[0]
+        store = self._get(self.config, "store")
+        base = module.members[0]
         try:
             members = self._get(self.config_init, "grid").expand(base)
         except (TypeError, ValueError) as error:
             raise InputError(f"--grid: {error}") from None
         if any(member.rank < 1 for member in members):
             raise InputError("--grid.rank must be at least 1")
-        directory = Path(store.root) / (store.run or "-".join(task.name for task in data.tasks) + "-sweep")
-        options = {"backbone": module.backbone, **module.options, "schedule": module.schedule, "warmup": module.warmup}
+        directory = Path(store.root) / (
+            store.run or "-".join(task.name for task in data.tasks) + "-sweep"
+        )
+        options = {
+            "backbone": module.backbone,
+            **module.options,
+            "schedule": module.schedule,
+            "warmup": module.warmup,
+        }
         data.setup("fit")
         return Setup(
             directory,
@@ -100,14 +127,23 @@ class SweepCli(Cli):
 
 
 def plan(sweep: Sweep) -> str:
-    """What is to be done, in words: members, packs, steps, and the time and memory of it, measured on this machine."""
+    """What is to be done, in words: members, packs, steps, and the time and memory of it, measured
+    on this machine.
+    """
     setup = sweep.setup
     left = sweep.left()
     size = min(sweep.pack_size(), len(setup.members))
-    cost = measure(setup.build, packs(setup.members, len(setup.members))[0][-size:], setup.data, setup.trainer())
+    cost = measure(
+        setup.build,
+        packs(setup.members, len(setup.members))[0][-size:],
+        setup.data,
+        setup.trainer(),
+    )
     each = sweep.steps_of_epoch()
     train = sum(int(part.tokens.lengths.sum()) for part in setup.data.of("train"))
-    evaluated = sum(int(part.tokens.lengths.sum()) for split in ("dev", "test") for part in setup.data.of(split))
+    evaluated = sum(
+        int(part.tokens.lengths.sum()) for split in ("dev", "test") for part in setup.data.of(split)
+    )
     steps = len(left) * each * setup.epochs
     seconds = steps * cost.seconds * (1 + evaluated / train / 3)  # a forward is a third of a step
     mib = 2**20
@@ -115,17 +151,29 @@ def plan(sweep: Sweep) -> str:
         [
             f"{len(setup.members)} members, of which {len(setup.members) - len(left)} have ended",
             f"{len(packs(left, size)) if left else 0} packs of at most {size} members",
-            f"{each * setup.epochs:,} steps a member ({setup.epochs} epochs of {each:,}), {steps:,} member-steps",
-            f"{_duration(seconds)} at {1 / cost.seconds:.1f} member-steps a second, if nothing stops early",
-            f"{cost.total_bytes / mib:,.0f} MiB for a pack: {cost.member_bytes / mib:,.0f} a member at the longest texts, "
-            f"{cost.backbone_bytes / mib:,.0f} for the backbone",
+            (
+                f"{each * setup.epochs:,} steps a member ({setup.epochs} epochs of {each:,}),"
+                f" {steps:,} member-steps"
+            ),
+            (
+                f"{_duration(seconds)} at {1 / cost.seconds:.1f} member-steps a second, if nothing"
+                " stops early"
+            ),
+            (
+                f"{cost.total_bytes / mib:,.0f} MiB for a pack: {cost.member_bytes / mib:,.0f} a"
+                f" member at the longest texts, {cost.backbone_bytes / mib:,.0f} for the backbone"
+            ),
         ]
     )
 
 
 def _duration(seconds: float) -> str:
     minutes = round(seconds / 60)
-    return f"about {minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"about {max(1, minutes)} min"
+    return (
+        f"about {minutes // 60} h {minutes % 60:02d} min"
+        if minutes >= 60
+        else f"about {max(1, minutes)} min"
+    )
 
 
 def print_table(manifests: dict[str, dict[str, Any]]) -> None:
@@ -134,8 +182,18 @@ def print_table(manifests: dict[str, dict[str, Any]]) -> None:
     from rich.table import Table
 
     tasks = next(iter(manifests.values()))["settings"]["tasks"]
-    table = Table(title="Members by dev score of their best epoch", caption="The best epoch was chosen on dev.")
-    for column in ("member", "rank", "scale", *(f"{task['name']} {task['metric']}" for task in tasks), "epoch", "status"):
+    table = Table(
+        title="Members by dev score of their best epoch",
+        caption="The best epoch was chosen on dev.",
+    )
+    for column in (
+        "member",
+        "rank",
+        "scale",
+        *(f"{task['name']} {task['metric']}" for task in tasks),
+        "epoch",
+        "status",
+    ):
         table.add_column(column, justify="left" if column in ("member", "status") else "right")
 
     def scores(manifest: dict[str, Any]) -> list[float]:
@@ -145,7 +203,7 @@ def print_table(manifests: dict[str, dict[str, Any]]) -> None:
 
     def order(manifest: dict[str, Any]) -> float:
         signs = [-1 if task["metric"] in LOWER_IS_BETTER else 1 for task in tasks]
-        total = sum(sign * score for sign, score in zip(signs, scores(manifest)))
+        total = sum(sign * score for sign, score in zip(signs, scores(manifest), strict=True))
         return -total if total == total else float("inf")
 
     for manifest in sorted(manifests.values(), key=order):
@@ -153,13 +211,21 @@ def print_table(manifests: dict[str, dict[str, Any]]) -> None:
         ended = f" ({manifest['ended']})" if "ended" in manifest else ""
         epoch = manifest["epochs"].get("best", "").removeprefix("epoch-").lstrip("0")
         cells = [f"{score:.4f}" for score in scores(manifest)]
-        table.add_row(manifest["name"], f"{member['rank']}", f"{member['scale']:g}", *cells, epoch, manifest["status"] + ended)
+        table.add_row(
+            manifest["name"],
+            f"{member['rank']}",
+            f"{member['scale']:g}",
+            *cells,
+            epoch,
+            manifest["status"] + ended,
+        )
     Console().print(table)
 
 
 @contextmanager
 def alone(directory: Path) -> Iterator[None]:
-    """Keep others from sweeping in a directory; the operating system lets go of it when the process ends, however it ends.
+    """Keep others from sweeping in a directory; the operating system lets go of it when the process
+    ends, however it ends.
 
     Raises:
         InputError: Another sweep runs there.
@@ -169,7 +235,9 @@ def alone(directory: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise InputError(f"another sweep runs in {directory}: wait until it ends, or give another --store.run") from None
+        raise InputError(
+            f"another sweep runs in {directory}: wait until it ends, or give another --store.run"
+        ) from None
     try:
         yield
     finally:
@@ -199,6 +267,9 @@ def main(args: list[str]) -> None:
             return
         with alone(setup.directory):
             sweep = Sweep(setup, cli.config_init.sweep)
-            write_atomically(setup.directory / "config.yaml", cli.parser.dump(cli.config, skip_none=False).encode())
+            write_atomically(
+                setup.directory / "config.yaml",
+                cli.parser.dump(cli.config, skip_none=False).encode(),
+            )
             print_table(sweep.run())
     print(f"the members lie in {setup.directory}")

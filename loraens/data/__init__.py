@@ -1,6 +1,8 @@
-"""Texts in, batches out: records and splits from files or the hub, tokenised once, served as packed batches.
+"""Texts in, batches out: records and splits from files or the hub, tokenised once, served as packed
+batches.
 
-The data modules are imported when they are asked for, so that reading a file does not import Lightning.
+The data modules are imported when they are asked for, so that reading a file does not import
+Lightning.
 """
 
 from typing import Any

@@ -1,4 +1,6 @@
-"""Rows of CSV, TSV, JSON lines and Parquet files: each line is one record, and what is dropped is counted."""
+"""Rows of CSV, TSV, JSON lines and Parquet files: each line is one record, and what is dropped is
+counted.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,8 @@ class Table:
         name: The file's name, for messages.
         format: What it was read as.
         columns: Column names, in order; those of the first record for JSON lines.
-        rows: Pairs of line number (from 1, the header counted) and row; None for a line with the wrong number of fields.
+        rows: Pairs of line number (from 1, the header counted) and row; None for a line with the
+            wrong number of fields.
     """
 
     name: str
@@ -48,12 +51,14 @@ class Table:
         """Refuse a file that lacks a column.
 
         Raises:
-            InputError: It names the column, the option that asked for it and the columns that are there.
+            InputError: It names the column, the option that asked for it and the columns that are
+                there.
         """
         for column in columns:
             if column not in self.columns:
                 raise InputError(
-                    f"{self.name} has no column {column!r} ({option}); its columns are {', '.join(map(repr, self.columns))}"
+                    f"{self.name} has no column {column!r} ({option}); its columns are"
+                    f" {', '.join(map(repr, self.columns))}"
                 )
 
 
@@ -61,8 +66,8 @@ class Table:
 def open_table(path: str | Path, format: Format | None = None) -> Iterator[Table]:
     """Open a file of records for the length of a `with` block; "-" is standard input.
 
-    The format is taken from the suffix unless given; a delimited file whose header holds a tab is tab-separated whatever
-    its suffix (as the course's .csv files are).
+    The format is taken from the suffix unless given; a delimited file whose header holds a tab is
+    tab-separated whatever its suffix (as the course's .csv files are).
 
     Raises:
         InputError: It is missing, empty, not UTF-8, or of unknown format.
@@ -80,7 +85,11 @@ def open_table(path: str | Path, format: Format | None = None) -> Iterator[Table
     if format is None:
         raise InputError(f"{name} has none of the known suffixes {', '.join(SUFFIXES)}: rename it")
     with path.open("rb") as stream:
-        yield _open_parquet(stream, name) if format == "parquet" else _open_lines(stream, name, format)
+        yield (
+            _open_parquet(stream, name)
+            if format == "parquet"
+            else _open_lines(stream, name, format)
+        )
 
 
 def _open_parquet(stream: BinaryIO, name: str) -> Table:
@@ -90,7 +99,9 @@ def _open_parquet(stream: BinaryIO, name: str) -> Table:
     try:
         file = pyarrow.parquet.ParquetFile(stream)
     except pyarrow.ArrowInvalid as error:
-        raise InputError(f"{name} is not a Parquet file ({error}): check the file or rename it") from None
+        raise InputError(
+            f"{name} is not a Parquet file ({error}): check the file or rename it"
+        ) from None
 
     def rows() -> Iterator[Row]:
         try:
@@ -110,12 +121,23 @@ def _open_lines(stream: BinaryIO, name: str, format: Format | None) -> Table:
     if format == "jsonl" or (format is None and first.lstrip().startswith("{")):
         parsed = _json_row(first, name, number)
         return Table(name, "jsonl", list(parsed), _json_rows(parsed, number, lines, name))
-    delimiter = "\t" if format == "tsv" or "\t" in first else ";" if first.count(";") > first.count(",") else ","
+    delimiter = (
+        "\t"
+        if format == "tsv" or "\t" in first
+        else ";"
+        if first.count(";") > first.count(",")
+        else ","
+    )
     columns = split_fields(first, delimiter, None)
     repeated = {column for column in columns if columns.count(column) > 1}
     if repeated:
         raise InputError(f"{name} has two columns named {repeated.pop()!r}: rename one")
-    return Table(name, "tsv" if delimiter == "\t" else "csv", columns, _delimited_rows(columns, delimiter, lines))
+    return Table(
+        name,
+        "tsv" if delimiter == "\t" else "csv",
+        columns,
+        _delimited_rows(columns, delimiter, lines),
+    )
 
 
 def _decoded(stream: BinaryIO, name: str) -> Iterator[tuple[int, str]]:
@@ -125,7 +147,8 @@ def _decoded(stream: BinaryIO, name: str) -> Iterator[tuple[int, str]]:
             line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
         except UnicodeDecodeError as error:
             raise InputError(
-                f"{name} line {number} is not UTF-8 (byte 0x{raw[error.start]:02x} at {error.start}): save it as UTF-8"
+                f"{name} line {number} is not UTF-8 (byte 0x{raw[error.start]:02x} at"
+                f" {error.start}): save it as UTF-8"
             ) from None
         yield number, line
 
@@ -134,31 +157,43 @@ def _json_row(line: str, name: str, number: int) -> Row:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
-        raise InputError(f"{name} line {number} is not JSON ({error}): one object a line is expected") from None
+        raise InputError(
+            f"{name} line {number} is not JSON ({error}): one object a line is expected"
+        ) from None
     if not isinstance(row, dict):
-        raise InputError(f"{name} line {number} is not a JSON object: one object a line is expected")
+        raise InputError(
+            f"{name} line {number} is not a JSON object: one object a line is expected"
+        )
     return row
 
 
-def _json_rows(first: Row, number: int, lines: Iterator[tuple[int, str]], name: str) -> Iterator[tuple[int, Row | None]]:
+def _json_rows(
+    first: Row, number: int, lines: Iterator[tuple[int, str]], name: str
+) -> Iterator[tuple[int, Row | None]]:
     yield number, first
     for number, line in lines:
         if line.strip():
             yield number, _json_row(line, name, number)
 
 
-def _delimited_rows(columns: list[str], delimiter: str, lines: Iterator[tuple[int, str]]) -> Iterator[tuple[int, Row | None]]:
+def _delimited_rows(
+    columns: list[str], delimiter: str, lines: Iterator[tuple[int, str]]
+) -> Iterator[tuple[int, Row | None]]:
     for number, line in lines:
         if not line and len(columns) > 1:
             continue  # an empty line is a record only where there is one column
         fields = split_fields(line, delimiter, len(columns))
-        yield number, dict(zip(columns, fields)) if len(fields) == len(columns) else None
+        yield (
+            number,
+            (dict(zip(columns, fields, strict=True)) if len(fields) == len(columns) else None),
+        )
 
 
 def split_fields(line: str, delimiter: str, expected: int | None) -> list[str]:
     """Fields of one line: by the rules of CSV if they apply to it, else split at every delimiter.
 
-    A quote that opens a field and is not closed, or is closed before the field ends, is an ordinary character.
+    A quote that opens a field and is not closed, or is closed before the field ends, is an ordinary
+    character.
     """
     try:
         fields = next(csv.reader([line], delimiter=delimiter, strict=True))
@@ -177,7 +212,9 @@ def _unquoted(text: str) -> str:
 
 
 class RowWriter:
-    """Writes rows as CSV, TSV or JSON lines to an open text stream; the header comes before the first row."""
+    """Writes rows as CSV, TSV or JSON lines to an open text stream; the header comes before the
+    first row.
+    """
 
     def __init__(self, stream: io.TextIOBase, format: Format, columns: list[str]) -> None:
         self._stream = stream

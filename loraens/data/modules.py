@@ -1,4 +1,5 @@
-"""Lightning data modules: one for each of the paper's tasks, one for all of them, and one for any files.
+"""Lightning data modules: one for each of the paper's tasks, one for all of them, and one for any
+files.
 
 Shape letters: M members, B examples of a member.
 """
@@ -33,9 +34,12 @@ class TextData(LightningDataModule):
         backbone: Backbone whose tokenizer is used; set from `--model.backbone`.
         batch_size: Training records of one member in a batch.
         eval_batch_size: Records in a batch of dev or test, those of all members together.
-        max_length: Longest sequence in tokens, special tokens counted; longer ones are cut and counted.
-        limit: Use at most this many records of each split, drawn by a fixed seed: for a quick look, not for results.
-        temperature: With several tasks, a task's share of the batches is in proportion to records ** (1 / temperature).
+        max_length: Longest sequence in tokens, special tokens counted; longer ones are cut and
+            counted.
+        limit: Use at most this many records of each split, drawn by a fixed seed: for a quick look,
+            not for results.
+        temperature: With several tasks, a task's share of the batches is in proportion to records
+            ** (1 / temperature).
 
     Raises:
         InputError: An option is out of range.
@@ -52,17 +56,35 @@ class TextData(LightningDataModule):
         temperature: float = 1.0,
     ) -> None:
         super().__init__()
-        minima = {"batch_size": 1, "eval_batch_size": 1, "max_length": 8, "limit": 1, "temperature": 1}
-        given = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "max_length": max_length}
+        minima = {
+            "batch_size": 1,
+            "eval_batch_size": 1,
+            "max_length": 8,
+            "limit": 1,
+            "temperature": 1,
+        }
+        given = {
+            "batch_size": batch_size,
+            "eval_batch_size": eval_batch_size,
+            "max_length": max_length,
+        }
         for name, value in {**given, "limit": limit, "temperature": temperature}.items():
             if value is not None and value < minima[name]:
-                raise InputError(f"--data.{name} {value:g} is too small: at least {minima[name]} is expected")
+                raise InputError(
+                    f"--data.{name} {value:g} is too small: at least {minima[name]} is expected"
+                )
         names = [source.task.name for source in sources]
         if not names or len(set(names)) < len(names):
-            raise InputError(f"--data.names {names}: at least one task, and none twice, is expected")
-        self.sources, self.backbone = tuple(sources), backbone
-        self.batch_size, self.eval_batch_size, self.max_length = batch_size, eval_batch_size, max_length
-        self.limit, self.temperature = limit, temperature
+            raise InputError(
+                f"--data.names {names}: at least one task, and none twice, is expected"
+            )
+        self.sources = tuple(sources)
+        self.backbone = backbone
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.max_length = max_length
+        self.limit = limit
+        self.temperature = temperature
         self.splits: dict[tuple[str, str], TokenSplit] = {}
 
     @property
@@ -86,7 +108,8 @@ class TextData(LightningDataModule):
                     continue
                 if split.labels is None and name != "test":
                     raise InputError(
-                        f"{split.origin} has no label column {source.task.label_column!r}: the {name} split needs labels"
+                        f"{split.origin} has no label column {source.task.label_column!r}: the"
+                        f" {name} split needs labels"
                     )
                 split = self._limited(split)
                 tokens = cached_tokens(split.texts, tokenizer, self.max_length)
@@ -96,26 +119,46 @@ class TextData(LightningDataModule):
     def _limited(self, split: Split) -> Split:
         if self.limit is None or self.limit >= len(split):
             return split
-        rows = np.sort(np.random.default_rng(derive_seed(0, "limit")).permutation(len(split))[: self.limit])
-        ids, texts = [split.ids[row] for row in rows], [split.texts[row] for row in rows]
+        rows = np.sort(
+            np.random.default_rng(derive_seed(0, "limit")).permutation(len(split))[: self.limit]
+        )
+        ids = [split.ids[row] for row in rows]
+        texts = [split.texts[row] for row in rows]
         labels = None if split.labels is None else split.labels[rows]
-        return Split(split.name, ids, texts, labels, f"{split.origin} ({len(rows)} of {len(split)})", split.dropped)
+        return Split(
+            split.name,
+            ids,
+            texts,
+            labels,
+            f"{split.origin} ({len(rows)} of {len(split)})",
+            split.dropped,
+        )
 
     def of(self, split: str) -> list[TokenSplit]:
         """The split of every task that has it."""
-        return [self.splits[task.name, split] for task in self.tasks if (task.name, split) in self.splits]
+        return [
+            self.splits[task.name, split]
+            for task in self.tasks
+            if (task.name, split) in self.splits
+        ]
 
     def train_dataloader(self) -> DataLoader[PackedBatch]:
         """Packed batches of the trainer's population."""
-        return DataLoader(PackedDataset(self.of("train")), sampler=self.sampler(self._members()), batch_size=None)
+        return DataLoader(
+            PackedDataset(self.of("train")), sampler=self.sampler(self._members()), batch_size=None
+        )
 
     def sampler(self, members: Sequence[Member]) -> TrainSampler:
         """Places of the training batches of a population."""
         sizes = [len(split) for split in self.of("train")]
-        return TrainSampler(sizes, self.batch_size, [member.seed for member in members], self.temperature)
+        return TrainSampler(
+            sizes, self.batch_size, [member.seed for member in members], self.temperature
+        )
 
     def val_dataloader(self) -> list[DataLoader[PackedBatch]]:
-        """One loader a task, over dev; while fitting, over test too, whose logits are stored and not scored."""
+        """One loader a task, over dev; while fitting, over test too, whose logits are stored and
+        not scored.
+        """
         assert self.trainer is not None
         fitting = self.trainer.state.fn == "fit"
         return self.eval_loaders("dev") + (self.eval_loaders("test") if fitting else [])
@@ -138,7 +181,10 @@ class TextData(LightningDataModule):
     def eval_loaders(self, split: str) -> list[DataLoader[PackedBatch]]:
         """One loader for each task that has the split, in the order of `of(split)`."""
         members = len(self._members())
-        return [eval_loader(part, max(1, self.eval_batch_size // members), members) for part in self.of(split)]
+        return [
+            eval_loader(part, max(1, self.eval_batch_size // members), members)
+            for part in self.of(split)
+        ]
 
     def _members(self) -> Sequence[Member]:
         """The population of the trainer's module."""
@@ -155,7 +201,8 @@ class SST(TextData):
         """See the class.
 
         Args:
-            root: Directory of the course's files (ids-sst-*.csv); without it, SetFit/sst5 from the Hugging Face hub.
+            root: Directory of the course's files (ids-sst-*.csv); without it, SetFit/sst5 from the
+                Hugging Face hub.
         """
         super().__init__([course_source("sst", root)], **kwargs)  # type: ignore[arg-type]
 
@@ -167,7 +214,8 @@ class Quora(TextData):
         """See the class.
 
         Args:
-            root: Directory of the course's files (quora-*.csv); without it, nyu-mll/glue qqp from the Hugging Face hub.
+            root: Directory of the course's files (quora-*.csv); without it, nyu-mll/glue qqp from
+                the Hugging Face hub.
         """
         super().__init__([course_source("quora", root)], **kwargs)  # type: ignore[arg-type]
 
@@ -179,7 +227,8 @@ class STS(TextData):
         """See the class.
 
         Args:
-            root: Directory of the course's files (sts-*.csv); without it, nyu-mll/glue stsb from the Hugging Face hub.
+            root: Directory of the course's files (sts-*.csv); without it, nyu-mll/glue stsb from
+                the Hugging Face hub.
         """
         super().__init__([course_source("sts", root)], **kwargs)  # type: ignore[arg-type]
 
@@ -232,13 +281,28 @@ class TextFiles(TextData):
             label_column: Column of the label.
             kind: "classes" or "number".
             test: File of further records whose logits are stored, labelled or not.
-            class_names: Classes in order; labels are their names or their numbers from 0. Default: the labels in `train`.
-            metric: Score that chooses the best epoch; accuracy for classes and pearson for numbers by default.
-            loss: cross_entropy for classes and mse for numbers by default; binary_cross_entropy gives two classes one logit.
+            class_names: Classes in order; labels are their names or their numbers from 0. Default:
+                the labels in `train`.
+            metric: Score that chooses the best epoch; accuracy for classes and pearson for numbers
+                by default.
+            loss: cross_entropy for classes and mse for numbers by default; binary_cross_entropy
+                gives two classes one logit.
             low: Smallest legal number.
             high: Largest legal number.
             id_column: Column of a unique id; where it is not there, line numbers are the ids.
         """
         paths = {"train": train, "dev": dev, "test": test}
-        source = FileSource(name, paths, text_columns, label_column, kind, class_names, metric, loss, low, high, id_column)
+        source = FileSource(
+            name,
+            paths,
+            text_columns,
+            label_column,
+            kind,
+            class_names,
+            metric,
+            loss,
+            low,
+            high,
+            id_column,
+        )
         super().__init__([source], **kwargs)  # type: ignore[arg-type]

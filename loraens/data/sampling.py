@@ -1,4 +1,5 @@
-"""Which examples each batch holds: every member goes through train in an order of its own, through dev and test by length.
+"""Which examples each batch holds: every member goes through train in an order of its own, through
+dev and test by length.
 
 Shape letters: M members, B examples of a member.
 """
@@ -29,11 +30,13 @@ class PackedDataset(Dataset[PackedBatch]):
 
 
 class TrainSampler(Sampler[Place]):
-    """Places of one epoch's training batches: each member goes through the data in an order of its own.
+    """Places of one epoch's training batches: each member goes through the data in an order of its
+    own.
 
-    A member's order depends on its seed and the epoch alone. With several tasks each batch is of one task. At temperature
-    T a task of n records gets a share of the batches in proportion to n ** (1 / T); at 1 every record is seen once an
-    epoch, above 1 small tasks are seen more often than large ones.
+    A member's order depends on its seed and the epoch alone. With several tasks each batch is of
+    one task. At temperature T a task of n records gets a share of the batches in proportion to n **
+    (1 / T); at 1 every record is seen once an epoch, above 1 small tasks are seen more often than
+    large ones.
 
     Args:
         sizes: Records of each task.
@@ -42,8 +45,13 @@ class TrainSampler(Sampler[Place]):
         temperature: T, at least 1.
     """
 
-    def __init__(self, sizes: Sequence[int], batch_size: int, seeds: Sequence[int], temperature: float = 1.0) -> None:
-        self.sizes, self.batch_size, self.seeds, self.epoch = tuple(sizes), batch_size, tuple(seeds), 0
+    def __init__(
+        self, sizes: Sequence[int], batch_size: int, seeds: Sequence[int], temperature: float = 1.0
+    ) -> None:
+        self.sizes = tuple(sizes)
+        self.batch_size = batch_size
+        self.seeds = tuple(seeds)
+        self.epoch = 0
         batches = [-(-size // batch_size) for size in sizes]
         if temperature != 1:
             shares = np.array(sizes) ** (1 / temperature)
@@ -65,9 +73,13 @@ class TrainSampler(Sampler[Place]):
             yield index, next(streams[index])
 
     def _stream(self, index: int) -> Iterator[np.ndarray]:
-        size, lap = self.sizes[index], 0
+        size = self.sizes[index]
+        lap = 0
         while True:
-            rngs = [np.random.default_rng(derive_seed(seed, "order", index, self.epoch, lap)) for seed in self.seeds]
+            rngs = [
+                np.random.default_rng(derive_seed(seed, "order", index, self.epoch, lap))
+                for seed in self.seeds
+            ]
             rows = np.stack([rng.permutation(size) for rng in rngs])
             for start in range(0, size, self.batch_size):
                 yield rows[:, start : start + self.batch_size]

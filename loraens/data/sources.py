@@ -1,4 +1,6 @@
-"""Where the records of a task come from: the course's files, the Hugging Face hub, or any files of the user's."""
+"""Where the records of a task come from: the course's files, the Hugging Face hub, or any files of
+the user's.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,9 @@ class HubName:
 
 @dataclass(frozen=True)
 class CourseSource(Source):
-    """One of the paper's tasks, from the course's files in `root`, or from the hub where there is no root."""
+    """One of the paper's tasks, from the course's files in `root`, or from the hub where there is
+    no root.
+    """
 
     built_in: Task
     stem: str
@@ -72,7 +76,10 @@ class CourseSource(Source):
                 return read_split(Path(self.root) / name, split, self.task)
         if split == "test":
             return None
-        raise InputError(f"data.root {self.root} has no {names[0]}: give the directory that holds the course's files")
+        raise InputError(
+            f"data.root {self.root} has no {names[0]}: give the directory that holds the course's"
+            " files"
+        )
 
     def _read_hub(self, split: str) -> Split:
         import datasets
@@ -88,22 +95,38 @@ class CourseSource(Source):
             ) from None
         missing = set(self.hub.columns) - set(data.column_names)
         if missing:
-            raise InputError(f"data set {self.hub.path!r} has no column {missing.pop()!r}: expected {list(self.hub.columns)}")
+            raise InputError(
+                f"data set {self.hub.path!r} has no column {missing.pop()!r}: expected"
+                f" {list(self.hub.columns)}"
+            )
         data = data.select_columns(list(self.hub.columns)).rename_columns(self.hub.columns)
         if set(data.unique(self.task.label_column)) <= {-1, None}:  # GLUE's mark for hidden labels
             data = data.remove_columns(self.task.label_column)
         rows: list[dict[str, Any]] = list(data)
-        table = Table(f"{self.hub.path} {hub_split}", "jsonl", data.column_names, iter(enumerate(rows, start=1)))
+        table = Table(
+            f"{self.hub.path} {hub_split}",
+            "jsonl",
+            data.column_names,
+            iter(enumerate(rows, start=1)),
+        )
         return collect_split(table, split, self.task, "id")
 
 
 _PAIR = {"sentence1": "sentence1", "sentence2": "sentence2"}
 _COURSE = {
-    "sst": (SST, "ids-sst", HubName("SetFit/sst5", None, {"text": "sentence", "label": "sentiment"})),
+    "sst": (
+        SST,
+        "ids-sst",
+        HubName("SetFit/sst5", None, {"text": "sentence", "label": "sentiment"}),
+    ),
     "quora": (
         QUORA,
         "quora",
-        HubName("nyu-mll/glue", "qqp", {"question1": "sentence1", "question2": "sentence2", "label": "is_duplicate"}),
+        HubName(
+            "nyu-mll/glue",
+            "qqp",
+            {"question1": "sentence1", "question2": "sentence2", "label": "is_duplicate"},
+        ),
     ),
     "sts": (STS, "sts", HubName("nyu-mll/glue", "stsb", {**_PAIR, "label": "similarity"})),
 }
@@ -132,7 +155,8 @@ class FileSource(Source):
         high: float | None,
         id_column: str,
     ) -> None:
-        self.paths, self.id_column = paths, id_column
+        self.paths = paths
+        self.id_column = id_column
         inferred = kind == "classes" and class_names is None
         if inferred:
             class_names = distinct_labels(self._path("train"), label_column)
@@ -155,7 +179,9 @@ class FileSource(Source):
     def _path(self, split: str) -> str:
         path = self.paths[split]
         if path is None:
-            raise InputError(f"--data.{split} is not given: a file of the {split} split is expected")
+            raise InputError(
+                f"--data.{split} is not given: a file of the {split} split is expected"
+            )
         return path
 
     @property

@@ -1,4 +1,6 @@
-"""The usable records of a split: texts, ids and labels read from the rows of a table; what is dropped is counted."""
+"""The usable records of a split: texts, ids and labels read from the rows of a table; what is
+dropped is counted.
+"""
 
 from __future__ import annotations
 
@@ -48,18 +50,21 @@ class Split:
 def row_texts(row: Row, columns: tuple[str, ...]) -> tuple[str, ...] | None:
     """The texts of a row, stripped; None where one is missing or blank."""
     texts = tuple(_text(row.get(column)) for column in columns)
-    whole = tuple(text.encode("utf-8", "replace").decode() for text in texts)  # JSON can hold halves of characters
+    whole = tuple(
+        text.encode("utf-8", "replace").decode() for text in texts
+    )  # JSON can hold halves of characters
     return whole if all(whole) else None
 
 
 def read_split(path: str | Path, name: str, task: Task, id_column: str = "id") -> Split:
     """Read one split of a task from a file.
 
-    Records without a text, without a label (in a labelled split) or with the wrong number of fields are dropped and
-    counted. A split is labelled if any of its records is.
+    Records without a text, without a label (in a labelled split) or with the wrong number of fields
+    are dropped and counted. A split is labelled if any of its records is.
 
     Raises:
-        InputError: A text column is missing, no usable record is left, an id repeats, or a label is out of range.
+        InputError: A text column is missing, no usable record is left, an id repeats, or a label is
+            out of range.
     """
     with open_table(path) as table:
         table.require(task.text_columns, "text columns")
@@ -84,14 +89,30 @@ def collect_split(table: Table, name: str, task: Task, id_column: str) -> Split:
         dropped["no label"] = unlabelled
         records = [record for record in records if record[-1]]
     if not records:
-        raise InputError(f"{table.name} holds no usable record of the {name} split: a text is expected in every line")
+        raise InputError(
+            f"{table.name} holds no usable record of the {name} split: a text is expected in every"
+            " line"
+        )
     lines: dict[str, int] = {}
     for number, identity, *_ in records:
         if identity in lines:
-            raise InputError(f"{table.name} line {number} repeats the id {identity!r} of line {lines[identity]}")
+            raise InputError(
+                f"{table.name} line {number} repeats the id {identity!r} of line {lines[identity]}"
+            )
         lines[identity] = number
-    labels = np.array([_label(task, table, number, label) for number, *_, label in records]) if labelled else None
-    return Split(name, list(lines), [texts for _, _, texts, _ in records], labels, Path(table.name).name, dropped)
+    labels = (
+        np.array([_label(task, table, number, label) for number, *_, label in records])
+        if labelled
+        else None
+    )
+    return Split(
+        name,
+        list(lines),
+        [texts for _, _, texts, _ in records],
+        labels,
+        Path(table.name).name,
+        dropped,
+    )
 
 
 def _text(value: Any) -> str:
@@ -106,7 +127,8 @@ def _label(task: Task, table: Table, number: int, label: str) -> float:
 
 
 def distinct_labels(path: str | Path, column: str) -> tuple[str, ...]:
-    """The labels that occur in a file, in numeric order and each value once if all are numbers, else sorted.
+    """The labels that occur in a file, in numeric order and each value once if all are numbers,
+    else sorted.
 
     Raises:
         InputError: The column is not there.
@@ -115,6 +137,8 @@ def distinct_labels(path: str | Path, column: str) -> tuple[str, ...]:
         table.require([column], "label column")
         found = {_text(row.get(column)) for _, row in table.rows if row is not None} - {""}
     try:
-        return tuple(repr(value).removesuffix(".0") for value in sorted({float(label) for label in found}))
+        return tuple(
+            repr(value).removesuffix(".0") for value in sorted({float(label) for label in found})
+        )
     except ValueError:
         return tuple(sorted(found))

@@ -46,14 +46,20 @@ class Tokens:
 
 
 def cache_directory() -> Path:
-    """Where tokenised texts are kept: `LORAENS_CACHE`, else `loraens` in the user's cache directory."""
+    """Where tokenised texts are kept: `LORAENS_CACHE`, else `loraens` in the user's cache
+    directory.
+    """
     default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loraens"
     return Path(os.environ.get("LORAENS_CACHE") or default)
 
 
-def tokenise(texts: list[tuple[str, ...]], tokenizer: PreTrainedTokenizerBase, max_length: int) -> Tokens:
-    """Tokenise one or two texts an example, with special tokens, cut to `max_length` tokens (the longer text first)."""
-    columns = [list(column) for column in zip(*texts)]
+def tokenise(
+    texts: list[tuple[str, ...]], tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> Tokens:
+    """Tokenise one or two texts an example, with special tokens, cut to `max_length` tokens (the
+    longer text first).
+    """
+    columns = [list(column) for column in zip(*texts, strict=True)]
     pairs = len(columns) == 2
     options: dict[str, Any] = {"return_token_type_ids": pairs, "return_attention_mask": False}
     encoded = tokenizer(*columns, truncation="longest_first", max_length=max_length, **options)
@@ -63,11 +69,16 @@ def tokenise(texts: list[tuple[str, ...]], tokenizer: PreTrainedTokenizerBase, m
     if pairs:
         types = np.concatenate([np.asarray(row, np.int8) for row in encoded["token_type_ids"]])
     overflowing = sum(bool(encoding.overflowing) for encoding in encoded.encodings)
-    return Tokens(ids, types, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64), overflowing)
+    return Tokens(
+        ids, types, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64), overflowing
+    )
 
 
-def cached_tokens(texts: list[tuple[str, ...]], tokenizer: PreTrainedTokenizerBase, max_length: int) -> Tokens:
-    """As `tokenise`, read from the cache where the same texts, tokenizer and length were seen before.
+def cached_tokens(
+    texts: list[tuple[str, ...]], tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> Tokens:
+    """As `tokenise`, read from the cache where the same texts, tokenizer and length were seen
+    before.
 
     A cached file that cannot be read is made again.
     """
@@ -85,7 +96,13 @@ def cached_tokens(texts: list[tuple[str, ...]], tokenizer: PreTrainedTokenizerBa
             path.unlink()
     tokens = tokenise(texts, tokenizer, max_length)
     buffer = io.BytesIO()
-    np.savez(buffer, ids=tokens.ids, types=tokens.types, offsets=tokens.offsets, truncated=tokens.truncated)
+    np.savez(
+        buffer,
+        ids=tokens.ids,
+        types=tokens.types,
+        offsets=tokens.offsets,
+        truncated=tokens.truncated,
+    )
     write_atomically(path, buffer.getvalue())
     return tokens
 
@@ -103,14 +120,17 @@ class TokenSplit:
 
     def batch(self, rows: np.ndarray) -> PackedBatch:
         """The packed batch of rows `(M, B)`."""
-        tokens, labels = self.tokens, self.split.labels
-        return pack(tokens.ids, tokens.types, tokens.offsets, rows, labels, self.task.name, self.split.name)
+        tokens = self.tokens
+        labels = self.split.labels
+        return pack(
+            tokens.ids, tokens.types, tokens.offsets, rows, labels, self.task.name, self.split.name
+        )
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the split's ids, texts and labels, in order."""
         digest = hashlib.sha256()
-        for identity, texts in zip(self.split.ids, self.split.texts):
+        for identity, texts in zip(self.split.ids, self.split.texts, strict=True):
             digest.update("\x1f".join((identity, *texts)).encode() + b"\x1e")
         if self.split.labels is not None:
             digest.update(self.split.labels.tobytes())
@@ -118,5 +138,7 @@ class TokenSplit:
 
     def report(self) -> str:
         """One line: what was read, dropped and cut."""
-        cut = f"; {self.tokens.truncated} cut to the maximum length" if self.tokens.truncated else ""
+        cut = (
+            f"; {self.tokens.truncated} cut to the maximum length" if self.tokens.truncated else ""
+        )
         return f"{self.task.name} {self.split.report()}{cut}"

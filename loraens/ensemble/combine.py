@@ -28,15 +28,17 @@ def combine(pool: Pool, weights: np.ndarray, rule: Rule, places: np.ndarray) -> 
     Args:
         pool: The members.
         weights: `(M,)`; members of weight zero have no say.
-        rule: "vote" (see `majority_vote`), "logits" (weighted mean logit), "probs" (weighted mean probability) or "merged" (the
-            one model that `pool.merged` makes of them).
-        places: `(M,)` place of each member where the ensemble was chosen, 0 the best: what is voted on here has no say in that.
+        rule: "vote" (see `majority_vote`), "logits" (weighted mean logit), "probs" (weighted mean
+            probability) or "merged" (the one model that `pool.merged` makes of them).
+        places: `(M,)` place of each member where the ensemble was chosen, 0 the best: what is voted
+            on here has no say in that.
     """
     if rule == "merged":
         assert pool.merged is not None
         return _outcome(pool.task, pool.merged(weights))
     chosen = np.flatnonzero(weights)
-    pool, weights = pool.of(chosen), weights[chosen]
+    pool = pool.of(chosen)
+    weights = weights[chosen]
     if rule == "vote":
         return Outcome(majority_vote(pool.predictions, pool.ranks, weights, places[chosen]))
     if rule == "probs":
@@ -57,10 +59,11 @@ def majority_vote(
     weights: np.ndarray | None = None,
     places: np.ndarray | None = None,
 ) -> np.ndarray:
-    """The class with most votes, `(M, N)` -> `(N,)`; of tied classes, the one that the member of highest rank voted for.
+    """The class with most votes, `(M, N)` -> `(N,)`; of tied classes, the one that the member of
+    highest rank voted for.
 
-    Only members that voted for a tied class can break the tie; of members of equal rank the one in the better place does, or
-    without places the first.
+    Only members that voted for a tied class can break the tie; of members of equal rank the one in
+    the better place does, or without places the first.
 
     Args:
         votes: `(M, N)` class numbers.
@@ -70,10 +73,14 @@ def majority_vote(
     """
     votes = np.asarray(votes)
     shares = np.ones(len(votes)) if weights is None else np.asarray(weights, np.float64)
-    counts = np.stack([shares @ (votes == number) for number in range(int(votes.max()) + 1)], axis=1)  # (N, classes)
+    counts = np.stack(
+        [shares @ (votes == number) for number in range(int(votes.max()) + 1)], axis=1
+    )  # (N, classes)
     tied = counts >= counts.max(axis=1, keepdims=True) - 1e-9 * shares.sum()
     order = np.lexsort((np.arange(len(votes)) if places is None else places, -np.asarray(ranks)))
     by_rank = votes[order]  # (M, N), highest rank first
-    allowed = np.take_along_axis(tied, by_rank.T, axis=1)  # (N, M): the member voted for a tied class
+    allowed = np.take_along_axis(
+        tied, by_rank.T, axis=1
+    )  # (N, M): the member voted for a tied class
     chosen: np.ndarray = by_rank[allowed.argmax(axis=1), np.arange(votes.shape[1])]
     return chosen

@@ -15,7 +15,9 @@ from loraens.ensemble.pool import Pool
 
 
 def _correlations(x: np.ndarray) -> np.ndarray:
-    """Pearson's r of each pair of rows `(M, N)`; rows that are constant are wholly alike to all: 1."""
+    """Pearson's r of each pair of rows `(M, N)`; rows that are constant are wholly alike to all:
+    1.
+    """
     centred = x - x.mean(axis=1, keepdims=True)
     return _cosines(np.where(np.abs(centred) < 1e-12, 0.0, centred))
 
@@ -26,7 +28,8 @@ def _cosines(x: np.ndarray) -> np.ndarray:
     norms = np.linalg.norm(x, axis=1)
     unit = x / np.where(norms > 0, norms, 1)[:, None]
     found = np.clip(unit @ unit.T, -1, 1)
-    found[norms == 0], found[:, norms == 0] = 1.0, 1.0
+    found[norms == 0] = 1.0
+    found[:, norms == 0] = 1.0
     np.fill_diagonal(found, 1.0)
     return found
 
@@ -62,7 +65,8 @@ def similarity(pool: Pool, name: str) -> np.ndarray:
 
     Args:
         pool: The members.
-        name: "pearson" of values or class numbers, "cosine" of them, "agreement" of classes, or Pearson's r of the "errors".
+        name: "pearson" of values or class numbers, "cosine" of them, "agreement" of classes, or
+            Pearson's r of the "errors".
     """
     if name not in pool.similarities:
         pool.similarities[name] = SIMILARITIES[name](pool)
@@ -72,51 +76,72 @@ def similarity(pool: Pool, name: str) -> np.ndarray:
 def pairwise_mean(matrix: np.ndarray) -> float:
     """Mean over the pairs of different members of a matrix `(M, M)`; NaN for one member."""
     size = len(matrix)
-    return float((matrix.sum() - np.trace(matrix)) / (size * (size - 1))) if size > 1 else float("nan")
+    return (
+        float((matrix.sum() - np.trace(matrix)) / (size * (size - 1))) if size > 1 else float("nan")
+    )
 
 
 def pair_counts(pool: Pool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Shares of the examples, for each pair of members `(M, M)`: both right, one right, both wrong; of classes."""
+    """Shares of the examples, for each pair of members `(M, M)`: both right, one right, both wrong;
+    of classes.
+    """
     wrong = errors(pool)
     size = wrong.shape[1]
-    both_wrong, both_right = wrong @ wrong.T, (1 - wrong) @ (1 - wrong).T
+    both_wrong = wrong @ wrong.T
+    both_right = (1 - wrong) @ (1 - wrong).T
     return both_right / size, (size - both_right - both_wrong) / size, both_wrong / size
 
 
 def q_statistic(pool: Pool) -> np.ndarray:
-    """Yule's Q of each pair of members `(M, M)` (Kuncheva and Whitaker 2003); 1 where it is not defined."""
-    wrong, size = errors(pool), len(pool.labels)
+    """Yule's Q of each pair of members `(M, M)` (Kuncheva and Whitaker 2003); 1 where it is not
+    defined.
+    """
+    wrong = errors(pool)
+    size = len(pool.labels)
     both_right, _, both_wrong = pair_counts(pool)
     first_alone = (1 - wrong) @ wrong.T / size
-    like, unlike = both_right * both_wrong, first_alone * first_alone.T
-    return np.where(like + unlike > 0, (like - unlike) / np.where(like + unlike > 0, like + unlike, 1), 1.0)
+    like = both_right * both_wrong
+    unlike = first_alone * first_alone.T
+    return np.where(
+        like + unlike > 0, (like - unlike) / np.where(like + unlike > 0, like + unlike, 1), 1.0
+    )
 
 
 def variance_formula(members: int, variance: float, correlation: float) -> float:
-    """Variance of the mean of N predictions of equal variance s2 and common correlation rho: s2/N + (N-1)/N rho s2 (paper)."""
+    """Variance of the mean of N predictions of equal variance s2 and common correlation rho: s2/N +
+    (N-1)/N rho s2 (paper).
+    """
     return variance / members + (members - 1) / members * correlation * variance
 
 
 def vote_formula(members: int, error: float, correlation: float) -> float:
     """The paper's probability that a majority vote is wrong.
 
-    With the error p of one member and the correlation rho of errors, p_eff = rho p + (1 - rho) p^2, and the sum over k from
-    floor(N / 2) to N of C(N, k) p_eff^k (1 - p_eff)^(N - k).
+    With the error p of one member and the correlation rho of errors, p_eff = rho p + (1 - rho) p^2,
+    and the sum over k from floor(N / 2) to N of C(N, k) p_eff^k (1 - p_eff)^(N - k).
     """
     effective = correlation * error + (1 - correlation) * error**2
-    return sum(comb(members, k) * effective**k * (1 - effective) ** (members - k) for k in range(members // 2, members + 1))
+    return sum(
+        comb(members, k) * effective**k * (1 - effective) ** (members - k)
+        for k in range(members // 2, members + 1)
+    )
 
 
 def summary(pool: Pool) -> dict[str, float]:
-    """What is known of a set of members joined with equal weights: likeness, and the paper's formula beside what is observed.
+    """What is known of a set of members joined with equal weights: likeness, and the paper's
+    formula beside what is observed.
 
-    For classes: mean pairwise agreement, cosine, disagreement (one of two is right), double fault (both wrong) and Q; error
-    of the vote, predicted and observed. For numbers: mean pairwise Pearson's r; mean squared error of a member, the ambiguity
-    by which the mean is better (Krogh and Vedelsby 1995), and the mean's; variance of the mean's error, predicted and observed.
+    For classes: mean pairwise agreement, cosine, disagreement (one of two is right), double fault
+    (both wrong) and Q; error of the vote, predicted and observed. For numbers: mean pairwise
+    Pearson's r; mean squared error of a member, the ambiguity by which the mean is better (Krogh
+    and Vedelsby 1995), and the mean's; variance of the mean's error, predicted and observed.
     """
-    names = ("agreement", "cosine", "errors") if pool.task.kind == "classes" else ("pearson", "errors")
+    names = (
+        ("agreement", "cosine", "errors") if pool.task.kind == "classes" else ("pearson", "errors")
+    )
     found = {f"mean_{name}": pairwise_mean(similarity(pool, name)) for name in names}
-    wrong, size = errors(pool), len(pool)
+    wrong = errors(pool)
+    size = len(pool)
     alike = found["mean_errors"] if size > 1 else 1.0
     if pool.task.kind == "classes":
         _, one, both = pair_counts(pool)

@@ -1,4 +1,5 @@
-"""The pool that an ensemble chooses from: what each member says of one split of one task, as arrays.
+"""The pool that an ensemble chooses from: what each member says of one split of one task, as
+arrays.
 
 Shape letters: M members, N examples, C outputs, K classes, R resamples.
 """
@@ -25,7 +26,8 @@ class Pool:
         ranks: `(M,)` rank of each member.
         logits: `(M, N, C)`.
         labels: `(N,)` class numbers or values.
-        merged: From weights `(M,)` to the logits `(N, C)` of one model merged of the members, where the backbone is there.
+        merged: From weights `(M,)` to the logits `(N, C)` of one model merged of the members, where
+            the backbone is there.
     """
 
     task: Task
@@ -34,7 +36,9 @@ class Pool:
     logits: np.ndarray
     labels: np.ndarray
     merged: Callable[[np.ndarray], np.ndarray] | None = None
-    similarities: dict[str, np.ndarray] = field(default_factory=dict, init=False, repr=False, compare=False)
+    similarities: dict[str, np.ndarray] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __len__(self) -> int:
         return len(self.names)
@@ -49,7 +53,9 @@ class Pool:
         """Some of the members on the same examples."""
         chosen = np.asarray(members)
         names = tuple(self.names[index] for index in chosen)
-        return replace(self, names=names, ranks=self.ranks[chosen], logits=self.logits[chosen], merged=None)
+        return replace(
+            self, names=names, ranks=self.ranks[chosen], logits=self.logits[chosen], merged=None
+        )
 
     @cached_property
     def probabilities(self) -> np.ndarray:
@@ -63,16 +69,22 @@ class Pool:
         if self.task.kind == "classes":
             found: np.ndarray = self.probabilities.argmax(axis=2)
             return found
-        return predictions(self.task, self.logits.reshape(-1, self.logits.shape[-1])).reshape(self.logits.shape[:2])
+        return predictions(self.task, self.logits.reshape(-1, self.logits.shape[-1])).reshape(
+            self.logits.shape[:2]
+        )
 
     @cached_property
     def log_likelihood(self) -> np.ndarray:
-        """Log density of each label `(M, N)`: of its class, or of a normal distribution with the member's own mean error.
+        """Log density of each label `(M, N)`: of its class, or of a normal distribution with the
+        member's own mean error.
 
-        Densities of nothing are cut at the smallest positive float, so that one example does not decide alone.
+        Densities of nothing are cut at the smallest positive float, so that one example does not
+        decide alone.
         """
         if self.task.kind == "classes":
-            picked = np.take_along_axis(self.probabilities, self.labels.astype(np.int64)[None, :, None], axis=2)[..., 0]
+            picked = np.take_along_axis(
+                self.probabilities, self.labels.astype(np.int64)[None, :, None], axis=2
+            )[..., 0]
             found: np.ndarray = np.log(np.maximum(picked, np.finfo(np.float64).tiny))
             return found
         errors = (self.predictions - self.labels) ** 2
@@ -82,8 +94,15 @@ class Pool:
 
     @cached_property
     def scores(self) -> np.ndarray:
-        """The task's metric of each member `(M,)`, its sign turned where lower is better; minus infinity if not defined."""
-        found = np.array([score(self.task, outcome, self.labels) for outcome in map(self.outcome, range(len(self)))])
+        """The task's metric of each member `(M,)`, its sign turned where lower is better; minus
+        infinity if not defined.
+        """
+        found = np.array(
+            [
+                score(self.task, outcome, self.labels)
+                for outcome in map(self.outcome, range(len(self)))
+            ]
+        )
         return np.where(np.isnan(found), -np.inf, found)
 
     def outcome(self, member: int) -> Outcome:
@@ -118,7 +137,9 @@ class Outcome:
 
     def at(self, rows: np.ndarray) -> Outcome:
         """The same on some of the examples."""
-        return Outcome(self.predictions[rows], None if self.probabilities is None else self.probabilities[rows])
+        return Outcome(
+            self.predictions[rows], None if self.probabilities is None else self.probabilities[rows]
+        )
 
 
 def score(task: Task, outcome: Outcome, labels: np.ndarray) -> float:
@@ -130,7 +151,8 @@ def score(task: Task, outcome: Outcome, labels: np.ndarray) -> float:
 def metric(task: Task, name: str, outcome: Outcome, labels: np.ndarray) -> float:
     """One metric of `tasks.METRICS`, by numpy alone: as `metrics.scores` has it.
 
-    Correlations of constant predictions, and what needs probabilities where there are none, are NaN.
+    Correlations of constant predictions, and what needs probabilities where there are none, are
+    NaN.
     """
     predicted = outcome.predictions
     if name == "accuracy":
@@ -145,7 +167,8 @@ def metric(task: Task, name: str, outcome: Outcome, labels: np.ndarray) -> float
         return _macro_f1(predicted, labels, len(task.class_names))
     if outcome.probabilities is None:
         return float("nan")
-    shares, classes = outcome.probabilities, labels.astype(np.int64)
+    shares = outcome.probabilities
+    classes = labels.astype(np.int64)
     if name == "nll":
         picked = shares[np.arange(len(classes)), classes]
         return float(-np.log(np.maximum(picked, np.finfo(np.float64).tiny)).mean())
@@ -156,7 +179,8 @@ def metric(task: Task, name: str, outcome: Outcome, labels: np.ndarray) -> float
 
 def correlation(left: np.ndarray, right: np.ndarray) -> float:
     """Pearson's r of two vectors `(N,)`; NaN if one of them is constant."""
-    a, b = left - left.mean(), right - right.mean()
+    a = left - left.mean()
+    b = right - right.mean()
     scale = np.sqrt((a @ a) * (b @ b))
     return float(a @ b / scale) if scale > 1e-12 * max(1.0, len(a)) else float("nan")
 
@@ -172,11 +196,9 @@ def _macro_f1(predicted: np.ndarray, labels: np.ndarray, classes: int) -> float:
     """Mean F1 of the classes that occur in labels or predictions."""
     found = []
     for number in range(classes):
-        hits, said, there = (
-            ((predicted == number) & (labels == number)).sum(),
-            (predicted == number).sum(),
-            (labels == number).sum(),
-        )
+        hits = ((predicted == number) & (labels == number)).sum()
+        said = (predicted == number).sum()
+        there = (labels == number).sum()
         if said + there:
             found.append(2 * hits / (said + there))
     return float(np.mean(found))
@@ -184,7 +206,8 @@ def _macro_f1(predicted: np.ndarray, labels: np.ndarray, classes: int) -> float:
 
 def _calibration_error(shares: np.ndarray, classes: np.ndarray, bins: int = 15) -> float:
     """Expected calibration error in equal bins of confidence (Guo et al. 2017)."""
-    confidence, right = shares.max(axis=1), shares.argmax(axis=1) == classes
+    confidence = shares.max(axis=1)
+    right = shares.argmax(axis=1) == classes
     places = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     gaps = np.bincount(places, right - confidence, bins)
     return float(np.abs(gaps).sum() / len(classes))

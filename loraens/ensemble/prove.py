@@ -1,7 +1,8 @@
-"""What an ensemble is worth on examples that it was not chosen on: repeated cross-validation of the whole choice.
+"""What an ensemble is worth on examples that it was not chosen on: repeated cross-validation of the
+whole choice.
 
-In each fold the members are chosen, weighted and calibrated on the other folds, and score on this one. So every example is
-scored by an ensemble that did not see it, once in each repetition.
+In each fold the members are chosen, weighted and calibrated on the other folds, and score on this
+one. So every example is scored by an ensemble that did not see it, once in each repetition.
 
 Shape letters: M members, N examples, R resamples, T repetitions.
 """
@@ -19,11 +20,19 @@ from scipy.optimize import minimize_scalar
 from loraens.ensemble.combine import Rule, combine, rules
 from loraens.ensemble.pool import Outcome, Pool, metric
 from loraens.ensemble.select import METHODS, SOUPS, Options
-from loraens.ensemble.significance import Interval, mcnemar, means_of_resamples, of_resamples, pearson_of_resamples, resamples
+from loraens.ensemble.significance import (
+    Interval,
+    mcnemar,
+    means_of_resamples,
+    of_resamples,
+    pearson_of_resamples,
+    resamples,
+)
 from loraens.seeding import derive_seed
 from loraens.tasks import LOWER_IS_BETTER, METRICS
 
-FOLDS, REPEATS = 5, 5
+FOLDS = 5
+REPEATS = 5
 Advance = Callable[[], Any]
 
 
@@ -36,13 +45,17 @@ class Candidate:
     options: Options
 
     def weights(self, pool: Pool, *seed: str | int) -> np.ndarray:
-        """Weights `(M,)` on a pool; random choices are named by the method, its size and the seed."""
+        """Weights `(M,)` on a pool; random choices are named by the method, its size and the
+        seed.
+        """
         rng = np.random.default_rng(derive_seed(0, self.method, str(self.options.size), *seed))
         return {**METHODS, **SOUPS}[self.method](pool, self.options, rng)
 
     @property
     def repeats(self) -> int:
-        """Repetitions of the cross-validation: one for greedy soups, which run the backbone for every choice."""
+        """Repetitions of the cross-validation: one for greedy soups, which run the backbone for
+        every choice.
+        """
         return 1 if self.method == "greedy_soup" else REPEATS
 
 
@@ -61,7 +74,8 @@ class Proof:
         to_omni: Difference to all members.
         p_best: McNemar's p against the best member, for classes; NaN for numbers.
         temperature: Divides logits; fitted on dev. None for numbers and votes.
-        calibrated: NLL, Brier score and calibration error, cross-validated, the temperature fitted in the folds.
+        calibrated: NLL, Brier score and calibration error, cross-validated, the temperature fitted
+            in the folds.
     """
 
     candidate: Candidate
@@ -78,7 +92,9 @@ class Proof:
 
 
 def folds(pool: Pool) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Repetition, rows to choose on and rows to score; classes are stratified where each has enough examples."""
+    """Repetition, rows to choose on and rows to score; classes are stratified where each has enough
+    examples.
+    """
     from sklearn.model_selection import KFold, StratifiedKFold
 
     counts = np.unique(pool.labels, return_counts=True)[1]
@@ -113,7 +129,9 @@ def scaled(outcome: Outcome, by: float) -> Outcome:
 
 @dataclass
 class HeldOut:
-    """Outcomes of one candidate on every example, by repetition: raw, and at the folds' temperatures."""
+    """Outcomes of one candidate on every example, by repetition: raw, and at the folds'
+    temperatures.
+    """
 
     predictions: np.ndarray  # (T, N)
     probabilities: np.ndarray | None  # (T, N, K)
@@ -130,18 +148,28 @@ class HeldOut:
         return Outcome(self.predictions[repeat], None if shares is None else shares[repeat])
 
 
-def cross_validate(pool: Pool, candidates: list[Candidate], advance: Advance = lambda: None) -> list[HeldOut]:
+def cross_validate(
+    pool: Pool, candidates: list[Candidate], advance: Advance = lambda: None
+) -> list[HeldOut]:
     """Held-out outcomes of every candidate; `advance` is called after each fold."""
-    size, classes = len(pool.labels), len(pool.task.class_names)
+    size = len(pool.labels)
+    classes = len(pool.task.class_names)
     found = []
     for candidate in candidates:
         shares = classes and candidate.rule != "vote"
         empty = np.full((candidate.repeats, size, classes), np.nan) if shares else None
-        found.append(HeldOut(np.full((candidate.repeats, size), np.nan), empty, None if empty is None else empty.copy()))
+        found.append(
+            HeldOut(
+                np.full((candidate.repeats, size), np.nan),
+                empty,
+                None if empty is None else empty.copy(),
+            )
+        )
     for number, (repeat, chosen_on, scored_on) in enumerate(folds(pool)):
-        inside, outside = pool.at(chosen_on), pool.at(scored_on)
+        inside = pool.at(chosen_on)
+        outside = pool.at(scored_on)
         known: dict[tuple[str, Options], np.ndarray] = {}
-        for candidate, held in zip(candidates, found):
+        for candidate, held in zip(candidates, found, strict=True):
             if repeat >= candidate.repeats:
                 continue
             key = candidate.method, candidate.options
@@ -150,7 +178,9 @@ def cross_validate(pool: Pool, candidates: list[Candidate], advance: Advance = l
             outcome = combine(outside, known[key], candidate.rule, inside.places)
             held.predictions[repeat, scored_on] = outcome.predictions
             if held.probabilities is not None and held.cooled is not None:
-                t = temperature(combine(inside, known[key], candidate.rule, inside.places), inside.labels)
+                t = temperature(
+                    combine(inside, known[key], candidate.rule, inside.places), inside.labels
+                )
                 held.probabilities[repeat, scored_on] = outcome.probabilities
                 held.cooled[repeat, scored_on] = scaled(outcome, t).probabilities
         advance()
@@ -161,25 +191,40 @@ def on_resamples(pool: Pool, held: HeldOut, rows: np.ndarray) -> np.ndarray:
     """The task's metric on each resample `(R,)`, mean of the repetitions."""
     task = pool.task
     if task.metric == "accuracy":
-        found: np.ndarray = means_of_resamples((held.predictions == pool.labels).astype(np.float64), rows).mean(axis=0)
+        found: np.ndarray = means_of_resamples(
+            (held.predictions == pool.labels).astype(np.float64), rows
+        ).mean(axis=0)
         return found
     if task.metric == "pearson":
         found = pearson_of_resamples(held.predictions, pool.labels, rows).mean(axis=0)
         return found
     outcomes = [held.outcome(repeat) for repeat in range(len(held.predictions))]
-    return np.array([np.mean([metric(task, task.metric, one.at(row), pool.labels[row]) for one in outcomes]) for row in rows])
+    return np.array(
+        [
+            np.mean([metric(task, task.metric, one.at(row), pool.labels[row]) for one in outcomes])
+            for row in rows
+        ]
+    )
 
 
 def _mean_metrics(pool: Pool, held: HeldOut, cooled: bool = False) -> dict[str, float]:
     repeats = range(len(held.predictions))
     return {
-        name: float(np.mean([metric(pool.task, name, held.outcome(repeat, cooled), pool.labels) for repeat in repeats]))
+        name: float(
+            np.mean(
+                [
+                    metric(pool.task, name, held.outcome(repeat, cooled), pool.labels)
+                    for repeat in repeats
+                ]
+            )
+        )
         for name in METRICS[pool.task.kind]
     }
 
 
 def prove(pool: Pool, candidates: list[Candidate], advance: Advance = lambda: None) -> list[Proof]:
-    """Every candidate's scores on dev, and cross-validated with intervals that compare on the same resamples.
+    """Every candidate's scores on dev, and cross-validated with intervals that compare on the same
+    resamples.
 
     The candidates must contain the methods `best` and `omni`.
     """
@@ -190,7 +235,9 @@ def prove(pool: Pool, candidates: list[Candidate], advance: Advance = lambda: No
 
     @cache
     def known(which: int, repeats: int) -> tuple[dict[str, float], np.ndarray]:
-        """Every metric in the first repetitions, and the task's on each resample: what is compared is of the same folds."""
+        """Every metric in the first repetitions, and the task's on each resample: what is compared
+        is of the same folds.
+        """
         part = held[which].first(repeats)
         return _mean_metrics(pool, part), on_resamples(pool, part, rows)
 
@@ -200,11 +247,17 @@ def prove(pool: Pool, candidates: list[Candidate], advance: Advance = lambda: No
         return Candidate(method, paper, options).weights(pool, "dev")
 
     def difference(index: int, other: int) -> Interval:
-        (value, sampled), (others, theirs) = (known(which, candidates[index].repeats) for which in (index, other))
+        (value, sampled), (others, theirs) = (
+            known(which, candidates[index].repeats) for which in (index, other)
+        )
         return of_resamples(sign * (value[name] - others[name]), sign * (sampled - theirs))
 
     paper = rules(pool.task)[0]
-    place = {c.method: index for index, c in enumerate(candidates) if c.method in ("best", "omni") and c.rule == paper}
+    place = {
+        c.method: index
+        for index, c in enumerate(candidates)
+        if c.method in ("best", "omni") and c.rule == paper
+    }
     proofs = []
     for index, candidate in enumerate(candidates):
         weights = chosen(candidate.method, candidate.options)
@@ -212,7 +265,9 @@ def prove(pool: Pool, candidates: list[Candidate], advance: Advance = lambda: No
         value, sampled = known(index, candidate.repeats)
         p_best = float("nan")
         if pool.task.kind == "classes":
-            p_best = mcnemar(*(held[which].predictions[0] == pool.labels for which in (index, place["best"])))
+            p_best = mcnemar(
+                *(held[which].predictions[0] == pool.labels for which in (index, place["best"]))
+            )
         calibrated = {}
         if held[index].cooled is not None:
             cooled = _mean_metrics(pool, held[index], cooled=True)
@@ -222,7 +277,10 @@ def prove(pool: Pool, candidates: list[Candidate], advance: Advance = lambda: No
                 candidate,
                 int(np.count_nonzero(weights)),
                 weights,
-                {key: metric(pool.task, key, outcome, pool.labels) for key in METRICS[pool.task.kind]},
+                {
+                    key: metric(pool.task, key, outcome, pool.labels)
+                    for key in METRICS[pool.task.kind]
+                },
                 value,
                 of_resamples(value[name], sampled),
                 difference(index, place["best"]),

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import binomtest
 
-RESAMPLES, LEVEL = 1000, 0.95
+RESAMPLES = 1000
+LEVEL = 0.95
 
 
 @dataclass(frozen=True)
@@ -23,12 +24,16 @@ class Interval:
 
 
 def resamples(examples: int, rng: np.random.Generator, count: int = RESAMPLES) -> np.ndarray:
-    """Rows `(R, N)` drawn with replacement; the same ones for all that is compared make the comparison paired."""
+    """Rows `(R, N)` drawn with replacement; the same ones for all that is compared make the
+    comparison paired.
+    """
     return rng.integers(0, examples, (count, examples), dtype=np.int32)
 
 
 def of_resamples(value: float, found: np.ndarray) -> Interval:
-    """Percentile interval (Efron 1979) of a statistic's values on resamples `(R,)`; where it is NaN, one is left out."""
+    """Percentile interval (Efron 1979) of a statistic's values on resamples `(R,)`; where it is
+    NaN, one is left out.
+    """
     known = found[~np.isnan(found)]
     if len(known) == 0:
         return Interval(value, float("nan"), float("nan"))
@@ -37,19 +42,24 @@ def of_resamples(value: float, found: np.ndarray) -> Interval:
 
 
 def mcnemar(left: np.ndarray, right: np.ndarray) -> float:
-    """McNemar's exact test: p of two classifiers being right `(N,)` equally often, two-sided, by the binomial distribution.
+    """McNemar's exact test: p of two classifiers being right `(N,)` equally often, two-sided, by
+    the binomial distribution.
 
     Only the examples on which one of them is right count; without any, p is 1.
     """
-    first, second = int((left & ~right).sum()), int((~left & right).sum())
+    first = int((left & ~right).sum())
+    second = int((~left & right).sum())
     if first + second == 0:
         return 1.0
     return float(binomtest(first, first + second, 0.5).pvalue)
 
 
 def means_of_resamples(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Mean of per-example values `(V, N)` on each resample, `(V, R)`: one product with how often each example was drawn."""
-    examples, found = values.shape[1], []
+    """Mean of per-example values `(V, N)` on each resample, `(V, R)`: one product with how often
+    each example was drawn.
+    """
+    examples = values.shape[1]
+    found = []
     for part in np.array_split(rows, -(-rows.size // 2**23)):
         counts = np.stack([np.bincount(row, minlength=examples) for row in part])
         found.append(values @ counts.T.astype(np.float64) / examples)
@@ -57,11 +67,18 @@ def means_of_resamples(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 def pearson_of_resamples(x: np.ndarray, y: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Pearson's r of each of `(V, N)` with y `(N,)` on each resample, `(V, R)`; NaN where one side is constant."""
-    a, b = x - x.mean(axis=1, keepdims=True), y - y.mean()
+    """Pearson's r of each of `(V, N)` with y `(N,)` on each resample, `(V, R)`; NaN where one side
+    is constant.
+    """
+    a = x - x.mean(axis=1, keepdims=True)
+    b = y - y.mean()
     moments = means_of_resamples(np.concatenate([a, a * a, a * b, b[None], (b * b)[None]]), rows)
-    mean, square, product = moments[: len(a)], moments[len(a) : 2 * len(a)], moments[2 * len(a) : 3 * len(a)]
+    mean = moments[: len(a)]
+    square = moments[len(a) : 2 * len(a)]
+    product = moments[2 * len(a) : 3 * len(a)]
     spread = np.maximum(square - mean**2, 0) * np.maximum(moments[-1] - moments[-2] ** 2, 0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        found: np.ndarray = np.where(spread > 1e-24, (product - mean * moments[-2]) / np.sqrt(spread), np.nan)
+        found: np.ndarray = np.where(
+            spread > 1e-24, (product - mean * moments[-2]) / np.sqrt(spread), np.nan
+        )
     return found

@@ -1,4 +1,5 @@
-"""A trained member or an ensemble, ready to predict: all members run in one packed pass over one backbone.
+"""A trained member or an ensemble, ready to predict: all members run in one packed pass over one
+backbone.
 
 Shape letters: M members, N texts, C outputs, K classes.
 """
@@ -47,7 +48,9 @@ class Joint:
     temperature: float | None
 
     def outcome(self, pool: Pool) -> Outcome:
-        """Predictions, and for classes probabilities: at the ensemble's temperature, or shares of the votes."""
+        """Predictions, and for classes probabilities: at the ensemble's temperature, or shares of
+        the votes.
+        """
         found = combine(pool, self.weights, self.rule, self.places)
         if self.temperature is not None:
             return scaled(found, self.temperature)
@@ -59,29 +62,41 @@ class Joint:
 def vote_shares(pool: Pool, weights: np.ndarray) -> np.ndarray:
     """Share of the votes that each class has, `(N, K)`."""
     classes = np.arange(len(pool.task.class_names))
-    found: np.ndarray = np.tensordot(weights / weights.sum(), pool.predictions[..., None] == classes, 1)
+    found: np.ndarray = np.tensordot(
+        weights / weights.sum(), pool.predictions[..., None] == classes, 1
+    )
     return found
 
 
 def uncertainty(pool: Pool, weights: np.ndarray, outcome: Outcome) -> dict[str, np.ndarray]:
     """What only several members can tell, `(N,)` each.
 
-    For numbers `spread`, the members' weighted standard deviation. For classes, in nats: `entropy` of the members' mean
-    probability, `mutual_information`, the part of it that comes from their disagreement (Depeweg et al. 2018), and
-    `vote_share`, the share of the members that say what the ensemble says.
+    For numbers `spread`, the members' weighted standard deviation. For classes, in nats: `entropy`
+    of the members' mean probability, `mutual_information`, the part of it that comes from their
+    disagreement (Depeweg et al. 2018), and `vote_share`, the share of the members that say what the
+    ensemble says.
     """
     shares = weights / weights.sum()
     if pool.task.kind == "number":
         mean = shares @ pool.predictions
         return {"spread": np.sqrt(shares @ (pool.predictions - mean) ** 2)}
     mean = np.tensordot(shares, pool.probabilities, 1)
-    total, own = _entropy(mean), shares @ _entropy(pool.probabilities)
-    agreed = np.take_along_axis(vote_shares(pool, weights), outcome.predictions[:, None].astype(np.int64), 1)[:, 0]
-    return {"entropy": total, "mutual_information": np.maximum(total - own, 0), "vote_share": agreed}
+    total = _entropy(mean)
+    own = shares @ _entropy(pool.probabilities)
+    agreed = np.take_along_axis(
+        vote_shares(pool, weights), outcome.predictions[:, None].astype(np.int64), 1
+    )[:, 0]
+    return {
+        "entropy": total,
+        "mutual_information": np.maximum(total - own, 0),
+        "vote_share": agreed,
+    }
 
 
 def _entropy(shares: np.ndarray) -> np.ndarray:
-    found: np.ndarray = -(shares * np.log(np.maximum(shares, np.finfo(np.float64).tiny))).sum(axis=-1)
+    found: np.ndarray = -(shares * np.log(np.maximum(shares, np.finfo(np.float64).tiny))).sum(
+        axis=-1
+    )
     return found
 
 
@@ -106,7 +121,9 @@ class Predictor:
     joint: Joint | None = None
 
     @classmethod
-    def load(cls, path: str | Path, which: str = "best", batch_size: int = 64, device: str | None = None) -> Predictor:
+    def load(
+        cls, path: str | Path, which: str = "best", batch_size: int = 64, device: str | None = None
+    ) -> Predictor:
         """Load a member of a run, or an ensemble.
 
         Args:
@@ -116,14 +133,22 @@ class Predictor:
             device: Where to compute; a GPU if there is one, by default.
 
         Raises:
-            InputError: There is no such member, its files were altered, or its backbone cannot be had or is another.
+            InputError: There is no such member, its files were altered, or its backbone cannot be
+                had or is another.
         """
-        if not (Path(path) / ENSEMBLE).is_file() or (Path(path) / MANIFEST).is_file():  # a member, or a soup: both in one
+        if (
+            not (Path(path) / ENSEMBLE).is_file() or (Path(path) / MANIFEST).is_file()
+        ):  # a member, or a soup: both in one
             directory = find_member(Path(path))
             manifest = MemberStore(directory).manifest()
             if which not in manifest["epochs"]:
-                raise InputError(f"{directory} has no weights: the member failed ({manifest.get('ended')}), choose another")
-            predictor = cls.of_members([(directory, manifest, manifest["epochs"][which])], batch_size, device)
+                raise InputError(
+                    f"{directory} has no weights: the member failed ({manifest.get('ended')}),"
+                    " choose another"
+                )
+            predictor = cls.of_members(
+                [(directory, manifest, manifest["epochs"][which])], batch_size, device
+            )
             predictor.model.fold()
             return predictor
         record = read_ensemble(Path(path))
@@ -132,14 +157,19 @@ class Predictor:
         predictor = cls.of_members(found, batch_size, device)
         if len(members) == 1:
             predictor.model.fold()
-        weights, ranks, places = (np.array([member[key] for member in members]) for key in ("weight", "rank", "place"))
+        weights, ranks, places = (
+            np.array([member[key] for member in members]) for key in ("weight", "rank", "place")
+        )
         predictor.joint = Joint(record["rule"], weights, ranks, places, record["temperature"])
         predictor.tasks = {record["task"]["name"]: Task.from_dict(record["task"])}
         return predictor
 
     @classmethod
     def of_members(
-        cls, members: Sequence[tuple[Path, dict[str, Any], str]], batch_size: int = 64, device: str | None = None
+        cls,
+        members: Sequence[tuple[Path, dict[str, Any], str]],
+        batch_size: int = 64,
+        device: str | None = None,
     ) -> Predictor:
         """Load members (directory, manifest, epoch) onto one backbone, not joined.
 
@@ -159,23 +189,27 @@ class Predictor:
             for name in ("backbone_fingerprint", "pooling", "targets", "mode", "max_length"):
                 if found["settings"][name] != settings[name]:
                     raise InputError(
-                        f"{other} and {directory} differ in {name}: members that predict together must share it, so choose "
-                        "an ensemble of one sweep"
+                        f"{other} and {directory} differ in {name}: members that predict together"
+                        " must share it, so choose an ensemble of one sweep"
                     )
         encoder = load_encoder(settings["backbone"], pooler=settings["pooling"] == "pooler")
         if fingerprint(encoder) != settings["backbone_fingerprint"]:
             raise InputError(
-                f"backbone {settings['backbone']!r} has other weights than the one that {directory} was trained on: "
-                "use the same version of it"
+                f"backbone {settings['backbone']!r} has other weights than the one that {directory}"
+                " was trained on: use the same version of it"
             )
         tasks = [Task.from_dict(fields) for fields in settings["tasks"]]
         options = {name: settings[name] for name in ("mode", "targets", "pooling")}
-        model = MemberModel(encoder, tasks, [Member(**found["member"]) for _, found, _ in members], **options)
+        model = MemberModel(
+            encoder, tasks, [Member(**found["member"]) for _, found, _ in members], **options
+        )
         for index, (place, _, epoch) in enumerate(members):
             load_member(model, index, place / epoch)
         model.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         by_name = {task.name: task for task in tasks}
-        return cls(model, by_name, load_tokenizer(settings["backbone"]), settings["max_length"], batch_size)
+        return cls(
+            model, by_name, load_tokenizer(settings["backbone"]), settings["max_length"], batch_size
+        )
 
     def task(self, name: str | None = None) -> Task:
         """The task of that name, or the only one.
@@ -186,7 +220,10 @@ class Predictor:
         if name is None and len(self.tasks) == 1:
             return next(iter(self.tasks.values()))
         if name not in self.tasks:
-            raise InputError(f"--task {name or 'is missing'}: give one of the member's tasks {', '.join(self.tasks)}")
+            raise InputError(
+                f"--task {name or 'is missing'}: give one of the member's tasks"
+                f" {', '.join(self.tasks)}"
+            )
         return self.tasks[name]
 
     def logits(self, texts: Sequence[tuple[str, ...]], task: Task) -> np.ndarray:
@@ -198,9 +235,15 @@ class Predictor:
         return self._run(texts, task, self.model.pooled, self.model.encoder.config.hidden_size)
 
     def _run(
-        self, texts: Sequence[tuple[str, ...]], task: Task, part: Callable[[PackedBatch], Tensor], width: int
+        self,
+        texts: Sequence[tuple[str, ...]],
+        task: Task,
+        part: Callable[[PackedBatch], Tensor],
+        width: int,
     ) -> np.ndarray:
-        """What a part of the model makes of texts, `(M, N, width)`, in packed passes over texts of like length."""
+        """What a part of the model makes of texts, `(M, N, width)`, in packed passes over texts of
+        like length.
+        """
         import torch
 
         from loraens.data.tokens import tokenise
@@ -218,7 +261,9 @@ class Predictor:
             for start in range(0, len(order), size):
                 rows = order[start : start + size]
                 places = np.tile(rows, (members, 1))
-                batch = pack(tokens.ids, tokens.types, tokens.offsets, places, None, task.name, "predict")
+                batch = pack(
+                    tokens.ids, tokens.types, tokens.offsets, places, None, task.name, "predict"
+                )
                 found[:, rows] = part(batch.to(device)).float().cpu().numpy()
         return found
 
@@ -227,33 +272,57 @@ class Predictor:
         columns = ["prediction", *(f"probability_{name}" for name in task.class_names)]
         if self.joint is None:
             return columns
-        return [*columns, *(["spread"] if task.kind == "number" else ["entropy", "mutual_information", "vote_share"])]
+        return [
+            *columns,
+            *(
+                ["spread"]
+                if task.kind == "number"
+                else ["entropy", "mutual_information", "vote_share"]
+            ),
+        ]
 
     def rows(self, texts: Sequence[tuple[str, ...]], task: Task) -> list[Row]:
-        """One row a text: prediction, for classes probabilities, and for ensembles their uncertainty.
+        """One row a text: prediction, for classes probabilities, and for ensembles their
+        uncertainty.
 
         Raises:
             InputError: A logit is not finite.
         """
         logits = self.logits(texts, task)
         if not np.isfinite(logits).all():
-            raise InputError("the member predicts values that are not finite: train it again at a lower rate")
-        joint = self.joint or Joint("logits", np.ones(1), np.ones(1), np.zeros(1), None if task.kind == "number" else 1.0)
-        pool = Pool(task, tuple(map(str, range(len(logits)))), joint.ranks, logits, np.full(len(texts), np.nan))
+            raise InputError(
+                "the member predicts values that are not finite: train it again at a lower rate"
+            )
+        joint = self.joint or Joint(
+            "logits", np.ones(1), np.ones(1), np.zeros(1), None if task.kind == "number" else 1.0
+        )
+        pool = Pool(
+            task,
+            tuple(map(str, range(len(logits)))),
+            joint.ranks,
+            logits,
+            np.full(len(texts), np.nan),
+        )
         outcome = joint.outcome(pool)
         values = outcome.predictions.tolist()
         cells: list[list[Any]] = [
-            [round(value, 6) for value in values] if task.kind == "number" else [task.class_names[value] for value in values]
+            (
+                [round(value, 6) for value in values]
+                if task.kind == "number"
+                else [task.class_names[value] for value in values]
+            )
         ]
         numbers = [] if outcome.probabilities is None else list(outcome.probabilities.T)
         if self.joint is not None:
             numbers += uncertainty(pool, joint.weights, outcome).values()
         cells += [[round(value, 6) for value in column.tolist()] for column in numbers]
-        return [dict(zip(self.columns(task), row)) for row in zip(*cells)]
+        return [dict(zip(self.columns(task), row, strict=True)) for row in zip(*cells, strict=True)]
 
     def predict(self, texts: Sequence[str | tuple[str, str]], task: str | None = None) -> list[Row]:
         """Rows as `rows` gives them, of texts, or of pairs where the task takes two."""
-        return self.rows([(text,) if isinstance(text, str) else text for text in texts], self.task(task))
+        return self.rows(
+            [(text,) if isinstance(text, str) else text for text in texts], self.task(task)
+        )
 
 
 def _member_of(ensemble: Path, member: dict[str, Any]) -> tuple[Path, dict[str, Any], str]:
@@ -261,7 +330,12 @@ def _member_of(ensemble: Path, member: dict[str, Any]) -> tuple[Path, dict[str, 
     directory = (ensemble / member["directory"]).resolve()
     path = directory / MANIFEST
     if not path.is_file():
-        raise InputError(f"{directory} is missing: ensemble {ensemble} needs it, restore it or make the ensemble again")
+        raise InputError(
+            f"{directory} is missing: ensemble {ensemble} needs it, restore it or make the ensemble"
+            " again"
+        )
     if checksum(path) != member["manifest_sha256"]:
-        raise InputError(f"{path} has changed since ensemble {ensemble} was made: make the ensemble again")
+        raise InputError(
+            f"{path} has changed since ensemble {ensemble} was made: make the ensemble again"
+        )
     return directory, MemberStore(directory).manifest(), str(member["epoch"])

@@ -1,4 +1,5 @@
-"""Model soups: the mean of the members' weight changes and heads, one model at the cost of one (Wortsman et al. 2022).
+"""Model soups: the mean of the members' weight changes and heads, one model at the cost of one
+(Wortsman et al. 2022).
 
 Shape letters: M members, N examples, C outputs, R rank of the merged adapter.
 """
@@ -40,12 +41,20 @@ class Soup:
         InputError: Members have no adapters or cannot share a backbone, or the texts cannot be had.
     """
 
-    def __init__(self, found: Candidates, which: str, advance: Callable[[], Any] = lambda: None) -> None:
-        members = [(path, manifest, manifest["epochs"][which]) for path, manifest in zip(found.directories, found.manifests)]
-        self.found, self.advance, self.settings = found, advance, found.manifests[0]["settings"]
+    def __init__(
+        self, found: Candidates, which: str, advance: Callable[[], Any] = lambda: None
+    ) -> None:
+        members = [
+            (path, manifest, manifest["epochs"][which])
+            for path, manifest in zip(found.directories, found.manifests, strict=True)
+        ]
+        self.found = found
+        self.advance = advance
+        self.settings = found.manifests[0]["settings"]
         if self.settings["mode"] != "lora":
             raise InputError(
-                f"--method soup merges LoRA members, and {members[0][0]} was trained with mode {self.settings['mode']}"
+                f"--method soup merges LoRA members, and {members[0][0]} was trained with mode"
+                f" {self.settings['mode']}"
             )
         self.texts = read_texts(found)
         self.parts = Predictor.of_members(members)
@@ -53,10 +62,13 @@ class Soup:
         self._known: dict[tuple[str, bytes], np.ndarray] = {}
 
     def _model(self, member: Member, mode: Any) -> MemberModel:
-        settings, device = self.settings, next(self.parts.model.parameters()).device
+        settings = self.settings
+        device = next(self.parts.model.parameters()).device
         encoder = load_encoder(settings["backbone"], pooler=settings["pooling"] == "pooler")
         options = {name: settings[name] for name in ("targets", "pooling")}
-        return MemberModel(encoder, [self.found.dev.task], [member], mode, **options).eval().to(device)
+        return (
+            MemberModel(encoder, [self.found.dev.task], [member], mode, **options).eval().to(device)
+        )
 
     @property
     def task(self) -> Task:
@@ -64,7 +76,9 @@ class Soup:
         return self.found.dev.task
 
     def of(self, split: str) -> Callable[[np.ndarray], np.ndarray] | None:
-        """A function from the weights `(M,)` of the members to the merged model's logits `(N, C)`; None without the split."""
+        """A function from the weights `(M,)` of the members to the merged model's logits `(N, C)`;
+        None without the split.
+        """
         return (lambda weights: self.logits(split, weights)) if split in self.texts else None
 
     def logits(self, split: str, weights: np.ndarray) -> np.ndarray:
@@ -88,14 +102,20 @@ class Soup:
         self._mix_heads(model, weights)
 
     def _mix_heads(self, model: MemberModel, weights: np.ndarray) -> None:
-        head, parts = model.heads[self.task.name], self.parts.model.heads[self.task.name]
+        head = model.heads[self.task.name]
+        parts = self.parts.model.heads[self.task.name]
         for mine, theirs in ((head.weight, parts.weight), (head.bias, parts.bias)):
             mine.copy_(torch.tensordot(theirs.new_tensor(weights), theirs, 1)[None])
 
     @torch.no_grad()
     def write(self, directory: Path, weights: np.ndarray, dev: Mapping[str, float]) -> None:
-        """Store the merged model as a member: an adapter of rank R in PEFT's format, its heads, and its logits."""
-        joined = {name: layer.joined(weights.tolist()) for name, layer in self.parts.model.adapters.items()}
+        """Store the merged model as a member: an adapter of rank R in PEFT's format, its heads, and
+        its logits.
+        """
+        joined = {
+            name: layer.joined(weights.tolist())
+            for name, layer in self.parts.model.adapters.items()
+        }
         rank = max(up.shape[1] for up, _ in joined.values())
         best = self.found.manifests[int(self.found.dev.order[0])]["member"]
         member = replace(Member(**best), rank=rank, scale=1.0)

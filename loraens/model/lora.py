@@ -1,6 +1,8 @@
-"""LoRA with a leading member axis: every member of a population has its own adapter on one frozen backbone.
+"""LoRA with a leading member axis: every member of a population has its own adapter on one frozen
+backbone.
 
-Shape letters: M members, N tokens of all sequences of all members, R largest rank, I inputs, O outputs.
+Shape letters: M members, N tokens of all sequences of all members, R largest rank, I inputs, O
+outputs.
 """
 
 from __future__ import annotations
@@ -18,10 +20,12 @@ from loraens.seeding import derive_seed
 
 
 class LoRALinear(nn.Module):
-    """A frozen linear layer plus the low-rank update of each member: y = W0 x + b + c B A x (Hu et al. 2021).
+    """A frozen linear layer plus the low-rank update of each member: y = W0 x + b + c B A x (Hu et
+    al. 2021).
 
-    A is Gaussian and B zero at the start, so that every member starts as the backbone. Members of lower rank than R have
-    zero rows in A and zero columns in B there; both get zero gradients and stay zero.
+    A is Gaussian and B zero at the start, so that every member starts as the backbone. Members of
+    lower rank than R have zero rows in A and zero columns in B there; both get zero gradients and
+    stay zero.
 
     Args:
         base: The layer to adapt; shared by all members, not copied.
@@ -30,9 +34,14 @@ class LoRALinear(nn.Module):
         routing: Which tokens belong to which member.
     """
 
-    def __init__(self, base: nn.Linear, ranks: Sequence[int], scales: Sequence[float], routing: Routing) -> None:
+    def __init__(
+        self, base: nn.Linear, ranks: Sequence[int], scales: Sequence[float], routing: Routing
+    ) -> None:
         super().__init__()
-        self.base, self.ranks, self.scales, self.routing = base, tuple(ranks), tuple(scales), routing
+        self.base = base
+        self.ranks = tuple(ranks)
+        self.scales = tuple(scales)
+        self.routing = routing
         weight = base.weight
         self._scale = torch.empty(0)
         self.lora_A = nn.Parameter(weight.new_zeros(len(ranks), max(ranks), base.in_features))
@@ -40,12 +49,16 @@ class LoRALinear(nn.Module):
 
     @torch.no_grad()
     def reset(self, seeds: Sequence[int], name: str, std: float) -> None:
-        """Draw A of each member from N(0, std^2) by its seed and this layer's name, and set B to zero."""
+        """Draw A of each member from N(0, std^2) by its seed and this layer's name, and set B to
+        zero.
+        """
         self.lora_A.zero_()
         self.lora_B.zero_()
-        for index, (rank, seed) in enumerate(zip(self.ranks, seeds)):
+        for index, (rank, seed) in enumerate(zip(self.ranks, seeds, strict=True)):
             generator = torch.Generator().manual_seed(derive_seed(seed, "lora_A", name))
-            start = torch.empty(rank, self.base.in_features, dtype=torch.float32).normal_(0, std, generator=generator)
+            start = torch.empty(rank, self.base.in_features, dtype=torch.float32).normal_(
+                0, std, generator=generator
+            )
             self.lora_A[index, :rank] = start
 
     def forward(self, x: Tensor) -> Tensor:
@@ -61,18 +74,28 @@ class LoRALinear(nn.Module):
 
     @torch.no_grad()
     def add_to(self, out: Tensor, x: Tensor, tokens: Sequence[int]) -> Tensor:
-        """Add c B A x of each member to `out` `(N, O)`, without autograd; x is `(N, I)`, the result A x is `(N, R)`.
+        """Add c B A x of each member to `out` `(N, O)`, without autograd; x is `(N, I)`, the result
+        A x is `(N, R)`.
 
-        Products are taken in x's type, member by member, or, if the routing says so, padded and all at once.
+        Products are taken in x's type, member by member, or, if the routing says so, padded and all
+        at once.
         """
-        down_weight, up_weight = self.lora_A.to(x.dtype), (self.lora_B * self._scale_tensor()).to(x.dtype)
+        down_weight = self.lora_A.to(x.dtype)
+        up_weight = (self.lora_B * self._scale_tensor()).to(x.dtype)
         if self.routing.batched:
             rows = self.routing.member_rows(tokens)
             down = rows.pad(x) @ down_weight.mT
             rows.add(out, down @ up_weight.mT)
             return rows.unpad(down)
         down = x.new_empty(len(x), down_weight.shape[1])
-        for part, x_m, out_m, a, b in zip(down.split(tokens), x.split(tokens), out.split(tokens), down_weight, up_weight):
+        for part, x_m, out_m, a, b in zip(
+            down.split(tokens),
+            x.split(tokens),
+            out.split(tokens),
+            down_weight,
+            up_weight,
+            strict=True,
+        ):
             torch.mm(x_m, a.t(), out=part)
             out_m.addmm_(part, b.t())
         return down
@@ -81,17 +104,22 @@ class LoRALinear(nn.Module):
     def backward_of_add(
         self, grad: Tensor, x: Tensor, down: Tensor, tokens: Sequence[int], x_grad: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Gradients of A and B from that of `add_to`'s `out`; what belongs to x is added to `x_grad`."""
-        down_weight, up_weight = self.lora_A.to(x.dtype), (self.lora_B * self._scale_tensor()).to(x.dtype)
+        """Gradients of A and B from that of `add_to`'s `out`; what belongs to x is added to
+        `x_grad`.
+        """
+        down_weight = self.lora_A.to(x.dtype)
+        up_weight = (self.lora_B * self._scale_tensor()).to(x.dtype)
         if self.routing.batched:
             rows = self.routing.member_rows(tokens)
             g = rows.pad(grad)
             up = g @ up_weight
-            a_grad, b_grad = up.mT @ rows.pad(x), g.mT @ rows.pad(down)
+            a_grad = up.mT @ rows.pad(x)
+            b_grad = g.mT @ rows.pad(down)
             if x_grad is not None:
                 rows.add(x_grad, up @ down_weight)
         else:
-            a_grad, b_grad = torch.empty_like(down_weight), torch.empty_like(up_weight)
+            a_grad = torch.empty_like(down_weight)
+            b_grad = torch.empty_like(up_weight)
             starts = np.cumsum([0, *tokens]).tolist()
             for index, (low, high) in enumerate(pairwise(starts)):
                 up = grad[low:high] @ up_weight[index]
@@ -103,7 +131,11 @@ class LoRALinear(nn.Module):
 
     def _scale_tensor(self) -> Tensor:
         """`(M, 1, 1)`, made once for each type and device of the weights."""
-        if self._scale.dtype != self.lora_B.dtype or self._scale.device != self.lora_B.device or not len(self._scale):
+        if (
+            self._scale.dtype != self.lora_B.dtype
+            or self._scale.device != self.lora_B.device
+            or not len(self._scale)
+        ):
             self._scale = self.lora_B.new_tensor(self.scales)[:, None, None]
         return self._scale
 
@@ -113,12 +145,17 @@ class LoRALinear(nn.Module):
 
     @torch.no_grad()
     def joined(self, weights: Sequence[float]) -> tuple[Tensor, Tensor]:
-        """B `(O, R)` and A `(R, I)` whose product is the sum of the members' weight changes, each times its weight.
+        """B `(O, R)` and A `(R, I)` whose product is the sum of the members' weight changes, each
+        times its weight.
 
-        Exact: the members' matrices side by side, or, of more columns than B can need, their QR decomposition.
+        Exact: the members' matrices side by side, or, of more columns than B can need, their QR
+            decomposition.
         """
         chosen = [(index, weight) for index, weight in enumerate(weights) if weight]
-        up = torch.cat([weight * self.scales[m] * self.lora_B[m, :, : self.ranks[m]] for m, weight in chosen], dim=1)
+        up = torch.cat(
+            [weight * self.scales[m] * self.lora_B[m, :, : self.ranks[m]] for m, weight in chosen],
+            dim=1,
+        )
         down = torch.cat([self.lora_A[m, : self.ranks[m]] for m, _ in chosen])
         if up.shape[1] <= up.shape[0]:
             return up, down
@@ -127,9 +164,14 @@ class LoRALinear(nn.Module):
 
     @torch.no_grad()
     def merged(self, index: int) -> nn.Linear:
-        """A new linear layer of the weights W0 + c B A of one member; this layer is left as it is."""
+        """A new linear layer of the weights W0 + c B A of one member; this layer is left as it
+        is.
+        """
         layer = nn.Linear(
-            self.base.in_features, self.base.out_features, self.base.bias is not None, device=self.base.weight.device
+            self.base.in_features,
+            self.base.out_features,
+            self.base.bias is not None,
+            device=self.base.weight.device,
         ).to(self.base.weight.dtype)
         layer.weight.copy_(self.base.weight + self.delta_weight(index))
         if self.base.bias is not None:
@@ -145,13 +187,22 @@ def linear_names(encoder: nn.Module) -> list[str]:
 def _linears(encoder: nn.Module) -> list[tuple[str, nn.Linear]]:
     """The encoder's linear layers by name; a pooler is not among them, it stays frozen."""
     modules = encoder.named_modules()
-    return [(name, module) for name, module in modules if isinstance(module, nn.Linear) and not name.startswith("pooler.")]
+    return [
+        (name, module)
+        for name, module in modules
+        if isinstance(module, nn.Linear) and not name.startswith("pooler.")
+    ]
 
 
 def inject(
-    encoder: nn.Module, targets: Sequence[str], ranks: Sequence[int], scales: Sequence[float], routing: Routing
+    encoder: nn.Module,
+    targets: Sequence[str],
+    ranks: Sequence[int],
+    scales: Sequence[float],
+    routing: Routing,
 ) -> dict[str, LoRALinear]:
-    """Replace every linear layer whose name ends with a target by a `LoRALinear`; returns them by full name.
+    """Replace every linear layer whose name ends with a target by a `LoRALinear`; returns them by
+    full name.
 
     A target is the tail of a dotted name: `query`, or `layer.0.attention.self.query`.
 
@@ -165,7 +216,10 @@ def inject(
     for target in targets:
         matches = [(name, layer) for name, layer in found if f".{name}".endswith(f".{target}")]
         if not matches:
-            raise ValueError(f"target {target!r} matches no linear layer; the encoder has {', '.join(linear_names(encoder))}")
+            raise ValueError(
+                f"target {target!r} matches no linear layer; the encoder has"
+                f" {', '.join(linear_names(encoder))}"
+            )
         adapted.update({name: LoRALinear(layer, ranks, scales, routing) for name, layer in matches})
     for name, layer in adapted.items():
         encoder.set_submodule(name, layer)
@@ -173,7 +227,9 @@ def inject(
 
 
 def merge(encoder: nn.Module, index: int) -> None:
-    """Put W0 + c B A of one member in place of every `LoRALinear`; a second call finds none and changes nothing."""
+    """Put W0 + c B A of one member in place of every `LoRALinear`; a second call finds none and
+    changes nothing.
+    """
     for name, module in list(encoder.named_modules()):
         if isinstance(module, LoRALinear):
             encoder.set_submodule(name, module.merged(index))

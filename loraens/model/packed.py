@@ -1,9 +1,11 @@
 """Padding-free batches, and the attention function that reads them.
 
-The tokens of all sequences of all members are concatenated to `(1, N)`; linear layers, norms and activations see only real
-tokens. Attention alone pads, sequences of similar length to the longest of them.
+The tokens of all sequences of all members are concatenated to `(1, N)`; linear layers, norms and
+activations see only real tokens. Attention alone pads, sequences of similar length to the longest
+of them.
 
-Shape letters: M members, B examples of a member, S = M B sequences, N tokens, P padded places, H heads, K head width.
+Shape letters: M members, B examples of a member, S = M B sequences, N tokens, P padded places, H
+heads, K head width.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ class Group:
         start: First padded place of the group.
         sequences: `(s,)` numbers of the sequences.
         length: L, the longest one's length.
-        bias: `(s, 1, 1, L)` 0 at real tokens, minus infinity at padding; None where no sequence is padded.
+        bias: `(s, 1, 1, L)` 0 at real tokens, minus infinity at padding; None where no sequence is
+            padded.
     """
 
     start: int
@@ -68,17 +71,21 @@ class Layout:
 def layout_of(lengths: list[int], device: torch.device, growth: float = 1.25) -> Layout:
     """The layout of a pack; made once a forward and read by every layer.
 
-    Sequences are sorted by length, and a new group begins where one is longer than `growth` times the group's first.
+    Sequences are sorted by length, and a new group begins where one is longer than `growth` times
+    the group's first.
     """
     sizes = np.array(lengths)
     order = np.argsort(sizes, kind="stable")
-    bounds, limit = [0], sizes[order[0]] * growth
+    bounds = [0]
+    limit = sizes[order[0]] * growth
     for place, size in enumerate(sizes[order]):
         if size > limit:
             bounds.append(place)
             limit = size * growth
     offsets = np.concatenate([[0], np.cumsum(sizes)])
-    groups, rows, start = [], [], 0
+    groups = []
+    rows = []
+    start = 0
     for low, high in pairwise([*bounds, len(order)]):
         chosen = order[low:high]
         longest = int(sizes[chosen].max())
@@ -87,14 +94,20 @@ def layout_of(lengths: list[int], device: torch.device, growth: float = 1.25) ->
         rows.append(np.where(padding, offsets[-1], offsets[chosen][:, None] + column).ravel())
         bias = None
         if padding.any():
-            bias = torch.zeros(padding.shape).masked_fill_(torch.from_numpy(padding), float("-inf"))[:, None, None].to(device)
+            bias = (
+                torch.zeros(padding.shape)
+                .masked_fill_(torch.from_numpy(padding), float("-inf"))[:, None, None]
+                .to(device)
+            )
         groups.append(Group(start, torch.from_numpy(chosen).to(device), longest, bias))
         start = groups[-1].end
     row = np.concatenate(rows)
     places = np.empty(offsets[-1] + 1, np.int64)
     places[row] = np.arange(start)
     to = partial(torch.Tensor.to, device=device)
-    return Layout(groups, *(to(torch.from_numpy(x)) for x in (row, places[:-1], order, offsets[:-1])))
+    return Layout(
+        groups, *(to(torch.from_numpy(x)) for x in (row, places[:-1], order, offsets[:-1]))
+    )
 
 
 def packed_attention(
@@ -112,11 +125,14 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """Attention within each sequence of a packed batch, as `transformers` calls it.
 
-    `query`, `key` and `value` are `(1, H, N, K)`; the result is `(1, N, H, K)`. Other arguments that the model hands down
-    are not needed.
+    `query`, `key` and `value` are `(1, H, N, K)`; the result is `(1, N, H, K)`. Other arguments
+    that the model hands down are not needed.
     """
     dropout = dropout if module.training else 0.0
-    padded = [_with_zero_row(x[0].transpose(0, 1)).index_select(0, layout.rows) for x in (query, key, value)]
+    padded = [
+        _with_zero_row(x[0].transpose(0, 1)).index_select(0, layout.rows)
+        for x in (query, key, value)
+    ]
     outputs = []
     for group in layout.groups:
         shape = (len(group.sequences), group.length, *padded[0].shape[1:])
@@ -128,7 +144,9 @@ def packed_attention(
             scores = q @ k.transpose(2, 3) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
             weights = (scores if bias is None else scores + bias).softmax(-1)
             place = attention_places(shape[2], group.length, group.length, q.device)
-            mask = routing.attention_mask(cast(MemberDropout, module.dropout).site, place, group.sequences, dropout)
+            mask = routing.attention_mask(
+                cast(MemberDropout, module.dropout).site, place, group.sequences, dropout
+            )
             mixed = (weights * factor(mask, dropout, weights.dtype)) @ v
         outputs.append(mixed.transpose(1, 2).flatten(0, 1))
     return torch.cat(outputs).index_select(0, layout.places)[None], None

@@ -1,6 +1,7 @@
 """One frozen backbone, the adapters of every member, and their heads.
 
-Shape letters: M members, B examples of a member, N tokens, D width of the encoder, C outputs of a task.
+Shape letters: M members, B examples of a member, N tokens, D width of the encoder, C outputs of a
+task.
 """
 
 from __future__ import annotations
@@ -32,18 +33,24 @@ Pooling = Literal["pooler", "cls", "mean"]
 class Heads(nn.Module):
     """Dropout, then one linear layer, for one task and every member: `(M, B, D)` -> `(M, B, C)`.
 
-    Weights are drawn from N(0, 0.02^2), as BERT's are. Biases start at zero, or, for a number whose range is known, in its
-    middle: from zero, adapters of high rank and scale can collapse to a constant on their way there.
+    Weights are drawn from N(0, 0.02^2), as BERT's are. Biases start at zero, or, for a number whose
+    range is known, in its middle: from zero, adapters of high rank and scale can collapse to a
+    constant on their way there.
     """
 
     def __init__(self, task: Task, width: int, members: Sequence[Member], routing: Routing) -> None:
         super().__init__()
         self.dropouts = tuple(member.head_dropout for member in members)
-        self.routing, self.site = routing, routing.site(f"head {task.name}")
+        self.routing = routing
+        self.site = routing.site(f"head {task.name}")
         weights = []
         for member in members:
             generator = torch.Generator().manual_seed(derive_seed(member.seed, "head", task.name))
-            weights.append(torch.empty(task.num_outputs, width, dtype=torch.float32).normal_(0, 0.02, generator=generator))
+            weights.append(
+                torch.empty(task.num_outputs, width, dtype=torch.float32).normal_(
+                    0, 0.02, generator=generator
+                )
+            )
         self.weight = nn.Parameter(torch.stack(weights))
         self.bias = nn.Parameter(torch.full((len(members), task.num_outputs), task.midpoint))
 
@@ -51,7 +58,11 @@ class Heads(nn.Module):
         """`(M, B, D)` -> `(M, B, C)`."""
         if self.training and any(self.dropouts):
             p = pooled.new_tensor(self.dropouts)[:, None, None]
-            pooled = pooled * factor(self.routing.feature_mask(self.site, pooled.shape[1], pooled.shape[2], p), p, pooled.dtype)
+            pooled = pooled * factor(
+                self.routing.feature_mask(self.site, pooled.shape[1], pooled.shape[2], p),
+                p,
+                pooled.dtype,
+            )
         return torch.baddbmm(self.bias[:, None], pooled, self.weight.transpose(1, 2))
 
 
@@ -62,15 +73,18 @@ class MemberModel(nn.Module):
         encoder: The backbone, as `backbone.load_encoder` gives it.
         tasks: One head for each.
         members: The population; one member in the modes `frozen` and `full`.
-        mode: "lora" trains adapters and heads; "frozen" heads only, over features without dropout; "full" everything.
+        mode: "lora" trains adapters and heads; "frozen" heads only, over features without dropout;
+            "full" everything.
         targets: Names of the linear layers to adapt, in mode "lora".
-        pooling: "pooler" (the backbone's own, over [CLS]), "cls" ([CLS] as it is) or "mean" (over real tokens).
+        pooling: "pooler" (the backbone's own, over [CLS]), "cls" ([CLS] as it is) or "mean" (over
+            real tokens).
         init_std: Standard deviation of A at the start.
         encoder_dropout: Whether the backbone's own dropout is on while training.
         fast: Whether to take the fast path where the backbone has one; the numbers are the same.
 
     Raises:
-        ValueError: A target matches no layer, or a mode that has no member axis got several members.
+        ValueError: A target matches no layer, or a mode that has no member axis got several
+            members.
     """
 
     def __init__(
@@ -88,42 +102,59 @@ class MemberModel(nn.Module):
         super().__init__()
         if mode != "lora" and len(members) != 1:
             raise ValueError(f"mode {mode!r} trains one member at a time, got {len(members)}")
-        self.mode, self.pooling, self.members = mode, pooling, tuple(members)
+        self.mode = mode
+        self.pooling = pooling
+        self.members = tuple(members)
         self.routing = Routing()
         self.encoder = encoder.requires_grad_(mode == "full")
         route_dropout(encoder, self.routing, enabled=encoder_dropout and mode != "frozen")
         self.adapters = {}
         if mode == "lora":
-            ranks, scales = [member.rank for member in members], [member.scale for member in members]
+            ranks = [member.rank for member in members]
+            scales = [member.scale for member in members]
             self.adapters = inject(encoder, targets, ranks, scales, self.routing)
             for name, layer in self.adapters.items():
                 layer.reset([member.seed for member in members], name, init_std)
-        self.heads = {task.name: Heads(task, encoder.config.hidden_size, members, self.routing) for task in tasks}
+        self.heads = {
+            task.name: Heads(task, encoder.config.hidden_size, members, self.routing)
+            for task in tasks
+        }
         for name, head in self.heads.items():
             self.add_module(f"head_{name}", head)
         self.fast = (
-            FastEncoder(encoder, self.routing) if fast and mode != "full" and is_fast(encoder, list(self.adapters)) else None
+            FastEncoder(encoder, self.routing)
+            if fast and mode != "full" and is_fast(encoder, list(self.adapters))
+            else None
         )
         self._offset = position_offset(encoder)
         self._has_types = getattr(encoder.config, "type_vocab_size", 0) > 1
 
     def trainable_parameters(self, index: int) -> int:
         """Trained numbers of one member, at its own rank."""
-        heads = sum(head.weight[index].numel() + head.bias[index].numel() for head in self.heads.values())
+        heads = sum(
+            head.weight[index].numel() + head.bias[index].numel() for head in self.heads.values()
+        )
         if self.mode == "full":
             return heads + sum(parameter.numel() for parameter in self.encoder.parameters())
         adapters = self.adapters.values()
-        return heads + sum(a.ranks[index] * (a.base.in_features + a.base.out_features) for a in adapters)
+        return heads + sum(
+            a.ranks[index] * (a.base.in_features + a.base.out_features) for a in adapters
+        )
 
     @torch.no_grad()
     def fold(self) -> None:
-        """For inference: add the only member's adapter to the backbone's weights, so that it costs nothing any more."""
+        """For inference: add the only member's adapter to the backbone's weights, so that it costs
+        nothing any more.
+        """
         merge(self.encoder, 0)
-        self.adapters, self.mode = {}, "frozen"
+        self.adapters = {}
+        self.mode = "frozen"
         self.fast = FastEncoder(self.encoder, self.routing) if is_fast(self.encoder, []) else None
 
     def seed_dropout(self, *counter: int) -> None:
-        """Name the dropout masks of the next training forward; the same counter gives the same masks."""
+        """Name the dropout masks of the next training forward; the same counter gives the same
+        masks.
+        """
         self.routing.seed([member.seed for member in self.members], *counter)
 
     def forward(self, batch: PackedBatch) -> Tensor:
@@ -137,21 +168,31 @@ class MemberModel(nn.Module):
 
     def pooled(self, batch: PackedBatch) -> Tensor:
         """Features `(M, B, D)` of a packed batch, before the head."""
-        device, first_only = batch.input_ids.device, self.pooling != "mean"
+        device = batch.input_ids.device
+        first_only = self.pooling != "mean"
         lengths = torch.tensor(batch.lengths, device=device)
         tokens = [sum(lengths) for lengths in batch.member_lengths]
         self.routing.route(tokens, lengths, batch.position_ids, self.training)
-        layout = layout_of(batch.lengths, device, growth=1.25 if device.type == "cpu" else 2.0)  # a GPU likes few groups
-        embedded = {"input_ids": batch.input_ids[None], "position_ids": batch.position_ids[None] + self._offset}
+        layout = layout_of(
+            batch.lengths, device, growth=1.25 if device.type == "cpu" else 2.0
+        )  # a GPU likes few groups
+        embedded = {
+            "input_ids": batch.input_ids[None],
+            "position_ids": batch.position_ids[None] + self._offset,
+        }
         if self._has_types:
             embedded["token_type_ids"] = batch.token_type_ids[None]
         if self.fast is not None:
             hidden = self.fast(layout, first_only, **embedded)
         else:
-            hidden = self.encoder(**embedded, routing=self.routing, layout=layout).last_hidden_state[0]
+            hidden = self.encoder(
+                **embedded, routing=self.routing, layout=layout
+            ).last_hidden_state[0]
             hidden = hidden[layout.first] if first_only else hidden
         if self.pooling == "mean":
-            pooled = torch.segment_reduce(hidden.float() if hidden.dtype.itemsize < 4 else hidden, "mean", lengths=lengths)
+            pooled = torch.segment_reduce(
+                hidden.float() if hidden.dtype.itemsize < 4 else hidden, "mean", lengths=lengths
+            )
         elif self.pooling == "cls":
             pooled = hidden
         else:

@@ -1,8 +1,8 @@
 """A member's weights on disk, in PEFT's format, and back.
 
-A member that pools over BERT's own pooler and has one head is a sequence classifier as `peft` knows it, head included.
-Any other is saved as a feature extractor (same hidden states in `peft`) with its heads beside it. Frozen weights are never
-written; a fully tuned encoder is.
+A member that pools over BERT's own pooler and has one head is a sequence classifier as `peft` knows
+it, head included. Any other is saved as a feature extractor (same hidden states in `peft`) with its
+heads beside it. Frozen weights are never written; a fully tuned encoder is.
 """
 
 from __future__ import annotations
@@ -18,13 +18,19 @@ from loraens.errors import InputError
 from loraens.model.backbone import hub_name
 from loraens.model.population import MemberModel
 
-ADAPTER_CONFIG, ADAPTER = "adapter_config.json", "adapter_model.safetensors"
-HEADS, ENCODER = "heads.safetensors", "encoder.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER = "adapter_model.safetensors"
+HEADS = "heads.safetensors"
+ENCODER = "encoder.safetensors"
 _PREFIX = "base_model.model."
 
 
 def _is_classifier(model: MemberModel) -> bool:
-    return model.pooling == "pooler" and len(model.heads) == 1 and model.encoder.config.model_type == "bert"
+    return (
+        model.pooling == "pooler"
+        and len(model.heads) == 1
+        and model.encoder.config.model_type == "bert"
+    )
 
 
 def _adapter_tensors(model: MemberModel, index: int) -> dict[str, Tensor]:
@@ -42,22 +48,29 @@ def _head_tensors(model: MemberModel, index: int) -> dict[str, Tensor]:
     """Heads of one member: `<task>.weight` (C, D) and `<task>.bias` (C,)."""
     tensors = {}
     for task, head in model.heads.items():
-        tensors[f"{task}.weight"], tensors[f"{task}.bias"] = head.weight[index], head.bias[index]
+        tensors[f"{task}.weight"] = head.weight[index]
+        tensors[f"{task}.bias"] = head.bias[index]
     return tensors
 
 
 def _serialise(tensors: dict[str, Tensor]) -> bytes:
-    return save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, {"format": "pt"})
+    return save(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+        {"format": "pt"},
+    )
 
 
-def member_files(model: MemberModel, index: int, backbone: str, targets: Iterable[str]) -> dict[str, bytes]:
+def member_files(
+    model: MemberModel, index: int, backbone: str, targets: Iterable[str]
+) -> dict[str, bytes]:
     """File name -> content of one member of a model."""
     heads = _head_tensors(model, index)
     if model.mode == "full":
         return {ENCODER: _serialise(model.encoder.state_dict()), HEADS: _serialise(heads)}
     if model.mode == "frozen":
         return {HEADS: _serialise(heads)}
-    member, classifier = model.members[index], _is_classifier(model)
+    member = model.members[index]
+    classifier = _is_classifier(model)
     config = {
         "peft_type": "LORA",
         "task_type": "SEQ_CLS" if classifier else "FEATURE_EXTRACTION",
@@ -103,10 +116,16 @@ def load_member(model: MemberModel, index: int, directory: Path) -> None:
         _load_encoder(model.encoder, directory / ENCODER)
     different = set(places) ^ set(saved)
     if different:
-        raise InputError(f"{directory} does not fit its manifest: weight {sorted(different)[0]!r} is missing or unknown")
+        raise InputError(
+            f"{directory} does not fit its manifest: weight {sorted(different)[0]!r} is missing or"
+            " unknown"
+        )
     for key, place in places.items():
         if place.shape != saved[key].shape:
-            raise InputError(f"{directory}: weight {key!r} has shape {tuple(saved[key].shape)}, not {tuple(place.shape)}")
+            raise InputError(
+                f"{directory}: weight {key!r} has shape {tuple(saved[key].shape)}, not"
+                f" {tuple(place.shape)}"
+            )
         place.data.copy_(saved[key])
 
 
@@ -114,4 +133,6 @@ def _load_encoder(encoder: nn.Module, path: Path) -> None:
     try:
         encoder.load_state_dict(load_file(path))
     except RuntimeError as error:
-        raise InputError(f"{path} does not fit the backbone: {str(error).splitlines()[-1].strip()}") from None
+        raise InputError(
+            f"{path} does not fit the backbone: {str(error).splitlines()[-1].strip()}"
+        ) from None

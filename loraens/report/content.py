@@ -38,7 +38,8 @@ class Content:
     Args:
         task: The task.
         found: Its LoRA members.
-        baselines: Scores of the modes `frozen` and `full`: mode -> the task's metric on dev, of the best such member.
+        baselines: Scores of the modes `frozen` and `full`: mode -> the task's metric on dev, of the
+            best such member.
         entries: Its ensembles, as `ensemble.json` holds them.
         backbone: Name of the backbone.
         which: "best" or "last" epoch of each member.
@@ -65,7 +66,12 @@ class Content:
     def dev(self) -> np.ndarray:
         """The task's metric of each member on dev `(M,)`; NaN where it is not defined."""
         pool = self.found.dev
-        return np.array([metric(self.task, self.task.metric, pool.outcome(m), pool.labels) for m in range(len(pool))])
+        return np.array(
+            [
+                metric(self.task, self.task.metric, pool.outcome(m), pool.labels)
+                for m in range(len(pool))
+            ]
+        )
 
     @property
     def test(self) -> float | None:
@@ -73,14 +79,18 @@ class Content:
         pool = self.found.test
         if pool is None or np.isnan(pool.labels[0]):
             return None
-        return metric(self.task, self.task.metric, pool.outcome(int(self.found.dev.order[0])), pool.labels)
+        return metric(
+            self.task, self.task.metric, pool.outcome(int(self.found.dev.order[0])), pool.labels
+        )
 
     def paper(self) -> list[dict[str, Any]]:
         """The ensembles joined by the paper's rule, and the soups."""
         return [entry for entry in self.entries if entry["rule"] in (rules(self.task)[0], "merged")]
 
     def winner(self) -> dict[str, Any] | None:
-        """The ensemble with the best cross-validated score; None without ensembles. One member, or any, is not one."""
+        """The ensemble with the best cross-validated score; None without ensembles. One member, or
+        any, is not one.
+        """
         sign = -1 if self.task.metric in LOWER_IS_BETTER else 1
         several = [entry for entry in self.paper() if entry["method"] not in ("best", "random")]
         return max(several, key=lambda entry: sign * entry["interval"]["value"], default=None)
@@ -112,7 +122,9 @@ def read(
     Raises:
         InputError: As `read_runs`; or an ensemble is older than its members.
     """
-    folders = sorted(path.parent for run in runs for path in Path(run).glob(f"ensembles/*/{ENSEMBLE}"))
+    folders = sorted(
+        path.parent for run in runs for path in Path(run).glob(f"ensembles/*/{ENSEMBLE}")
+    )
     records = [(folder, read_ensemble(folder)) for folder in folders]
     kinds = {record["which"] for _, record in records}
     which = which or (kinds.pop() if len(kinds) == 1 else "best")
@@ -126,20 +138,40 @@ def read(
             if entry["task"]["name"] != name:
                 continue
             if entry["which"] != which:
-                say(f"{folder} is left out: it joins the members' {entry['which']} epochs, the report is of the {which} ones")
+                say(
+                    f"{folder} is left out: it joins the members' {entry['which']} epochs, the"
+                    f" report is of the {which} ones"
+                )
             elif _is_of(folder, entry, places, candidates, say):
                 entries.append(entry)
-        task, backbone = candidates.dev.task, candidates.manifests[0]["settings"]["backbone"]
+        task = candidates.dev.task
+        backbone = candidates.manifests[0]["settings"]["backbone"]
         order = {method: place for place, method in enumerate(("best", "omni", "dicor"))}
         entries.sort(
-            key=lambda entry: (order.get(entry["method"], 3), entry["method"] in SOUPS, entry["method"], entry["rule"])
+            key=lambda entry: (
+                order.get(entry["method"], 3),
+                entry["method"] in SOUPS,
+                entry["method"],
+                entry["rule"],
+            )
         )
-        found[name] = Content(task, candidates, _baselines(runs, task, which), entries, Path(str(backbone)).name, which)
+        found[name] = Content(
+            task,
+            candidates,
+            _baselines(runs, task, which),
+            entries,
+            Path(str(backbone)).name,
+            which,
+        )
     return found
 
 
 def _is_of(
-    folder: Path, entry: dict[str, Any], places: dict[Path, int], candidates: Candidates, say: Callable[[str], None]
+    folder: Path,
+    entry: dict[str, Any],
+    places: dict[Path, int],
+    candidates: Candidates,
+    say: Callable[[str], None],
 ) -> bool:
     """Whether an ensemble's members are all here; they get the names that they have here."""
     for member in entry["members"]:
@@ -148,7 +180,10 @@ def _is_of(
             say(f"{folder} is left out: its member {directory} is not among the runs")
             return False
         if checksum(directory / MANIFEST) != member["manifest_sha256"]:
-            raise InputError(f"{directory} has changed since ensemble {folder} was made: make it again with `loraens ensemble`")
+            raise InputError(
+                f"{directory} has changed since ensemble {folder} was made: make it again with"
+                " `loraens ensemble`"
+            )
         member["name"] = candidates.dev.names[places[directory]]
     return True
 
@@ -157,7 +192,8 @@ def _baselines(runs: Sequence[Path], task: Task, which: str) -> dict[str, float]
     found: dict[str, float] = {}
     for path in [path for run in runs for path in find_members(Path(run))]:
         manifest = MemberStore(path).read()  # `read_runs` has verified its files
-        mode, scores = manifest["settings"]["mode"], manifest["dev"].get(which, {}).get(task.name)
+        mode = manifest["settings"]["mode"]
+        scores = manifest["dev"].get(which, {}).get(task.name)
         if mode in MODES and scores and scores[task.metric] is not None:
             sign = -1 if task.metric in LOWER_IS_BETTER else 1
             if mode not in found or sign * scores[task.metric] > sign * found[mode]:

@@ -14,7 +14,9 @@ from loraens.report.figures import svg
 from loraens.report.sections import Missing, Picture, Section
 
 
-def page(title: str, verdicts: Sequence[str], parts: Mapping[str, Sequence[Section]], footer: str) -> str:
+def page(
+    title: str, verdicts: Sequence[str], parts: Mapping[str, Sequence[Section]], footer: str
+) -> str:
     """The page.
 
     Args:
@@ -27,7 +29,11 @@ def page(title: str, verdicts: Sequence[str], parts: Mapping[str, Sequence[Secti
         files("loraens.report").joinpath("page.html").read_text(encoding="utf-8")
     )
     laid_out = [
-        {"title": name, "anchor": f"part-{place}", "sections": [_section(name, section) for section in sections]}
+        {
+            "title": name,
+            "anchor": f"part-{place}",
+            "sections": [_section(name, section) for section in sections],
+        }
         for place, (name, sections) in enumerate(parts.items())
     ]
     return template.render(title=title, verdicts=verdicts, parts=laid_out, footer=footer)
@@ -42,7 +48,10 @@ def _section(part: str, section: Section) -> dict[str, Any]:
         return {"kind": "picture", **shared, "alt": section.alt, "svg": drawn}
     rows = [[_cell(value, section.digits) for value in row] for row in section.rows]
     numbers = [any(row[place]["number"] for row in rows) for place in range(len(section.columns))]
-    columns = [{"name": name, "number": number} for name, number in zip(section.columns, numbers)]
+    columns = [
+        {"name": name, "number": number}
+        for name, number in zip(section.columns, numbers, strict=True)
+    ]
     return {"kind": "table", **shared, "columns": columns, "rows": rows}
 
 

@@ -29,12 +29,21 @@ NAMES = {
     "omni": "Omni-LoRA: all members",
     "dicor": "DiCor-LoRA: accurate, then unlike",
 }
-COLUMNS = ("model", "rule", "members", "dev (chosen on)", "cross-validated [95 %]", "minus best [95 %]", "test")
+COLUMNS = (
+    "model",
+    "rule",
+    "members",
+    "dev (chosen on)",
+    "cross-validated [95 %]",
+    "minus best [95 %]",
+    "test",
+)
 
 
 def scores(content: Content) -> Rows:
     """Tables 1 and 2 for one task: baselines, the best member and the ensembles."""
-    name, task = content.task.name, content.task
+    name = content.task.name
+    task = content.task
     columns = [*COLUMNS, f"{PAPER} dev", f"{PAPER} test"]
 
     def paper(row: str) -> list[float | None]:
@@ -43,14 +52,17 @@ def scores(content: Content) -> Rows:
     rows: list[list[Any]] = []
     for mode in MODES:
         size = 1 if mode in content.baselines else None
-        rows.append([NAMES[mode], None, size, content.baselines.get(mode), None, None, None, *paper(mode)])
+        rows.append(
+            [NAMES[mode], None, size, content.baselines.get(mode), None, None, None, *paper(mode)]
+        )
     entries = content.paper()
     if not any(entry["method"] == "best" for entry in entries):
         pool = content.found.dev
         dev = metric(task, task.metric, pool.outcome(int(pool.order[0])), pool.labels)
         rows.append([NAMES["best"], None, 1, dev, None, None, content.test, *paper("best")])
     for entry in entries:
-        method, size = entry["method"], 1 if entry["method"] in SOUPS else len(entry["members"])
+        method = entry["method"]
+        size = 1 if entry["method"] in SOUPS else len(entry["members"])
         to_best = None if method == "best" else Interval(**entry["to_best"])
         row = [
             NAMES.get(method, method),
@@ -62,13 +74,16 @@ def scores(content: Content) -> Rows:
         ]
         rows.append([*row, entry["test"], *paper(method)])
     caption = (
-        f"{content.metric[:1].upper()}{content.metric[1:]}; backbone of all but the last two columns: {content.backbone}. Dev "
-        "is what the choice was made on; cross-validated scores are of examples that the choice did not see. The best of many "
-        "rows is a little lucky."
+        f"{content.metric[:1].upper()}{content.metric[1:]}; backbone of all but the last two"
+        f" columns: {content.backbone}. Dev is what the choice was made on; cross-validated scores"
+        " are of examples that the choice did not see. The best of many rows is a little lucky."
     )
     missing = [NAMES[mode] for mode in MODES if mode not in content.baselines]
     if missing:
-        caption += f" Not trained here: {', '.join(missing)} (`loraens fit` with configs/frozen.yaml or configs/full.yaml)."
+        caption += (
+            f" Not trained here: {', '.join(missing)} (`loraens fit` with configs/frozen.yaml or"
+            " configs/full.yaml)."
+        )
     place = columns.index("test")
     if all(row[place] is None for row in rows):
         caption += " Test has no labels here, so there is no column for it."
@@ -78,11 +93,17 @@ def scores(content: Content) -> Rows:
 
 
 def overall_scores(contents: Mapping[str, Content]) -> Rows | None:
-    """The paper's overall score of each row that all three tasks have; None without the three tasks."""
+    """The paper's overall score of each row that all three tasks have; None without the three
+    tasks.
+    """
     if not {"sst", "quora", "sts"} <= contents.keys():
         return None
     rows: list[list[Any]] = []
-    for method in ("frozen", "full", *dict.fromkeys(e["method"] for c in contents.values() for e in c.paper())):
+    for method in (
+        "frozen",
+        "full",
+        *dict.fromkeys(e["method"] for c in contents.values() for e in c.paper()),
+    ):
         parts: list[dict[str, float]] = [{}, {}, {}]
         for name, content in contents.items():
             if method in MODES:
@@ -91,16 +112,26 @@ def overall_scores(contents: Mapping[str, Content]) -> Rows | None:
                 continue
             for entry in (entry for entry in content.paper() if entry["method"] == method):
                 found = entry["dev"][content.task.metric], entry["interval"]["value"], entry["test"]
-                for part, value in zip(parts, found):
+                for part, value in zip(parts, found, strict=True):
                     if value is not None:
                         part[name] = value
         values = [overall(part) for part in parts]
         if any(value is not None for value in values):
             known = [table.get(method, {}).get("overall") for table in (PAPER_DEV, PAPER_TEST)]
             rows.append([NAMES.get(method, method), *values, *known])
-    columns = ["model", "dev (chosen on)", "cross-validated", "test", f"{PAPER} dev", f"{PAPER} test"]
+    columns = [
+        "model",
+        "dev (chosen on)",
+        "cross-validated",
+        "test",
+        f"{PAPER} dev",
+        f"{PAPER} test",
+    ]
     backbones = ", ".join(dict.fromkeys(content.backbone for content in contents.values()))
-    caption = f"(SST accuracy + Quora accuracy + (1 + STS Pearson) / 2) / 3; the paper's are BERT-base, others {backbones}."
+    caption = (
+        "(SST accuracy + Quora accuracy + (1 + STS Pearson) / 2) / 3; the paper's are BERT-base,"
+        f" others {backbones}."
+    )
     if all(row[3] is None for row in rows):
         caption += " Test has no labels here for all three, so there is no column for it."
         for cells in (columns, *rows):
@@ -110,18 +141,27 @@ def overall_scores(contents: Mapping[str, Content]) -> Rows | None:
 
 def verdict(content: Content) -> str:
     """One sentence: what won, and whether the interval of the difference excludes zero."""
-    task, winner = content.task, content.winner()
+    task = content.task
+    winner = content.winner()
     if winner is None:
         best = content.found.dev.names[int(content.found.dev.order[0])]
-        return f"{task.name}: no ensemble was made yet; the best of {len(content.found.dev)} members on dev is {best}."
-    value, gap = winner["interval"], winner["to_best"]
+        return (
+            f"{task.name}: no ensemble was made yet; the best of {len(content.found.dev)} members"
+            f" on dev is {best}."
+        )
+    value = winner["interval"]
+    gap = winner["to_best"]
     excludes = gap["low"] > 0 or gap["high"] < 0
     size = len(winner["members"])
     lower = "lowest" if task.metric in LOWER_IS_BETTER else "highest"
-    held, against = (f"[{found['low']:{sign}.4f}, {found['high']:{sign}.4f}]" for found, sign in ((value, ""), (gap, "+")))
+    held, against = (
+        f"[{found['low']:{sign}.4f}, {found['high']:{sign}.4f}]"
+        for found, sign in ((value, ""), (gap, "+"))
+    )
     return (
-        f"{task.name}: {winner['method']} ({winner['rule']}, {size} of {winner['pool_size']} members) has the {lower} "
-        f"cross-validated {content.metric} of {len(content.paper())} models, {value['value']:.4f} {held}; against the best "
-        f"single member that is {gap['value']:+.4f} {against}, an interval that "
-        f"{'excludes' if excludes else 'does not exclude'} zero."
+        f"{task.name}: {winner['method']} ({winner['rule']}, {size} of {winner['pool_size']}"
+        f" members) has the {lower} cross-validated {content.metric} of {len(content.paper())}"
+        f" models, {value['value']:.4f} {held}; against the best single member that is"
+        f" {gap['value']:+.4f} {against}, an interval that"
+        f" {'excludes' if excludes else 'does not exclude'} zero."
     )

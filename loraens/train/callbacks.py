@@ -26,14 +26,22 @@ from loraens.train.module import Population
 
 
 def score_of(module: Population, index: int) -> float:
-    """The score that chooses a member's best epoch, higher is better: the task's metric, its sign turned where lower is better;
-    of several tasks the paper's overall score, or, where they are others, the mean.
+    """The score that chooses a member's best epoch, higher is better: the task's metric, its sign
+    turned where lower is better; of several tasks the paper's overall score, or, where they are
+    others, the mean.
     """
     together = module.overall(index)
     if together is not None:
         return together
     signs = [-1 if task.metric in LOWER_IS_BETTER else 1 for task in module.tasks]
-    return float(np.mean([sign * module.scores[index][task.name][task.metric] for sign, task in zip(signs, module.tasks)]))
+    return float(
+        np.mean(
+            [
+                sign * module.scores[index][task.name][task.metric]
+                for sign, task in zip(signs, module.tasks, strict=True)
+            ]
+        )
+    )
 
 
 class MemberWriter(Callback):
@@ -47,9 +55,11 @@ class MemberWriter(Callback):
     """
 
     def __init__(self, directory: Path, finish: bool = True) -> None:
-        self.directory, self.finish = directory, finish
+        self.directory = directory
+        self.finish = finish
         self.progress: list[dict[str, Any]] = []
-        self._seconds, self._started = 0.0, 0.0
+        self._seconds = 0.0
+        self._started = 0.0
 
     @property
     def state_key(self) -> str:
@@ -62,7 +72,8 @@ class MemberWriter(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with a former run's history."""
-        self.progress, self._seconds = state_dict["progress"], state_dict["seconds"]
+        self.progress = state_dict["progress"]
+        self._seconds = state_dict["seconds"]
 
     def _spent(self) -> float:
         return self._seconds + time.monotonic() - self._started
@@ -80,23 +91,36 @@ class MemberWriter(Callback):
         """Start the clock."""
         self._started = time.monotonic()
         if not self.progress:
-            self.progress = [{"best": None, "score": None, "history": []} for _ in cast(Population, pl_module).members]
+            self.progress = [
+                {"best": None, "score": None, "history": []}
+                for _ in cast(Population, pl_module).members
+            ]
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write every member."""
         if trainer.state.fn != "fit" or trainer.sanity_checking or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         module = cast(Population, pl_module)
-        epoch = trainer.fit_loop.epoch_progress.current.ready  # the running epoch, or the last one, from 1
-        earlier = max(sum(entry["epoch"] == epoch for entry in progress["history"]) for progress in self.progress)
+        epoch = (
+            trainer.fit_loop.epoch_progress.current.ready
+        )  # the running epoch, or the last one, from 1
+        earlier = max(
+            sum(entry["epoch"] == epoch for entry in progress["history"])
+            for progress in self.progress
+        )
         name = f"epoch-{epoch:03d}" + (f"-{earlier + 1}" if earlier else "")
         for index, progress in enumerate(self.progress):
             if module.failures.of(index) is not None:
                 self._store(module, index).write({}, self._manifest(module, index, "failed"))
                 continue
             score = score_of(module, index)
-            if progress["best"] is None or math.isnan(progress["score"]) or score > progress["score"]:
-                progress["best"], progress["score"] = name, score
+            if (
+                progress["best"] is None
+                or math.isnan(progress["score"])
+                or score > progress["score"]
+            ):
+                progress["best"] = name
+                progress["score"] = score
             progress["history"].append(
                 {
                     "name": name,
@@ -109,8 +133,12 @@ class MemberWriter(Callback):
             )
             files = member_files(module.model, index, module.backbone, module.options["targets"])
             for task, split in module.outputs:
-                files[f"{task}-{split}.npz"] = logits_to_bytes(self._logits(module, index, task, split))
-            self._store(module, index).write({name: files}, self._manifest(module, index, "training"))
+                files[f"{task}-{split}.npz"] = logits_to_bytes(
+                    self._logits(module, index, task, split)
+                )
+            self._store(module, index).write(
+                {name: files}, self._manifest(module, index, "training")
+            )
 
     def _store(self, module: Population, index: int) -> MemberStore:
         return MemberStore(self.directory / module.members[index].name)
@@ -120,10 +148,13 @@ class MemberWriter(Callback):
         source: Split = module.data.splits[task, split].split
         rows = module.rows[task, split]
         labels = None if source.labels is None else source.labels[rows]
-        return Logits(module.outputs[task, split][index].numpy(), np.array(source.ids)[rows], labels)
+        return Logits(
+            module.outputs[task, split][index].numpy(), np.array(source.ids)[rows], labels
+        )
 
     def _manifest(self, module: Population, index: int, status: str) -> dict[str, Any]:
-        progress, member = self.progress[index], module.members[index]
+        progress = self.progress[index]
+        member = module.members[index]
         history: list[dict[str, Any]] = progress["history"]
         epochs = {"best": progress["best"], "last": history[-1]["name"]} if history else {}
         by_name = {entry["name"]: entry["dev"] for entry in history}
@@ -144,14 +175,19 @@ class MemberWriter(Callback):
                 for (task, split), part in module.data.splits.items()
                 if part.split.dropped
             },
-            "truncated": {f"{task}-{split}": part.tokens.truncated for (task, split), part in module.data.splits.items()},
+            "truncated": {
+                f"{task}-{split}": part.tokens.truncated
+                for (task, split), part in module.data.splits.items()
+            },
             "trainable_parameters": module.model.trainable_parameters(index),
             "seconds": round(self._spent(), 1),
             "versions": _versions(),
         }
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the final weights if the last validation came before them, and mark every member as finished."""
+        """Write the final weights if the last validation came before them, and mark every member as
+        finished.
+        """
         if trainer.fast_dev_run or not self.finish:  # type: ignore[attr-defined]
             return
         module = cast(Population, pl_module)
@@ -165,15 +201,22 @@ class MemberWriter(Callback):
             store.write({}, self._manifest(module, index, "finished"))
             rank_zero_info(f"member {module.members[index].name} lies in {store.directory}")
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Tell how an interrupted run goes on; mark the members of a population that failed as a whole."""
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Tell how an interrupted run goes on; mark the members of a population that failed as a
+        whole.
+        """
         module = cast(Population, pl_module)
         if isinstance(exception, PopulationError) and not self.finish:
             for index in range(len(self.progress)):
                 self._store(module, index).write({}, self._manifest(module, index, "failed"))
         checkpoint = self.directory / CHECKPOINT
         if isinstance(exception, KeyboardInterrupt) and self.finish and checkpoint.is_file():
-            rank_zero_info(f"to go on: loraens fit --config {self.directory / 'config.yaml'} --ckpt_path {checkpoint}")
+            rank_zero_info(
+                f"to go on: loraens fit --config {self.directory / 'config.yaml'} --ckpt_path"
+                f" {checkpoint}"
+            )
 
 
 @cache
@@ -182,7 +225,8 @@ def _versions() -> dict[str, str]:
 
 
 class WandbRun(Callback):
-    """Completes a W&B run: settings at the start, and the table of dev predictions of the best epoch at the end.
+    """Completes a W&B run: settings at the start, and the table of dev predictions of the best
+    epoch at the end.
 
     Args:
         directory: The run's directory.
@@ -196,7 +240,9 @@ class WandbRun(Callback):
         module = cast(Population, pl_module)
         for logger in trainer.loggers:
             task = "-".join(task.name for task in module.tasks)
-            logger.log_hyperparams({**module.members[0].to_dict(), **module.settings(), "task": task})
+            logger.log_hyperparams(
+                {**module.members[0].to_dict(), **module.settings(), "task": task}
+            )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log one table a task, and the best scores as the run's summary."""
@@ -217,7 +263,11 @@ def wandb_summary(manifest: dict[str, Any]) -> dict[str, Any]:
     """The summary of a member's W&B run: its best scores, and what they cost."""
     best = manifest["dev"].get("best", {})
     return {
-        **{f"best/{task}/{name}": value for task, found in best.items() for name, value in found.items()},
+        **{
+            f"best/{task}/{name}": value
+            for task, found in best.items()
+            for name, value in found.items()
+        },
         "best/epoch": manifest["epochs"].get("best"),
         "status": manifest["status"],
         "ended": manifest.get("ended"),
@@ -228,14 +278,21 @@ def wandb_summary(manifest: dict[str, Any]) -> dict[str, Any]:
 
 def prediction_table(task: Task, split: Split, logits: Logits) -> tuple[list[str], list[list[Any]]]:
     """Columns and rows of a table of predictions beside texts and labels."""
-    texts = dict(zip(split.ids, split.texts))
+    texts = dict(zip(split.ids, split.texts, strict=True))
     found = predictions(task, logits.logits).tolist()
     columns = ["id", *task.text_columns, "label", "prediction"]
     labels = [] if logits.labels is None else logits.labels.tolist()
     if task.kind == "number":
-        cells = [[label, value] for label, value in zip(labels, found)]
+        cells = [[label, value] for label, value in zip(labels, found, strict=True)]
     else:
         columns += [f"probability_{name}" for name in task.class_names]
-        names, shares = task.class_names, probabilities(task, logits.logits).tolist()
-        cells = [[names[int(label)], names[value], *share] for label, value, share in zip(labels, found, shares)]
-    return columns, [[key, *texts[key], *cell] for key, cell in zip(logits.example_id.tolist(), cells)]
+        names = task.class_names
+        shares = probabilities(task, logits.logits).tolist()
+        cells = [
+            [names[int(label)], names[value], *share]
+            for label, value, share in zip(labels, found, shares, strict=True)
+        ]
+    return columns, [
+        [key, *texts[key], *cell]
+        for key, cell in zip(logits.example_id.tolist(), cells, strict=True)
+    ]

@@ -50,35 +50,50 @@ class Cost:
 
 def free_memory(device: torch.device) -> int:
     """Free bytes of the device's memory."""
-    return int(torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available)
+    return int(
+        torch.cuda.mem_get_info(device)[0]
+        if device.type == "cuda"
+        else psutil.virtual_memory().available
+    )
 
 
 def bytes_of_formula(model: MemberModel, lengths: np.ndarray) -> int:
-    """Bytes that the fast path needs beside the backbone to train one member, without what it uses for a moment only.
+    """Bytes that the fast path needs beside the backbone to train one member, without what it uses
+    for a moment only.
 
-    Of each token every layer keeps its input, two sums and a normalised one, query, key and value, the feed-forward part before
-    its activation, two dropout masks, and of each head the attention weights and their mask. Trained numbers count four times:
-    weight, gradient and AdamW's two moments.
+    Of each token every layer keeps its input, two sums and a normalised one, query, key and value,
+    the feed-forward part before its activation, two dropout masks, and of each head the attention
+    weights and their mask. Trained numbers count four times: weight, gradient and AdamW's two
+    moments.
 
     Args:
         model: The model.
         lengths: `(B,)` tokens of the sequences in the member's batch.
     """
     config = model.encoder.config
-    width, wide, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
-    tokens, squares = int(lengths.sum()), int((lengths**2).sum())
+    width = config.hidden_size
+    wide = config.intermediate_size
+    heads = config.num_attention_heads
+    tokens = int(lengths.sum())
+    squares = int((lengths**2).sum())
     activations = config.num_hidden_layers * (tokens * (9 * width + wide) + 2 * heads * squares)
     trained = max(model.trainable_parameters(index) for index in range(len(model.members)))
     return int(4 * (activations + 4 * trained))
 
 
-def measure(build: Build, members: Sequence[Member], data: TextData, trainer: Trainer, steps: int = 2) -> Cost:
-    """Train a pack for a few steps, on usual batches for the time and on one of the longest texts for the memory."""
+def measure(
+    build: Build, members: Sequence[Member], data: TextData, trainer: Trainer, steps: int = 2
+) -> Cost:
+    """Train a pack for a few steps, on usual batches for the time and on one of the longest texts
+    for the memory.
+    """
     module = build(members)
     module.build(data.max_length)
-    device, precision = trainer.strategy.root_device, trainer.precision_plugin
+    device = trainer.strategy.root_device
+    precision = trainer.precision_plugin
     module = precision.convert_module(module).to(device)  # type: ignore[assignment]
-    model, splits = module.model.train(), data.of("train")
+    model = module.model.train()
+    splits = data.of("train")
     saved = 0
     cuda = device.type == "cuda"
     before = torch.cuda.memory_allocated(device) if cuda else 0
@@ -113,16 +128,29 @@ def measure(build: Build, members: Sequence[Member], data: TextData, trainer: Tr
         used = torch.cuda.max_memory_allocated(device) - before
     trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
     frozen = sum(p.nbytes for p in model.parameters() if not p.requires_grad)
-    return Cost(len(members), float(np.median(seconds)) / len(members), (used + 4 * trained) // len(members), frozen)
+    return Cost(
+        len(members),
+        float(np.median(seconds)) / len(members),
+        (used + 4 * trained) // len(members),
+        frozen,
+    )
 
 
-def choose_pack(build: Build, members: Sequence[Member], data: TextData, trainer: Trainer, say: Callable[[str], None]) -> Cost:
-    """The cost of the pack size that is best: doubled while that makes it faster and the memory allows it.
+def choose_pack(
+    build: Build,
+    members: Sequence[Member],
+    data: TextData,
+    trainer: Trainer,
+    say: Callable[[str], None],
+) -> Cost:
+    """The cost of the pack size that is best: doubled while that makes it faster and the memory
+    allows it.
 
     Measured on the members of the highest ranks, which cost most.
     """
     best: Cost | None = None
-    size, free = 1, free_memory(trainer.strategy.root_device)
+    size = 1
+    free = free_memory(trainer.strategy.root_device)
     while True:
         try:
             cost = measure(build, packs(members, len(members))[0][-size:], data, trainer)
@@ -130,12 +158,19 @@ def choose_pack(build: Build, members: Sequence[Member], data: TextData, trainer
             break
         finally:
             gc.collect()
-        say(f"packs of {size}: {1 / cost.seconds:.1f} member-steps a second, {cost.total_bytes / 2**20:,.0f} MiB")
+        say(
+            f"packs of {size}: {1 / cost.seconds:.1f} member-steps a second,"
+            f" {cost.total_bytes / 2**20:,.0f} MiB"
+        )
         faster = best is None or cost.seconds * GAIN < best.seconds
         if faster and (best is None or cost.total_bytes < SHARE * free):
             best = cost
         double = min(2 * size, len(members))
-        if not faster or double == size or cost.backbone_bytes + double * cost.member_bytes > SHARE * free:
+        if (
+            not faster
+            or double == size
+            or cost.backbone_bytes + double * cost.member_bytes > SHARE * free
+        ):
             break
         size = double
     if best is None:

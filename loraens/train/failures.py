@@ -38,14 +38,17 @@ class Failures(nn.Module):
         """`(M,)` members that go on."""
         return self.step < 0
 
-    def note(self, finite: Tensor, step: int, losses: Tensor | None = None, look: bool = False) -> None:
+    def note(
+        self, finite: Tensor, step: int, losses: Tensor | None = None, look: bool = False
+    ) -> None:
         """Mark members that are not finite, the first time.
 
         Args:
             finite: `(M,)`.
             step: Number of the training step.
             losses: `(M,)` losses of the step, where those are what was looked at.
-            look: Whether to see if any member is left; on a GPU that is otherwise done every 20 steps.
+            look: Whether to see if any member is left; on a GPU that is otherwise done every 20
+                steps.
 
         Raises:
             PopulationError: No member is left.
@@ -56,11 +59,18 @@ class Failures(nn.Module):
         self.step.copy_(torch.where(new, step, self.step))
         look = look or self.step.device.type == "cpu" or step % LOOK_EVERY == 0
         if look and (first := self.of(0)) is not None and not bool(self.alive.any()):
-            raise PopulationError(f"{first[1]} at step {first[0]}: choose a lower --model.lr or --model.scale")
+            raise PopulationError(
+                f"{first[1]} at step {first[0]}: choose a lower --model.lr or --model.scale"
+            )
 
     def of(self, index: int) -> tuple[int, str] | None:
         """Step and reason of a member's failure, if it failed."""
-        step, loss = int(self.step[index]), float(self.loss[index])
+        step = int(self.step[index])
+        loss = float(self.loss[index])
         if step < 0:
             return None
-        return step, f"the loss is {loss}" if not math.isfinite(loss) else "a gradient or logit is not finite"
+        return step, (
+            f"the loss is {loss}"
+            if not math.isfinite(loss)
+            else "a gradient or logit is not finite"
+        )

@@ -1,6 +1,7 @@
 """The LightningModule: steps, losses, optimiser, scores.
 
-Shape letters: M members, B examples of a member, N examples of a split, C outputs, D width of the encoder.
+Shape letters: M members, B examples of a member, N examples of a split, C outputs, D width of the
+encoder.
 """
 
 from __future__ import annotations
@@ -34,16 +35,18 @@ Key = tuple[str, str]  # task, split
 
 
 class Population(LightningModule):
-    """Members trained side by side on one backbone; the loss is the sum of the members' mean losses.
+    """Members trained side by side on one backbone; the loss is the sum of the members' mean
+    losses.
 
-    A member whose loss or gradient becomes NaN or infinite stays at the weights that it had before that step, and disturbs no
-    other.
+    A member whose loss or gradient becomes NaN or infinite stays at the weights that it had before
+    that step, and disturbs no other.
 
     Args:
         members: The population.
         tasks: What is predicted; linked from the data.
         backbone: Hub name or directory of a BERT-family encoder, or "minilm", the packaged one.
-        mode: "lora" trains adapters and heads, "frozen" heads alone on features computed once, "full" the whole encoder.
+        mode: "lora" trains adapters and heads, "frozen" heads alone on features computed once,
+            "full" the whole encoder.
         targets: Names of the encoder's linear layers that get an adapter.
         pooling: What the head reads: "pooler" (the backbone's own), "cls" or "mean".
         init_std: Standard deviation of A at the start; B is zero.
@@ -70,13 +73,17 @@ class Population(LightningModule):
     ) -> None:
         super().__init__()
         if not 0 <= warmup < 1:
-            raise InputError(f"--model.warmup {warmup:g} is not a share of the steps: a number from 0 to below 1 is expected")
+            raise InputError(
+                f"--model.warmup {warmup:g} is not a share of the steps: a number from 0 to below 1"
+                " is expected"
+            )
         if mode == "lora" and any(member.rank < 1 for member in members):
             raise InputError("--model.rank must be at least 1 in mode lora")
         if init_std <= 0:
             raise InputError(f"--model.init_std {init_std:g} must be positive")
         self.strict_loading = False  # checkpoints hold no frozen weights
-        self.members, self.tasks = tuple(members), tuple(tasks)
+        self.members = tuple(members)
+        self.tasks = tuple(tasks)
         self.options: dict[str, Any] = {
             "mode": mode,
             "targets": list(targets),
@@ -84,14 +91,20 @@ class Population(LightningModule):
             "init_std": init_std,
             "encoder_dropout": encoder_dropout,
         }
-        self.backbone, self.schedule, self.warmup = backbone, schedule, warmup
+        self.backbone = backbone
+        self.schedule = schedule
+        self.warmup = warmup
         self.model: MemberModel
         self.backbone_fingerprint = ""
         self.outputs: dict[Key, Tensor] = {}  # (M, N, C) of the last evaluation
         self.rows: dict[Key, np.ndarray] = {}  # (N,) rows of the split that were evaluated
-        self.scores: list[dict[str, dict[str, float]]] = []  # by member, task, metric: of dev, last evaluation
+        self.scores: list[
+            dict[str, dict[str, float]]
+        ] = []  # by member, task, metric: of dev, last evaluation
         self.failures = Failures(len(members))
-        self.train_losses = torch.zeros(len(members))  # (M,) sums since the last validation, of so many steps:
+        self.train_losses = torch.zeros(
+            len(members)
+        )  # (M,) sums since the last validation, of so many steps:
         self._steps = 0
         self._fresh = True
         self._parts: dict[Key, list[tuple[Tensor, Tensor]]] = defaultdict(list)
@@ -110,14 +123,18 @@ class Population(LightningModule):
             InputError: The precision scales the losses of all members by one factor.
         """
         if str(self.trainer.precision) == "16-mixed":
-            raise InputError("--trainer.precision 16-mixed: one loss scale would tie the members together, use bf16-mixed")
+            raise InputError(
+                "--trainer.precision 16-mixed: one loss scale would tie the members together, use"
+                " bf16-mixed"
+            )
         self.build(self.data.max_length)
 
     def build(self, max_length: int) -> None:
         """Load the backbone and build the members on it, once.
 
         Raises:
-            InputError: The backbone cannot be had, or does not fit the options or the longest sequence.
+            InputError: The backbone cannot be had, or does not fit the options or the longest
+                sequence.
         """
         if hasattr(self, "model"):
             return
@@ -136,14 +153,20 @@ class Population(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW with the members' rates and decays, and the schedule stepped every batch."""
-        rates, decays = [m.lr for m in self.members], [m.weight_decay for m in self.members]
+        rates = [m.lr for m in self.members]
+        decays = [m.weight_decay for m in self.members]
         optimizer = MemberAdamW((p for p in self.parameters() if p.requires_grad), rates, decays)
         steps = self._scheduled_steps()
         if steps is None:
             return optimizer
         name = "constant_with_warmup" if self.schedule == "constant" else self.schedule
-        scheduler = get_scheduler(name, optimizer, num_warmup_steps=round(self.warmup * steps), num_training_steps=steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        scheduler = get_scheduler(
+            name, optimizer, num_warmup_steps=round(self.warmup * steps), num_training_steps=steps
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
 
     def _scheduled_steps(self) -> int | None:
         """Steps that the learning rate is scheduled over; None where it is constant from the start.
@@ -155,12 +178,20 @@ class Population(LightningModule):
             return None
         steps = self.trainer.estimated_stepping_batches
         if math.isinf(steps):
-            raise InputError("--model.schedule and --model.warmup need an end: give --trainer.max_epochs or max_steps")
+            raise InputError(
+                "--model.schedule and --model.warmup need an end: give --trainer.max_epochs or"
+                " max_steps"
+            )
         return int(steps)
 
     def settings(self) -> dict[str, Any]:
-        """Everything that a member's weights depend on beside its own settings, as JSON can hold it."""
-        return {**self.fixed_settings(self.data, self.trainer), "scheduled_steps": self._scheduled_steps()}
+        """Everything that a member's weights depend on beside its own settings, as JSON can hold
+        it.
+        """
+        return {
+            **self.fixed_settings(self.data, self.trainer),
+            "scheduled_steps": self._scheduled_steps(),
+        }
 
     def fixed_settings(self, data: TextData, trainer: Trainer) -> dict[str, Any]:
         """Those of the settings that are known before training; the model must be built."""
@@ -179,19 +210,25 @@ class Population(LightningModule):
             "gradient_clip_val": trainer.gradient_clip_val,
             "gradient_clip_algorithm": str(trainer.gradient_clip_algorithm or "norm"),
             "limit_train_batches": trainer.limit_train_batches,
-            "data": {f"{task}-{split}": part.fingerprint for (task, split), part in data.splits.items()},
+            "data": {
+                f"{task}-{split}": part.fingerprint for (task, split), part in data.splits.items()
+            },
         }
 
     @property
     def mean_losses(self) -> list[float]:
-        """Mean training loss of each member since the last validation; a member that failed counts its losses till then."""
+        """Mean training loss of each member since the last validation; a member that failed counts
+        its losses till then.
+        """
         losses: list[float] = (self.train_losses / max(1, self._steps)).tolist()
         return losses
 
     # Training
 
     def on_fit_start(self) -> None:
-        """Compute the features that the mode `frozen` trains on; put everything else in training mode."""
+        """Compute the features that the mode `frozen` trains on; put everything else in training
+        mode.
+        """
         if self.options["mode"] == "frozen":
             self._compute_features()
         self.model.train()
@@ -202,11 +239,15 @@ class Population(LightningModule):
         for key, part in self.data.splits.items():
             found = []
             for batch in tqdm(
-                eval_loader(part, self.data.eval_batch_size, members=1), f"features of {' '.join(key)}", disable=None
+                eval_loader(part, self.data.eval_batch_size, members=1),
+                f"features of {' '.join(key)}",
+                disable=None,
             ):
                 with self.trainer.precision_plugin.forward_context():
-                    found.append((batch.rows[0], self.model.pooled(batch.to(self.device))[0].float()))
-            rows, features = (torch.cat(column) for column in zip(*found))
+                    found.append(
+                        (batch.rows[0], self.model.pooled(batch.to(self.device))[0].float())
+                    )
+            rows, features = (torch.cat(column) for column in zip(*found, strict=True))
             self._features[key] = features[rows.argsort().to(features.device)].to(self.dtype)
 
     def _logits(self, batch: PackedBatch) -> Tensor:
@@ -228,10 +269,17 @@ class Population(LightningModule):
         self.failures.note(losses.isfinite(), self.global_step, losses)
         losses = torch.where(self.failures.alive, losses, 0.0)
         if self._fresh:
-            self.train_losses, self._steps, self._fresh = torch.zeros_like(losses, requires_grad=False), 0, False
+            self.train_losses = torch.zeros_like(losses, requires_grad=False)
+            self._steps = 0
+            self._fresh = False
         self.train_losses += losses.detach()
         self._steps += 1
-        self.log("train/loss", losses.sum() / self.failures.alive.sum(), prog_bar=True, batch_size=batch.rows.numel())
+        self.log(
+            "train/loss",
+            losses.sum() / self.failures.alive.sum(),
+            prog_bar=True,
+            batch_size=batch.rows.numel(),
+        )
         if len(self.tasks) > 1:
             self.log(f"train/{batch.task}/loss", losses.mean(), batch_size=batch.rows.numel())
         return losses.sum()
@@ -242,11 +290,14 @@ class Population(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip each member's gradients by their own norm or by value, and stop those of members that failed."""
+        """Clip each member's gradients by their own norm or by value, and stop those of members
+        that failed.
+        """
         parameters = optimizer.param_groups[0]["params"]
         norms = gradient_norms(parameters, len(self.members))
         self.failures.note(norms.isfinite(), self.global_step)
-        alive, factor = self.failures.alive, torch.ones_like(norms)
+        alive = self.failures.alive
+        factor = torch.ones_like(norms)
         if gradient_clip_val and str(gradient_clip_algorithm or "norm").endswith("norm"):
             factor = (gradient_clip_val / (norms + 1e-6)).clamp(max=1)
         elif gradient_clip_val:
@@ -289,15 +340,25 @@ class Population(LightningModule):
             self.rows[key] = rows[order].numpy()
             self.outputs[key] = torch.cat([logits for _, logits in parts], dim=1)[:, order]
         self._parts.clear()
-        finite = torch.stack([logits.isfinite().flatten(1).all(1) for logits in self.outputs.values()]).all(0)
+        finite = torch.stack(
+            [logits.isfinite().flatten(1).all(1) for logits in self.outputs.values()]
+        ).all(0)
         self.failures.note(finite.to(self.device), self.global_step, look=True)
         self.scores = [self._member_scores(index, scored) for index in range(len(self.members))]
         for task in self.tasks:
-            going = [found[task.name] for index, found in enumerate(self.scores) if self.failures.of(index) is None]
+            going = [
+                found[task.name]
+                for index, found in enumerate(self.scores)
+                if self.failures.of(index) is None
+            ]
             for metric in going[0]:
                 mean = float(np.mean([found[metric] for found in going]))
                 self.log(f"{scored}/{task.name}/{metric}", mean, prog_bar=metric == task.metric)
-        together = [self.overall(index) for index in range(len(self.members)) if self.failures.of(index) is None]
+        together = [
+            self.overall(index)
+            for index in range(len(self.members))
+            if self.failures.of(index) is None
+        ]
         if together[0] is not None:
             self.log(f"{scored}/overall", float(np.mean(together)), prog_bar=True)  # type: ignore[arg-type]
 
@@ -315,7 +376,9 @@ class Population(LightningModule):
 
     def overall(self, index: int) -> float | None:
         """The paper's overall score of a member over the three tasks, if all are there."""
-        return overall({task.name: self.scores[index][task.name][task.metric] for task in self.tasks})
+        return overall(
+            {task.name: self.scores[index][task.name][task.metric] for task in self.tasks}
+        )
 
     # Checkpoints
 
@@ -323,8 +386,13 @@ class Population(LightningModule):
         """Leave the frozen weights out, and note the settings."""
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         trained |= {"failures.step", "failures.loss"}
-        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
-        checkpoint["loraens"] = {"members": [member.to_dict() for member in self.members], **self.settings()}
+        checkpoint["state_dict"] = {
+            k: v for k, v in checkpoint["state_dict"].items() if k in trained
+        }
+        checkpoint["loraens"] = {
+            "members": [member.to_dict() for member in self.members],
+            **self.settings(),
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of other settings or data.
@@ -334,11 +402,13 @@ class Population(LightningModule):
         """
         found = checkpoint.get("loraens")
         if found is None:
-            raise InputError("--ckpt_path is not a checkpoint of loraens: give the last.ckpt of a run")
+            raise InputError(
+                "--ckpt_path is not a checkpoint of loraens: give the last.ckpt of a run"
+            )
         expected = {"members": [member.to_dict() for member in self.members], **self.settings()}
         for name, value in expected.items():
             if found.get(name) != value:
                 raise InputError(
-                    f"--ckpt_path was written with {name} {found.get(name)!r}, now it is {value!r}: "
-                    "use the run's config.yaml and data, or start a new run without --ckpt_path"
+                    f"--ckpt_path was written with {name} {found.get(name)!r}, now it is {value!r}:"
+                    " use the run's config.yaml and data, or start a new run without --ckpt_path"
                 )

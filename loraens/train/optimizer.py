@@ -1,4 +1,5 @@
-"""AdamW for parameters with a leading member axis: each member has its own rate, decay and clipping.
+"""AdamW for parameters with a leading member axis: each member has its own rate, decay and
+clipping.
 
 Shape letters: M members.
 """
@@ -11,13 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-BETAS, EPS = (0.9, 0.999), 1e-8
+BETAS = (0.9, 0.999)
+EPS = 1e-8
 
 
 class MemberAdamW(torch.optim.Optimizer):
     """AdamW (Loshchilov and Hutter 2019), with a learning rate and a weight decay of each member.
 
-    A group's `lr`, which schedulers change, is a factor of the members' rates; it is 1 at the start.
+    A group's `lr`, which schedulers change, is a factor of the members' rates; it is 1 at the
+    start.
 
     Args:
         params: Parameters of shape `(M, ...)`; with one member any shape will do.
@@ -25,7 +28,9 @@ class MemberAdamW(torch.optim.Optimizer):
         decays: Weight decay of each member.
     """
 
-    def __init__(self, params: Iterable[Tensor], rates: Sequence[float], decays: Sequence[float]) -> None:
+    def __init__(
+        self, params: Iterable[Tensor], rates: Sequence[float], decays: Sequence[float]
+    ) -> None:
         super().__init__(params, {"lr": 1.0})
         first: Tensor = self.param_groups[0]["params"][0]
         self.rates, self.decays = (first.new_tensor(values)[:, None] for values in (rates, decays))
@@ -33,7 +38,9 @@ class MemberAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of every member that is alive; the gradients of the others must be zero, and they stay where they are."""
+        """One step of every member that is alive; the gradients of the others must be zero, and
+        they stay where they are.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -46,14 +53,19 @@ class MemberAdamW(torch.optim.Optimizer):
 
     def _update(self, parameter: Tensor, lr: float) -> None:
         members = len(self.rates)
-        state, grad = self.state[parameter], parameter.grad.view(members, -1)  # type: ignore[union-attr]
+        assert parameter.grad is not None
+        state = self.state[parameter]
+        grad = parameter.grad.view(members, -1)
         if not state:
-            state.update(step=0, exp_avg=torch.zeros_like(parameter), exp_avg_sq=torch.zeros_like(parameter))
+            state.update(
+                step=0, exp_avg=torch.zeros_like(parameter), exp_avg_sq=torch.zeros_like(parameter)
+            )
         state["step"] += 1
         rates = self.rates * lr
         if self.alive is not None:
             rates = torch.where(self.alive[:, None], rates, 0.0)
-        first, second = state["exp_avg"].view(members, -1), state["exp_avg_sq"].view(members, -1)
+        first = state["exp_avg"].view(members, -1)
+        second = state["exp_avg_sq"].view(members, -1)
         first.lerp_(grad, 1 - BETAS[0])
         second.mul_(BETAS[1]).addcmul_(grad, grad, value=1 - BETAS[1])
         corrections = [1 - beta ** state["step"] for beta in BETAS]
@@ -71,7 +83,9 @@ def gradient_norms(parameters: Iterable[Tensor], members: int) -> Tensor:
 
 
 def scale_gradients(parameters: Iterable[Tensor], factor: Tensor, alive: Tensor) -> None:
-    """Multiply each member's gradients by its factor `(M,)`; those of a member that is not alive become zero, NaN too."""
+    """Multiply each member's gradients by its factor `(M,)`; those of a member that is not alive
+    become zero, NaN too.
+    """
     for parameter in parameters:
         if parameter.grad is not None:
             grad = parameter.grad.view(len(alive), -1)

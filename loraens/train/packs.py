@@ -38,8 +38,8 @@ class Options:
     Args:
         pack_size: Members that share each forward and backward pass, or "auto": measured.
         patience: Stop a member after so many epochs without a better dev score.
-        halving_factor: Successive halving: after `halving_epochs`, and that times the factor, and so on, keep the best
-            1 / factor of the members by their last dev score.
+        halving_factor: Successive halving: after `halving_epochs`, and that times the factor, and
+            so on, keep the best 1 / factor of the members by their last dev score.
         halving_epochs: Epochs before the first halving.
     """
 
@@ -53,13 +53,16 @@ class Options:
         for name, least in minima.items():
             value = getattr(self, name)
             if isinstance(value, int) and value < least:
-                raise InputError(f"--sweep.{name} {value} is too small: at least {least} is expected")
+                raise InputError(
+                    f"--sweep.{name} {value} is too small: at least {least} is expected"
+                )
         if self.halving_factor is not None and self.halving_factor <= 1:
             raise InputError(f"--sweep.halving_factor {self.halving_factor:g} must be above 1")
 
     def rungs(self, epochs: int) -> list[int]:
         """Epochs after which members are compared; the last is the end."""
-        found, rung = [], float(self.halving_epochs)
+        found = []
+        rung = float(self.halving_epochs)
         while self.halving_factor is not None and round(rung) < epochs:
             found.append(round(rung))
             rung *= self.halving_factor
@@ -94,7 +97,8 @@ class Setup:
 
 
 class Watch(Callback):
-    """Keeps a pack's checkpoint, counts its steps, and ends its training where members have to be looked at.
+    """Keeps a pack's checkpoint, counts its steps, and ends its training where members have to be
+    looked at.
 
     Args:
         checkpoint: The pack's file.
@@ -103,8 +107,13 @@ class Watch(Callback):
         advance: Is told the members of every step.
     """
 
-    def __init__(self, checkpoint: Path, until: int, patience: int | None, advance: Callable[[int], Any]) -> None:
-        self.checkpoint, self.until, self.patience, self.advance = checkpoint, until, patience, advance
+    def __init__(
+        self, checkpoint: Path, until: int, patience: int | None, advance: Callable[[int], Any]
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.until = until
+        self.patience = patience
+        self.advance = advance
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Move the bar."""
@@ -115,8 +124,11 @@ class Watch(Callback):
         beside = self.checkpoint.with_suffix(".part")
         trainer.save_checkpoint(beside, weights_only=False)
         beside.replace(self.checkpoint)
-        writer = next(callback for callback in trainer.callbacks if isinstance(callback, MemberWriter))  # type: ignore[attr-defined]
-        if trainer.current_epoch + 1 == self.until or any(stalled(found, self.patience) for found in writer.progress):
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        writer = next(callback for callback in callbacks if isinstance(callback, MemberWriter))
+        if trainer.current_epoch + 1 == self.until or any(
+            stalled(found, self.patience) for found in writer.progress
+        ):
             trainer.should_stop = True
 
 
@@ -135,7 +147,11 @@ def name_of(member: dict[str, Any]) -> str:
 
 def epochs_done(checkpoint: dict[str, Any]) -> int:
     """Whole epochs behind a pack's checkpoint."""
-    return max(int(progress["history"][-1]["epoch"]) for progress in progress_of(checkpoint) if progress["history"])
+    return max(
+        int(progress["history"][-1]["epoch"])
+        for progress in progress_of(checkpoint)
+        if progress["history"]
+    )
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -155,4 +171,6 @@ def save(path: Path, checkpoint: dict[str, Any]) -> None:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on a GPU or not."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+    return isinstance(
+        error, (MemoryError, torch.OutOfMemoryError)
+    ) or "can't allocate memory" in str(error)

@@ -1,4 +1,6 @@
-"""What every training run needs: its directory, its checkpoint checked, its callbacks and its default logger."""
+"""What every training run needs: its directory, its checkpoint checked, its callbacks and its
+default logger.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,12 @@ from loraens.train.account import wandb_mode
 from loraens.train.callbacks import MemberWriter, WandbRun
 from loraens.train.module import Population
 
-TRAINER_DEFAULTS: dict[str, Any] = {"devices": 1, "num_sanity_val_steps": 0, "max_epochs": 10, "log_every_n_steps": 20}
+TRAINER_DEFAULTS: dict[str, Any] = {
+    "devices": 1,
+    "num_sanity_val_steps": 0,
+    "max_epochs": 10,
+    "log_every_n_steps": 20,
+}
 
 
 NOISE = (
@@ -45,14 +52,17 @@ def quiet() -> None:
 @contextmanager
 def quiet_trainers() -> Iterator[None]:
     """Without what Lightning says at the start and the end of every fit: a sweep has many."""
-    loggers = [logging.getLogger(f"lightning.pytorch.{name}") for name in ("utilities.rank_zero", "accelerators.cuda")]
+    loggers = [
+        logging.getLogger(f"lightning.pytorch.{name}")
+        for name in ("utilities.rank_zero", "accelerators.cuda")
+    ]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.WARNING)
     try:
         yield
     finally:
-        for logger, level in zip(loggers, levels):
+        for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
 
 
@@ -63,25 +73,36 @@ def _is_no_advertisement(record: logging.LogRecord) -> bool:
 def run_name(module: Population) -> str:
     """Name of a run of one member: its tasks, its mode unless that is LoRA, and the member."""
     mode = module.options["mode"]
-    parts = ["-".join(task.name for task in module.tasks), *([] if mode == "lora" else [mode]), module.members[0].name]
+    parts = [
+        "-".join(task.name for task in module.tasks),
+        *([] if mode == "lora" else [mode]),
+        module.members[0].name,
+    ]
     return "-".join(parts)
 
 
 def run_directory(root: str, given: str | None, default: str, ckpt_path: str | None) -> Path:
-    """The directory of a run: that of the checkpoint which it goes on from, else one below `root` that holds no run yet.
+    """The directory of a run: that of the checkpoint which it goes on from, else one below `root`
+    that holds no run yet.
 
     Raises:
-        InputError: The name was given and is taken, or the checkpoint is not in its run's directory.
+        InputError: The name was given and is taken, or the checkpoint is not in its run's
+            directory.
     """
     if ckpt_path:
         if not Path(ckpt_path).parent.joinpath("config.yaml").is_file():
             raise InputError(
-                f"--ckpt_path {ckpt_path} is not in its run's directory: give RUN/{CHECKPOINT}, where config.yaml is"
+                f"--ckpt_path {ckpt_path} is not in its run's directory: give RUN/{CHECKPOINT},"
+                " where config.yaml is"
             )
         return Path(ckpt_path).parent
     if given is not None:
         if is_run(directory := Path(root) / given):
-            resume = f", or go on with --ckpt_path {directory / CHECKPOINT}" if (directory / CHECKPOINT).exists() else ""
+            resume = (
+                f", or go on with --ckpt_path {directory / CHECKPOINT}"
+                if (directory / CHECKPOINT).exists()
+                else ""
+            )
             raise InputError(f"--store.run {directory} holds a run: choose another name{resume}")
         return directory
     names = (default if number == 1 else f"{default}-{number}" for number in count(1))
@@ -89,7 +110,9 @@ def run_directory(root: str, given: str | None, default: str, ckpt_path: str | N
 
 
 def is_run(directory: Path) -> bool:
-    """Whether a directory holds something of a run that may be worth keeping: a checkpoint, or anything below it."""
+    """Whether a directory holds something of a run that may be worth keeping: a checkpoint, or
+    anything below it.
+    """
     return (directory / CHECKPOINT).exists() or any(path.is_dir() for path in directory.glob("*"))
 
 
@@ -107,19 +130,38 @@ def check_checkpoint(path: str) -> None:
             found = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError):
         found = None
-    if not isinstance(found, dict) or not {"loraens", "state_dict", "pytorch-lightning_version"} <= found.keys():
-        raise InputError(f"--ckpt_path {path} is not a whole checkpoint of loraens: give the {CHECKPOINT} of a run")
+    if (
+        not isinstance(found, dict)
+        or not {"loraens", "state_dict", "pytorch-lightning_version"} <= found.keys()
+    ):
+        raise InputError(
+            f"--ckpt_path {path} is not a whole checkpoint of loraens: give the {CHECKPOINT} of"
+            " a run"
+        )
 
 
 def default_logger(directory: Path, project: str = "loraens", **options: Any) -> WandbLogger:
-    """W&B, without a question: online if an account is set up, else offline; `WANDB_MODE` decides where it is set."""
+    """W&B, without a question: online if an account is set up, else offline; `WANDB_MODE` decides
+    where it is set.
+    """
     directory.mkdir(parents=True, exist_ok=True)  # where it is not there, W&B writes elsewhere
-    return WandbLogger(**{"name": directory.name, "save_dir": directory, "project": project, **wandb_mode(), **options})
+    return WandbLogger(
+        **{
+            "name": directory.name,
+            "save_dir": directory,
+            "project": project,
+            **wandb_mode(),
+            **options,
+        }
+    )
 
 
 def run_callbacks(directory: Path) -> list[Any]:
     """The callbacks that every training needs."""
     checkpoint = ModelCheckpoint(
-        directory, filename=CHECKPOINT.removesuffix(".ckpt"), enable_version_counter=False, save_on_train_epoch_end=True
+        directory,
+        filename=CHECKPOINT.removesuffix(".ckpt"),
+        enable_version_counter=False,
+        save_on_train_epoch_end=True,
     )
     return [MemberWriter(directory), WandbRun(directory), checkpoint]

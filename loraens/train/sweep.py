@@ -1,9 +1,8 @@
 """`loraens sweep`: a grid of members, trained in packs on one backbone, resumed where it was.
 
-checkpoints/<sweep>/
-    sweep.json              settings that all members share, the size of packs, the rung of successive halving
-    <member>/               as `fit` writes it
-    packs/<rung>-<name>.ckpt   a pack that is under way, after its last whole epoch
+checkpoints/<sweep>/ sweep.json              settings that all members share, the size of packs, the
+    rung of successive halving <member>/               as `fit` writes it packs/<rung>-<name>.ckpt
+    a pack that is under way, after its last whole epoch
 """
 
 from __future__ import annotations
@@ -27,10 +26,21 @@ from loraens.train.callbacks import MemberWriter
 from loraens.train.checkpoints import join, members_of, progress_of, take
 from loraens.train.cost import choose_pack
 from loraens.train.failures import PopulationError
-from loraens.train.packs import Options, Setup, Watch, epochs_done, is_out_of_memory, load, name_of, save, stalled
+from loraens.train.packs import (
+    Options,
+    Setup,
+    Watch,
+    epochs_done,
+    is_out_of_memory,
+    load,
+    name_of,
+    save,
+    stalled,
+)
 from loraens.train.tracking import log_member
 
-SWEEP, PACKS = "sweep.json", "packs"
+SWEEP = "sweep.json"
+PACKS = "packs"
 ENDED = ("finished", "stopped", "failed")
 
 
@@ -46,17 +56,26 @@ class Sweep:
     """
 
     def __init__(self, setup: Setup, options: Options) -> None:
-        self.setup, self.options, self.directory = setup, options, setup.directory
+        self.setup = setup
+        self.options = options
+        self.directory = setup.directory
         self.rungs = options.rungs(setup.epochs)
         self.by_name = {member.name: member for member in setup.members}
         self.ended: dict[str, dict[str, Any]] = {}  # manifests of members that have ended
-        self.state: dict[str, Any] = {"settings": self._settings(), "measured": None, "fits": None, "rung": 0, "logged": []}
+        self.state: dict[str, Any] = {
+            "settings": self._settings(),
+            "measured": None,
+            "fits": None,
+            "rung": 0,
+            "logged": [],
+        }
         self.bar: tqdm[Any] = tqdm(disable=True)
         self._read()
 
     def _settings(self) -> dict[str, Any]:
         """What all members share; JSON gives the same back."""
-        module, trainer = self.setup.build(self.setup.members[:1]), self.setup.trainer()
+        module = self.setup.build(self.setup.members[:1])
+        trainer = self.setup.trainer()
         module.build(self.setup.data.max_length)
         shared = {
             **module.fixed_settings(self.setup.data, trainer),
@@ -74,18 +93,24 @@ class Sweep:
         path = self.directory / SWEEP
         if not path.is_file():
             if any(self.directory.glob(f"*/{MANIFEST}")) or any(self.directory.glob("*.ckpt")):
-                raise InputError(f"--store.run {self.directory} holds a run that is no sweep: choose another name")
+                raise InputError(
+                    f"--store.run {self.directory} holds a run that is no sweep: choose another"
+                    " name"
+                )
             return
         try:
             state = json.loads(path.read_bytes())
             before = state["settings"]
         except (ValueError, KeyError, TypeError):
-            raise InputError(f"{path} cannot be read: restore it, or choose another --store.run") from None
+            raise InputError(
+                f"{path} cannot be read: restore it, or choose another --store.run"
+            ) from None
         for name, value in _flat(self.state["settings"]).items():
             if _flat(before).get(name) != value:
                 raise InputError(
-                    f"sweep {self.directory} was started with {name} {_flat(before).get(name)!r}, now it is {value!r}: "
-                    "use the sweep's config.yaml and data, or choose another --store.run"
+                    f"sweep {self.directory} was started with {name} {_flat(before).get(name)!r},"
+                    f" now it is {value!r}: use the sweep's config.yaml and data, or choose another"
+                    " --store.run"
                 )
         self.state = state
 
@@ -97,18 +122,28 @@ class Sweep:
         return self.directory / PACKS
 
     def pack_size(self) -> int:
-        """Members of a pack: as given, as once measured for this sweep, or measured now; less where memory did not do."""
-        setup, size = self.setup, self.options.pack_size
+        """Members of a pack: as given, as once measured for this sweep, or measured now; less where
+        memory did not do.
+        """
+        setup = self.setup
+        size = self.options.pack_size
         if size == "auto":
             if self.state["measured"] is None:
-                self.state["measured"] = choose_pack(setup.build, setup.members, setup.data, setup.trainer(), print).size
+                self.state["measured"] = choose_pack(
+                    setup.build, setup.members, setup.data, setup.trainer(), print
+                ).size
             size = int(self.state["measured"])
         return min(size, self.state["fits"] or size)
 
     def steps_of_epoch(self) -> int:
         """Batches of one member and epoch."""
-        batches, limit = len(self.setup.data.sampler(self.setup.members[:1])), self.state["settings"]["limit_train_batches"]
-        return max(1, int(batches * limit)) if isinstance(limit, float) else min(batches, limit or batches)
+        batches = len(self.setup.data.sampler(self.setup.members[:1]))
+        limit = self.state["settings"]["limit_train_batches"]
+        return (
+            max(1, int(batches * limit))
+            if isinstance(limit, float)
+            else min(batches, limit or batches)
+        )
 
     # What is there
 
@@ -117,7 +152,9 @@ class Sweep:
         return MemberStore(self.directory / name)
 
     def _verify(self) -> set[str]:
-        """Find the members that have ended; returns those whose files are not whole, and names them aloud."""
+        """Find the members that have ended; returns those whose files are not whole, and names them
+        aloud.
+        """
         damaged = set()
         for name in self.by_name:
             if (self.directory / name / MANIFEST).is_file():
@@ -132,7 +169,9 @@ class Sweep:
         return damaged
 
     def _clean_up(self, damaged: set[str]) -> None:
-        """Remove damaged members, and packs that are theirs, of an earlier rung, half written or half split."""
+        """Remove damaged members, and packs that are theirs, of an earlier rung, half written or
+        half split.
+        """
         for name in damaged:
             shutil.rmtree(self.directory / name)
         held: set[str] = set()
@@ -151,7 +190,11 @@ class Sweep:
     def _missing(self) -> list[Member]:
         """Members that have not begun."""
         begun = set().union(*map(self._names, self._packs.glob("*")))
-        return [member for name, member in self.by_name.items() if name not in begun and name not in self.ended]
+        return [
+            member
+            for name, member in self.by_name.items()
+            if name not in begun and name not in self.ended
+        ]
 
     def left(self) -> list[Member]:
         """Members that have not ended."""
@@ -200,7 +243,8 @@ class Sweep:
 
     def _open_bar(self, until: int) -> None:
         done = len(self.ended) * until
-        total, each = done + len(self._missing()) * until, self.steps_of_epoch()
+        total = done + len(self._missing()) * until
+        each = self.steps_of_epoch()
         for path in self._packs.glob("*.ckpt"):
             checkpoint = load(path)
             done += len(members_of(checkpoint)) * epochs_done(checkpoint)
@@ -211,7 +255,9 @@ class Sweep:
         self.bar = tqdm(total=total * each, initial=done * each, **shown)
 
     def _train_pack(self, path: Path, members: Sequence[Member], until: int) -> None:
-        """Train a pack, from its checkpoint if there is one, and end its members as they are done."""
+        """Train a pack, from its checkpoint if there is one, and end its members as they are
+        done.
+        """
         while True:
             if path.is_file():
                 checkpoint = self._compacted(path)
@@ -228,18 +274,31 @@ class Sweep:
             if problem is not None:
                 return
         if checkpoint is not None and until == self.setup.epochs:
-            for settings, failed in zip(members_of(checkpoint), checkpoint["state_dict"]["failures.step"] >= 0):
+            for settings, failed in zip(
+                members_of(checkpoint), checkpoint["state_dict"]["failures.step"] >= 0, strict=True
+            ):
                 self._end(name_of(settings), **({} if failed else {"status": "finished"}))
             path.unlink()
 
     def _fit(self, path: Path, members: Sequence[Member], until: int) -> Exception | None:
-        """Train a pack until some member has to be looked at; returns why nobody can go on, if so."""
+        """Train a pack until some member has to be looked at; returns why nobody can go on, if
+        so.
+        """
         module = self.setup.build(members)
         writer = MemberWriter(self.directory, finish=False)
-        trainer = self.setup.trainer(callbacks=[writer, Watch(path, until, self.options.patience, self.bar.update)])
-        self.bar.set_postfix_str(members[0].name + (f" and {len(members) - 1} more" if len(members) > 1 else ""))
+        trainer = self.setup.trainer(
+            callbacks=[writer, Watch(path, until, self.options.patience, self.bar.update)]
+        )
+        self.bar.set_postfix_str(
+            members[0].name + (f" and {len(members) - 1} more" if len(members) > 1 else "")
+        )
         try:
-            trainer.fit(module, self.setup.data, ckpt_path=path if path.is_file() else None, weights_only=True)
+            trainer.fit(
+                module,
+                self.setup.data,
+                ckpt_path=path if path.is_file() else None,
+                weights_only=True,
+            )
         except PopulationError as error:
             return error
         except (RuntimeError, MemoryError) as error:
@@ -252,23 +311,35 @@ class Sweep:
         return None
 
     def _compacted(self, path: Path) -> dict[str, Any] | None:
-        """A pack's checkpoint without the members that have stopped; None, and no file, where none is left.
+        """A pack's checkpoint without the members that have stopped; None, and no file, where none
+        is left.
 
-        Members that failed stay while no other stops: so the others' numbers stay the same bit for bit.
+        Members that failed stay while no other stops: so the others' numbers stay the same bit for
+        bit.
         """
         checkpoint = load(path)
         if epochs_done(checkpoint) >= self.setup.epochs:
             return checkpoint
         failed = (checkpoint["state_dict"]["failures.step"] >= 0).tolist()
         stuck = [stalled(progress, self.options.patience) for progress in progress_of(checkpoint)]
-        going = [index for index, gone in enumerate(zip(failed, stuck)) if not any(gone)]
-        if going and not any(stops and not fails for stops, fails in zip(stuck, failed)):
+        going = [
+            index for index, gone in enumerate(zip(failed, stuck, strict=True)) if not any(gone)
+        ]
+        if going and not any(
+            stops and not fails for stops, fails in zip(stuck, failed, strict=True)
+        ):
             return checkpoint
         left = self.setup.epochs - epochs_done(checkpoint)
         for index, member in enumerate(members_of(checkpoint)):
             if index not in going:
-                reason = f"epoch {epochs_done(checkpoint)}: no better dev score for {self.options.patience} epochs"
-                self._end(name_of(member), **({} if failed[index] else {"status": "stopped", "ended": reason}))
+                reason = (
+                    f"epoch {epochs_done(checkpoint)}: no better dev score for"
+                    f" {self.options.patience} epochs"
+                )
+                self._end(
+                    name_of(member),
+                    **({} if failed[index] else {"status": "stopped", "ended": reason}),
+                )
                 self.bar.total -= left * self.steps_of_epoch()
         if not going:
             path.unlink()
@@ -281,8 +352,9 @@ class Sweep:
         """Go on with packs of half the size."""
         if len(members) == 1:
             raise InputError(
-                f"member {members[0].name} alone does not fit in memory ({' '.join(str(problem).split())[:200]}): lower "
-                "--data.init_args.batch_size or --data.init_args.max_length"
+                f"member {members[0].name} alone does not fit in memory"
+                f" ({' '.join(str(problem).split())[:200]}): lower --data.init_args.batch_size or"
+                " --data.init_args.max_length"
             )
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -293,7 +365,9 @@ class Sweep:
         halves = [(path, range(half)), (self._path(members[half].name), range(half, len(members)))]
         if path.is_file():
             checkpoint = load(path)
-            for place, indices in reversed(halves):  # the first half's file replaces the whole pack's, last
+            for place, indices in reversed(
+                halves
+            ):  # the first half's file replaces the whole pack's, last
                 save(place, take(checkpoint, indices))
         for place, indices in halves:
             self._train_pack(place, [members[index] for index in indices], until)
@@ -307,15 +381,23 @@ class Sweep:
             for index in range(len(members_of(checkpoint)))
             if checkpoint["state_dict"]["failures.step"][index] < 0
         ]
-        ranked = sorted(places, key=lambda place: -math.inf if math.isnan(place[0]) else place[0], reverse=True)
+        ranked = sorted(
+            places, key=lambda place: -math.inf if math.isnan(place[0]) else place[0], reverse=True
+        )
         assert self.options.halving_factor is not None
         kept = math.ceil(len(ranked) / self.options.halving_factor)
         epoch = self.rungs[self.state["rung"]]
         for place, (_, number, index) in enumerate(ranked[kept:], kept + 1):
             name = name_of(members_of(checkpoints[number])[index])
-            self._end(name, status="stopped", ended=f"epoch {epoch}: number {place} of {len(ranked)} by dev score")
+            self._end(
+                name,
+                status="stopped",
+                ended=f"epoch {epoch}: number {place} of {len(ranked)} by dev score",
+            )
         for checkpoint in checkpoints:
-            for index in (checkpoint["state_dict"]["failures.step"] >= 0).nonzero().flatten().tolist():
+            for index in (
+                (checkpoint["state_dict"]["failures.step"] >= 0).nonzero().flatten().tolist()
+            ):
                 self._end(name_of(members_of(checkpoint)[index]))
         best = {Member(**members_of(checkpoints[n])[i]): (n, i) for _, n, i in ranked[:kept]}
         for members in packs(list(best), self.pack_size()):
@@ -343,5 +425,9 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings by dotted name."""
     found = {}
     for name, value in settings.items():
-        found.update(_flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value})
+        found.update(
+            _flat(value, f"{prefix}{name}.")
+            if isinstance(value, dict)
+            else {f"{prefix}{name}": value}
+        )
     return found
