@@ -5,7 +5,9 @@ downloaded.
 from __future__ import annotations
 
 import os
+import shutil
 import string
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ import pytest
 os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="disabled", TOKENIZERS_PARALLELISM="false")
 
 import torch
+from hypothesis import settings
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
@@ -20,6 +23,11 @@ from loraens import cli
 from loraens.data import made_up
 
 torch.set_num_threads(1)  # the models are too small for more
+settings.register_profile(
+    "loraens", deadline=None, derandomize=True, max_examples=50, database=None
+)
+settings.load_profile("loraens")
+CONFIGS = Path(__file__).parent.parent / "configs"
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
@@ -104,3 +112,50 @@ def fails(run_command, capsys):
         return message
 
     return run
+
+
+@pytest.fixture(scope="session")
+def plant():
+    """Writes a run whose members see the truth through noise: `helpers.planted.plant`."""
+    from helpers.planted import plant
+
+    return plant
+
+
+@pytest.fixture(scope="session")
+def make_pool():
+    """Makes a pool whose members see the truth through noise: `helpers.pools.make_pool`."""
+    from helpers.pools import make_pool
+
+    return make_pool
+
+
+@pytest.fixture(scope="session")
+def trained_sweep(run_command, tiny_bert, corpus, tmp_path_factory):
+    """Gives a copy of a swept task: four members and ensembles of them, trained once a session."""
+
+    @cache
+    def train(task: str) -> Path:
+        root = tmp_path_factory.mktemp("trained")
+        model = ("--model.backbone", tiny_bert, "--model.pooling", "cls", "--model.lr", 1e-2)
+        grid = ("--grid.rank", "[2,5]", "--grid.seed", "[0,1]", "--sweep.pack_size", 4)
+        trainer = ("--trainer.max_epochs", 2, "--trainer.enable_progress_bar", "false")
+        files = ("--config", CONFIGS / f"{task}.yaml", "--data.root", corpus, "--store.root", root)
+        options = (*files, *model, *grid, *trainer, "--trainer.logger", "false")
+        assert run_command("sweep", *options) == 0
+        sweep = root / f"{task}-sweep"
+        methods = ("--method", "omni", "dicor", "weighted", "--size", 2)
+        assert run_command("ensemble", "--runs", sweep, *methods) == 0
+        return sweep
+
+    def copy(task: str) -> Path:
+        sweep = train(task)
+        return Path(shutil.copytree(sweep, tmp_path_factory.mktemp("runs") / sweep.name))
+
+    return copy
+
+
+@pytest.fixture(scope="module", params=["sst", "sts"])
+def trained(request, trained_sweep) -> tuple[str, Path]:
+    """A task's name, and the directory of a sweep of it that the test file may change."""
+    return request.param, trained_sweep(request.param)

@@ -7,7 +7,6 @@ import subprocess
 import sys
 
 import pytest
-from test_ensemble import plant
 
 from loraens.commands.compare import COLUMNS, TEXTS
 from loraens.store import MemberStore, find_members
@@ -34,7 +33,7 @@ def amend(path, **fields):
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, run_command):
+def runs(tmp_path_factory, run_command, plant):
     """A sweep with ensembles and a failed member, a run of two tasks, and a baseline, at different
     depths.
     """
@@ -122,7 +121,9 @@ def test_every_member_and_ensemble_at_any_depth_is_a_row(rows, runs):
         ]
 
 
-def test_a_soup_is_one_row_and_a_directory_given_twice_counts_once(rows, tmp_path, run_command):
+def test_a_soup_is_one_row_and_a_directory_given_twice_counts_once(
+    rows, tmp_path, run_command, plant
+):
     sweep = plant(tmp_path / "sweep", STS)
     assert run_command("ensemble", "--runs", sweep, "--method", "omni", "--logger", "false") == 0
     soup = sweep / "ensembles" / "sts-omni-logits"
@@ -132,7 +133,7 @@ def test_a_soup_is_one_row_and_a_directory_given_twice_counts_once(rows, tmp_pat
     assert len(found) == 8
 
 
-def test_weights_and_logits_are_not_read(rows, tmp_path):
+def test_weights_and_logits_are_not_read(rows, tmp_path, plant):
     sweep = plant(tmp_path / "sweep", STS)
     for path in sweep.glob("*/epoch-*/*"):
         path.unlink()

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_packing import ARCHITECTURES, LENGTHS, examples
+from helpers.encoders import ARCHITECTURES, LENGTHS, examples
 from transformers import CamembertConfig, CamembertModel, XLMRobertaConfig, XLMRobertaModel
 
 from loraens.members import Member

@@ -14,53 +14,8 @@ from loraens.ensemble.pool import Pool
 from loraens.ensemble.read import read_runs
 from loraens.ensemble.select import METHODS
 from loraens.errors import InputError
-from loraens.store import Logits, MemberStore, logits_to_bytes
+from loraens.store import MemberStore
 from loraens.tasks import QUORA, SST, STS
-
-
-def plant(directory, task, members=6, examples=(120, 60), seed=0, test_labels=True, **changes):
-    """A run of members that see the truth through noise of their own."""
-    rng = np.random.default_rng(seed)
-    splits = {}
-    for split, size in zip(("dev", "test"), examples, strict=True):
-        classes = len(task.class_names)
-        labels = (
-            rng.integers(0, classes, size).astype(float) if classes else rng.uniform(0, 5, size)
-        )
-        splits[split] = labels, np.array([f"{split}-{row}" for row in range(size)])
-    for index in range(members):
-        files = {}
-        for split, (labels, ids) in splits.items():
-            noise = rng.normal(0, 1 + index / 5, (len(labels), task.num_outputs))
-            truth = (
-                labels[:, None]
-                if task.num_outputs == 1
-                else 2 * np.eye(task.num_outputs)[labels.astype(int)]
-            )
-            logits = (truth * (2 if task is QUORA else 1) - (task is QUORA) + noise).astype(
-                np.float32
-            )
-            given = labels if split == "dev" or test_labels else None
-            files[f"{task.name}-{split}.npz"] = logits_to_bytes(Logits(logits, ids, given))
-        settings = {
-            "tasks": [task.to_dict()],
-            "backbone": "minilm",
-            "backbone_fingerprint": "b",
-            "data": {
-                f"{task.name}-{split}": f"{split} of {seed}" for split in ("train", "dev", "test")
-            },
-        }
-        settings["data"].update(changes.get("data", {}))
-        settings.update({name: value for name, value in changes.items() if name != "data"})
-        manifest = {
-            "status": "finished",
-            "member": {"rank": index + 1, "scale": 1.0},
-            "settings": settings,
-            "epochs": {"best": "epoch-001", "last": "epoch-001"},
-            "dev": {},
-        }
-        MemberStore(directory / f"r{index + 1}").write({"epoch-001": files}, manifest)
-    return directory
 
 
 @pytest.fixture
@@ -75,7 +30,7 @@ def ensemble(run_command, capsys):
 
 
 @pytest.mark.parametrize("task", [SST, QUORA, STS], ids=lambda task: task.name)
-def test_all_methods_leave_ensembles_that_can_be_used(ensemble, tmp_path, task):
+def test_all_methods_leave_ensembles_that_can_be_used(ensemble, tmp_path, task, plant):
     run = plant(tmp_path / "run", task)
     printed = ensemble("--runs", run, "--method", "all", "--size", 3)
     entries = json.loads((run / "ensembles" / "ensembles.json").read_text())
@@ -117,7 +72,7 @@ def test_all_methods_leave_ensembles_that_can_be_used(ensemble, tmp_path, task):
         assert bool(row["nll_calibrated"]) == bool(entry["calibrated"])
 
 
-def test_three_tasks_have_an_overall_score(ensemble, tmp_path):
+def test_three_tasks_have_an_overall_score(ensemble, tmp_path, plant):
     runs = [plant(tmp_path / task.name, task) for task in (SST, QUORA, STS)]
     printed = ensemble("--runs", *runs, "--method", "omni", "--out", tmp_path / "out")
     entries = json.loads((tmp_path / "out" / "ensembles.json").read_text())
@@ -136,7 +91,7 @@ def test_three_tasks_have_an_overall_score(ensemble, tmp_path):
     assert "overall, best: " in printed
 
 
-def test_runs_may_be_pooled_and_test_labels_may_be_missing(ensemble, tmp_path):
+def test_runs_may_be_pooled_and_test_labels_may_be_missing(ensemble, tmp_path, plant):
     first = plant(tmp_path / "a", STS, test_labels=False)
     second = plant(tmp_path / "b", STS, members=3, test_labels=False)
     ensemble("--runs", first, second, "--method", "omni")
@@ -150,7 +105,7 @@ def test_runs_may_be_pooled_and_test_labels_may_be_missing(ensemble, tmp_path):
     assert entry["test"] is None
 
 
-def test_failed_members_are_left_out(ensemble, tmp_path):
+def test_failed_members_are_left_out(ensemble, tmp_path, plant):
     run = plant(tmp_path / "run", STS)
     store = MemberStore(run / "r2")
     store.write(
@@ -175,7 +130,7 @@ def test_failed_members_are_left_out(ensemble, tmp_path):
     )
 
 
-def test_what_is_refused(fails, tmp_path):
+def test_what_is_refused(fails, tmp_path, plant):
     run = plant(tmp_path / "run", STS)
 
     def other(name, **changes):
@@ -206,7 +161,7 @@ def test_what_is_refused(fails, tmp_path):
     assert not (run / "ensembles").exists()
 
 
-def test_it_answers_in_seconds_without_lightning_or_transformers(tmp_path):
+def test_it_answers_in_seconds_without_lightning_or_transformers(tmp_path, plant):
     run = plant(tmp_path / "run", STS)
     code = (
         "import sys; from loraens.cli import main; main(sys.argv[1:]); "
@@ -238,7 +193,7 @@ def test_a_large_pool_is_fast():
     assert time.monotonic() - started < 30  # seconds where nothing else runs; see benchmarks
 
 
-def test_reading_names_the_problem(tmp_path):
+def test_reading_names_the_problem(tmp_path, plant):
     run = plant(tmp_path / "run", STS, members=1)
     store = MemberStore(run / "r1")
     store.write({}, {**store.manifest(), "ended": "x", "epochs": {}, "files": {}})

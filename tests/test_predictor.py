@@ -2,77 +2,19 @@
 
 import csv
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.corpus import STEMS, texts_of
 
 import loraens
 from loraens.inference.predictor import Predictor
 from loraens.metrics import probabilities
 from loraens.store import find_members
 
-CONFIGS = Path(__file__).parent.parent / "configs"
-STEMS = {"sst": "ids-sst", "sts": "sts"}
 
-
-@pytest.fixture(scope="module", params=["sst", "sts"])
-def made(request, run_command, tiny_bert, corpus, tmp_path_factory):
-    """A sweep of four members and its ensembles; returns the task's name and the sweep's
-    directory.
-    """
-    root = tmp_path_factory.mktemp("runs")
-    command = [
-        "sweep",
-        "--config",
-        CONFIGS / f"{request.param}.yaml",
-        "--model.backbone",
-        tiny_bert,
-        "--data.root",
-        corpus,
-    ]
-    command += [
-        "--model.pooling",
-        "cls",
-        "--model.lr",
-        1e-2,
-        "--trainer.max_epochs",
-        2,
-        "--store.root",
-        root,
-    ]
-    command += [
-        "--grid.rank",
-        "[2,5]",
-        "--grid.seed",
-        "[0,1]",
-        "--sweep.pack_size",
-        4,
-        "--trainer.logger",
-        "false",
-    ]
-    assert run_command(*command, "--trainer.enable_progress_bar", "false") == 0
-    sweep = root / f"{request.param}-sweep"
-    assert (
-        run_command(
-            "ensemble", "--runs", sweep, "--method", "omni", "dicor", "weighted", "--size", 2
-        )
-        == 0
-    )
-    return request.param, sweep
-
-
-def texts_of(corpus, task):
-    with (corpus / f"{STEMS[task]}-test-student.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t"))
-    columns = ["sentence"] if task == "sst" else ["sentence1", "sentence2"]
-    return [row["id"] for row in rows], [
-        tuple(row[column].strip() for column in columns) for row in rows
-    ]
-
-
-def test_a_packed_pass_equals_one_at_a_time(made, corpus):
-    name, sweep = made
+def test_a_packed_pass_equals_one_at_a_time(trained, corpus):
+    name, sweep = trained
     ids, texts = texts_of(corpus, name)
     alone = {path.name: Predictor.load(path) for path in find_members(sweep)}
     for folder in sorted((sweep / "ensembles").glob("*/")):
@@ -113,9 +55,9 @@ def test_a_packed_pass_equals_one_at_a_time(made, corpus):
 
 
 def test_the_dev_score_of_the_manifest_is_that_of_its_predictions(
-    made, corpus, run_command, tmp_path
+    trained, corpus, run_command, tmp_path
 ):
-    name, sweep = made
+    name, sweep = trained
     source = tmp_path / "dev.csv"
     source.write_text((corpus / f"{STEMS[name]}-dev.csv").read_text())
     for folder in sorted((sweep / "ensembles").glob("*/")):
@@ -144,8 +86,8 @@ def test_the_dev_score_of_the_manifest_is_that_of_its_predictions(
             assert {"entropy", "mutual_information", "vote_share"} <= set(rows[0])
 
 
-def test_what_has_changed_is_refused(made, fails, tmp_path):
-    name, sweep = made
+def test_what_has_changed_is_refused(trained, fails, tmp_path):
+    name, sweep = trained
     folder = next((sweep / "ensembles").glob(f"{name}-omni-*"))
     record = json.loads((folder / "ensemble.json").read_text())
 

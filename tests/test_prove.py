@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from test_select import make
 
 from loraens.ensemble.combine import combine, rules
 from loraens.ensemble.pool import Outcome, Pool, metric, score
@@ -29,8 +28,8 @@ def candidates(task, methods=METHODS, **options):
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
-def test_each_example_is_scored_once_a_repetition_by_who_did_not_see_it(task):
-    pool = make(task, 3, 103)
+def test_each_example_is_scored_once_a_repetition_by_who_did_not_see_it(task, make_pool):
+    pool = make_pool(task, 3, 103)
     seen = np.zeros((REPEATS, 103), int)
     for repeat, chosen_on, scored_on in folds(pool):
         assert not set(chosen_on) & set(scored_on)
@@ -47,8 +46,8 @@ def test_each_example_is_scored_once_a_repetition_by_who_did_not_see_it(task):
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
-def test_held_out_outcomes_against_a_plain_loop(task):
-    pool = make(task, 4, 60)
+def test_held_out_outcomes_against_a_plain_loop(task, make_pool):
+    pool = make_pool(task, 4, 60)
     found = cross_validate(pool, candidates(task, ["weighted", "dicor"], size=2))
     for candidate, held in zip(candidates(task, ["weighted", "dicor"], size=2), found, strict=True):
         for number, (repeat, chosen_on, scored_on) in enumerate(folds(pool)):
@@ -97,11 +96,11 @@ def test_noise_gains_on_dev_and_not_held_out():
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
-def test_a_real_gain_is_seen(task):
+def test_a_real_gain_is_seen(task, make_pool):
     """Independent errors: all members together beat the best one, and the interval excludes
     zero.
     """
-    pool = make(task, 10, 500, 1.2)
+    pool = make_pool(task, 10, 500, 1.2)
     proofs = {
         (p.candidate.method, p.candidate.rule): p
         for p in prove(pool, candidates(task, ["best", "omni", "weighted"]))
@@ -120,7 +119,7 @@ def test_a_real_gain_is_seen(task):
     )
 
 
-def test_temperature():
+def test_temperature(make_pool):
     rng = np.random.default_rng(0)
     logits = rng.normal(0, 2, (4000, 3))
     shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
@@ -135,15 +134,15 @@ def test_temperature():
     assert metric(task, "calibration_error", cooled, labels) < metric(
         task, "calibration_error", outcome, labels
     )
-    proofs = prove(make(SST, 5, 300, 0.7), candidates(SST, ["best", "omni"]))
+    proofs = prove(make_pool(SST, 5, 300, 0.7), candidates(SST, ["best", "omni"]))
     for proof in proofs:
         assert (proof.temperature is None) == (proof.candidate.rule == "vote")
         if proof.calibrated:
             assert proof.calibrated["nll"] <= proof.held_out["nll"] + 0.02
 
 
-def test_it_repeats():
-    pool = make(QUORA, 5, 120)
+def test_it_repeats(make_pool):
+    pool = make_pool(QUORA, 5, 120)
     first, second = (
         prove(pool, candidates(QUORA, ["best", "omni", "random", "pseudo_bma"], size=2))
         for _ in "ab"

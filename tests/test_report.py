@@ -6,10 +6,8 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from helpers.wandb_runs import read_run, run_offline
 from matplotlib.image import imread
-from test_predictor import made  # noqa: F401
-from test_wandb import read as read_run
-from test_wandb import run_offline
 
 from loraens.errors import InputError
 from loraens.inference.predictor import Predictor
@@ -503,8 +501,10 @@ def test_the_report_is_of_the_epochs_that_the_ensembles_join(tmp_path, run_comma
     assert all("joins the members' last epochs" in sentence for sentence in said), said
 
 
-def test_embeddings_are_what_the_heads_read_and_are_kept(made, run_command, tmp_path, monkeypatch):  # noqa: F811
-    name, sweep = made
+def test_embeddings_are_what_the_heads_read_and_are_kept(
+    trained, run_command, tmp_path, monkeypatch
+):
+    name, sweep = trained
     content = read([sweep])[name]
     _, texts = read_texts(content.found)["dev"]
     members = low_and_high(content.found)

@@ -45,35 +45,12 @@ from loraens.tasks import METRICS, QUORA, SST, STS
 TASKS = {"sst": SST, "quora": QUORA, "sts": STS}
 
 
-def make(task, members=6, examples=200, noise=1.0, seed=0):
-    """Members that see the truth through noise of their own."""
-    rng = np.random.default_rng(seed)
-    classes = len(task.class_names)
-    labels = (
-        rng.integers(0, classes, examples).astype(float) if classes else rng.uniform(0, 5, examples)
-    )
-    if task.kind == "number":
-        logits = (
-            labels[None, :, None]
-            + rng.normal(0, noise, (members, examples, 1))
-            * np.linspace(0.5, 1.5, members)[:, None, None]
-        )
-    elif task.num_outputs == 1:
-        logits = (2 * labels - 1)[None, :, None] + rng.normal(0, 2 * noise, (members, examples, 1))
-    else:
-        logits = 2 * np.eye(classes)[labels.astype(int)][None] + rng.normal(
-            0, 1.5 * noise, (members, examples, classes)
-        )
-    names = tuple(f"m{index}" for index in range(members))
-    return Pool(task, names, np.arange(1, members + 1), logits, labels)
-
-
 RNG = np.random.default_rng(0)
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
-def test_metrics_are_those_of_training(task):
-    pool = make(task)
+def test_metrics_are_those_of_training(task, make_pool):
+    pool = make_pool(task)
     for member in range(len(pool)):
         expected = reference_scores(task, pool.logits[member], pool.labels)
         assert set(expected) == set(METRICS[task.kind])
@@ -83,9 +60,9 @@ def test_metrics_are_those_of_training(task):
             ), name
 
 
-def test_metrics_against_other_libraries():
-    pool = make(SST)
-    numbers = make(STS)
+def test_metrics_against_other_libraries(make_pool):
+    pool = make_pool(SST)
+    numbers = make_pool(STS)
     outcome = pool.outcome(1)
     values = numbers.outcome(1).predictions
     f1 = sklearn_metrics.f1_score(pool.labels, outcome.predictions, average="macro")
@@ -105,8 +82,8 @@ def test_metrics_against_other_libraries():
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 @pytest.mark.parametrize("name", METHODS)
-def test_weights_are_legal_and_repeat(task, name):
-    pool = make(task)
+def test_weights_are_legal_and_repeat(task, name, make_pool):
+    pool = make_pool(task)
     weights = METHODS[name](pool, Options(size=3), np.random.default_rng(1))
     assert weights.shape == (6,)
     assert (weights >= 0).all()
@@ -118,11 +95,11 @@ def test_weights_are_legal_and_repeat(task, name):
         assert len(set(weights[weights > 0].tolist())) == 1
 
 
-def test_dicor_takes_the_independent_one_and_topk_does_not():
+def test_dicor_takes_the_independent_one_and_topk_does_not(make_pool):
     """Three copies of the best member, and a weaker, independent one."""
     for task in TASKS.values():
-        good = make(task, 1, 400, 0.6)
-        weak = make(task, 1, 400, 1.0, seed=0)
+        good = make_pool(task, 1, 400, 0.6)
+        weak = make_pool(task, 1, 400, 1.0, seed=0)
         rng = np.random.default_rng(5)
         other = weak.logits[0] + rng.normal(0, 0.8, weak.logits[0].shape)
         pool = Pool(
@@ -138,8 +115,8 @@ def test_dicor_takes_the_independent_one_and_topk_does_not():
         assert np.flatnonzero(topk(pool, options, RNG)).tolist() == [0, 1]
 
 
-def test_dicor_against_a_plain_loop():
-    pool = make(STS, 12, 60, 2.0)
+def test_dicor_against_a_plain_loop(make_pool):
+    pool = make_pool(STS, 12, 60, 2.0)
     kept = sorted(range(12), key=lambda index: -pool.scores[index])[:8]
     values = pool.logits[..., 0]
     chosen = [kept[0]]
@@ -153,8 +130,8 @@ def test_dicor_against_a_plain_loop():
     assert np.flatnonzero(dicor(pool, Options(size=4, pool=8), RNG)).tolist() == sorted(chosen)
 
 
-def test_the_accurate_ones():
-    pool = make(STS, 20)
+def test_the_accurate_ones(make_pool):
+    pool = make_pool(STS, 20)
     order = pool.order.tolist()
     assert accurate(pool, Options(pool=5)).tolist() == order[:5]
     assert accurate(pool, Options(pool=0.25)).tolist() == order[:5]
@@ -163,7 +140,7 @@ def test_the_accurate_ones():
     assert within == [member for member in order if pool.scores[member] >= pool.scores.max() - 0.02]
 
 
-def test_constant_and_always_right_members():
+def test_constant_and_always_right_members(make_pool):
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 5, 50).astype(float)
     right = 9 * np.eye(5)[labels.astype(int)]
@@ -186,7 +163,7 @@ def test_constant_and_always_right_members():
     for name, method in METHODS.items():
         weights = method(pool, Options(size=2, pool=4), np.random.default_rng(0))
         assert np.isfinite(weights).all(), name
-    numbers = make(STS, 3)
+    numbers = make_pool(STS, 3)
     flat = Pool(
         STS,
         numbers.names,
@@ -198,8 +175,8 @@ def test_constant_and_always_right_members():
     assert np.flatnonzero(dicor(flat, Options(size=2, pool=3), RNG)).tolist() == [0, 2]
 
 
-def test_similarities_against_other_libraries():
-    pool = make(SST, 4)
+def test_similarities_against_other_libraries(make_pool):
+    pool = make_pool(SST, 4)
     said = pool.predictions.astype(float)
     np.testing.assert_allclose(similarity(pool, "pearson"), np.corrcoef(said), atol=1e-12)
     np.testing.assert_allclose(
@@ -212,8 +189,8 @@ def test_similarities_against_other_libraries():
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
-def test_weighted_is_the_minimum_on_the_simplex(task):
-    pool = make(task, 4)
+def test_weighted_is_the_minimum_on_the_simplex(task, make_pool):
+    pool = make_pool(task, 4)
     name = "mse" if task is STS else "nll"
 
     def loss(weights):
@@ -234,15 +211,15 @@ def test_weighted_is_the_minimum_on_the_simplex(task):
     assert loss(found) < loss(np.full(4, 0.25))
 
 
-def test_stacking():
-    pool = make(SST, 4)
+def test_stacking(make_pool):
+    pool = make_pool(SST, 4)
     grid = [np.array(w) / 20 for w in product(range(21), repeat=4) if sum(w) == 20]
 
     def log_score(weights):
         return -metric(SST, "nll", combine(pool, weights, "probs", pool.places), pool.labels)
 
     assert log_score(stacking(pool, Options(), RNG)) >= max(map(log_score, grid)) - 1e-6
-    numbers = make(STS, 4)
+    numbers = make_pool(STS, 4)
     values = numbers.predictions.T
     found = stacking(numbers, Options(), RNG)
     gradient = values.T @ (
@@ -273,9 +250,9 @@ def test_bma_and_pseudo_bma_by_hand():
     )
 
 
-def test_greedys_margins_are_accuracies():
+def test_greedys_margins_are_accuracies(make_pool):
     for task in (SST, QUORA):
-        pool = make(task, 5, 300)
+        pool = make_pool(task, 5, 300)
         found = _scorer(pool)([0, 3], np.array([1, 3, 4]))
         expected = []
         for member in (1, 3, 4):
@@ -286,9 +263,9 @@ def test_greedys_margins_are_accuracies():
         assert found.tolist() == pytest.approx(expected)
 
 
-def test_greedy_finds_the_best_small_ensemble():
+def test_greedy_finds_the_best_small_ensemble(make_pool):
     """On three members, whose ensembles can all be tried."""
-    pool = make(STS, 3, 80)
+    pool = make_pool(STS, 3, 80)
     counts = [w for w in product(range(5), repeat=3) if 1 <= sum(w) <= 5]
     best = max(
         score(STS, combine(pool, np.array(w) / sum(w), "logits", pool.places), pool.labels)
@@ -300,8 +277,8 @@ def test_greedy_finds_the_best_small_ensemble():
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
-def test_rules_against_loops(task):
-    pool = make(task, 5, 40)
+def test_rules_against_loops(task, make_pool):
+    pool = make_pool(task, 5, 40)
     weights = np.array([0.5, 0.0, 0.2, 0.2, 0.1])
     for rule in rules(task):
         got = combine(pool, weights, rule, pool.places)
@@ -394,8 +371,8 @@ def test_pairs_by_hand():
     assert found["mean_agreement"] == pytest.approx(4 / 6)
 
 
-def test_ambiguity_and_predicted_variance():
-    pool = make(STS, 8, 4000)
+def test_ambiguity_and_predicted_variance(make_pool):
+    pool = make_pool(STS, 8, 4000)
     pool = Pool(
         STS,
         pool.names,
@@ -408,6 +385,6 @@ def test_ambiguity_and_predicted_variance():
     assert found["error_variance_predicted"] == pytest.approx(
         found["error_variance_observed"], rel=0.02
     )
-    votes = summary(make(SST, 7, 500))
+    votes = summary(make_pool(SST, 7, 500))
     assert 0 < votes["vote_error_observed"] < 1
     assert np.isnan(summary(pool.of([0]))["mean_pearson"])

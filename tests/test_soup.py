@@ -7,9 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from helpers.corpus import texts_of
 from peft import PeftModel
-from test_predictor import made, texts_of  # noqa: F401
-from test_select import make
 from transformers import AutoModel
 
 from loraens.ensemble.pool import Outcome, score
@@ -44,10 +43,12 @@ def plain_soup(sweep, names, weights):
 
 
 @pytest.fixture(scope="module")
-def soups(made, run_command):  # noqa: F811
+def soups(trained, run_command):
     """The sweep's task and directory, with both soups made of it."""
-    assert run_command("ensemble", "--runs", made[1], "--method", "soup", "--logger", "false") == 0
-    return made
+    assert (
+        run_command("ensemble", "--runs", trained[1], "--method", "soup", "--logger", "false") == 0
+    )
+    return trained
 
 
 def test_a_soup_is_the_model_of_mean_weights(soups, corpus):
@@ -121,8 +122,8 @@ def test_more_columns_than_rows_are_cut_without_loss():
 
 
 @pytest.mark.parametrize("task", [SST, STS], ids=lambda task: task.name)
-def test_greedy_soup_against_a_plain_loop(task):
-    pool = make(task, 6, 80)
+def test_greedy_soup_against_a_plain_loop(task, make_pool):
+    pool = make_pool(task, 6, 80)
     pool = replace(
         pool, merged=lambda weights: np.tensordot(weights, np.sign(pool.logits) + pool.logits, 1)
     )
@@ -141,14 +142,16 @@ def test_greedy_soup_against_a_plain_loop(task):
     np.testing.assert_allclose(weights[weights > 0], 1 / len(chosen))
 
 
-def test_held_out_scores_are_of_soups_that_did_not_see_the_fold():
+def test_held_out_scores_are_of_soups_that_did_not_see_the_fold(make_pool):
     """Members of noise, merged by a rule that rewards what was chosen on: dev rises, held out does
     not.
     """
     rng = np.random.default_rng(0)
     labels = rng.uniform(0, 5, 150)
     pool = replace(
-        make(STS, 30, 150), labels=labels, logits=rng.normal(0, 1, (30, 150, 1)).astype(np.float32)
+        make_pool(STS, 30, 150),
+        labels=labels,
+        logits=rng.normal(0, 1, (30, 150, 1)).astype(np.float32),
     )
     pool = replace(pool, merged=lambda weights: np.tensordot(weights, pool.logits, 1))
     wanted = [Candidate("best", "logits", Options()), Candidate("omni", "logits", Options())]
@@ -180,11 +183,11 @@ def test_what_cannot_be_merged_is_refused(soups, fails, run_command, tmp_path, m
     assert len(find_members(sweep)) == 4  # soups are no members of the sweep
 
 
-def test_what_is_compared_is_of_the_same_folds():
+def test_what_is_compared_is_of_the_same_folds(make_pool):
     """A greedy soup of one member is the best member: the difference is nought, though the best one
     has more repetitions.
     """
-    pool = make(SST, 5, 90)
+    pool = make_pool(SST, 5, 90)
     pool = replace(pool, merged=lambda weights: np.tensordot(weights, pool.logits, 1))
     wanted = [Candidate("best", "vote", Options()), Candidate("omni", "vote", Options())]
     proof = prove(pool, [*wanted, Candidate("greedy_soup", "merged", Options(tried=1))])[2]

@@ -1,15 +1,11 @@
 """What a run logs to W&B without an account, read back from the offline run's own file."""
 
 import json
-import os
-import struct
-import subprocess
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
+from helpers.wandb_runs import read_run, run_offline
 
 from loraens.commands import wandb_sync
 from loraens.errors import InputError
@@ -17,85 +13,6 @@ from loraens.store import find_member
 from loraens.train.account import wandb_mode
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-BLOCK = 32 * 1024
-HEADER = 7
-
-
-def records(path: Path):
-    """Records of a .wandb file: LevelDB's log format (blocks of 32 KiB, chunks of crc, length and
-    type) after 7 bytes.
-    """
-    from wandb.proto import wandb_internal_pb2
-
-    data = path.read_bytes()
-    place = HEADER
-    whole = b""
-    while place + HEADER <= len(data):
-        left = BLOCK - place % BLOCK
-        if left < HEADER:  # padding
-            place += left
-            continue
-        _, length, kind = struct.unpack("<IHB", data[place : place + HEADER])
-        whole += data[place + HEADER : place + HEADER + length]
-        place += HEADER + length
-        if kind in (1, 4):  # a full record, or the last chunk of one
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(whole)
-            yield record
-            whole = b""
-
-
-def run_offline(home, *arguments):
-    """Runs a command as someone without an account would."""
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith(("WANDB", "NETRC"))
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", "from loraens.cli import main; main()", *map(str, arguments)],
-        env={**environment, "HOME": str(home)},
-        cwd=home,
-        stdin=subprocess.DEVNULL,  # a question would fail
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    (directory,) = (home / "runs").iterdir()
-    return directory
-
-
-@dataclass
-class Logged:
-    """What an offline run holds."""
-
-    run: object
-    config: dict
-    summary: dict
-    curves: dict
-
-
-def read(offline):
-    (file,) = offline.glob("*.wandb")
-    found = Logged(None, {}, {}, {})
-    for record in records(file):
-        kind = record.WhichOneof("record_type")
-        if kind == "run":
-            found.run = record.run
-        for update in (
-            record.config.update
-            if kind == "config"
-            else record.run.config.update
-            if kind == "run"
-            else ()
-        ):
-            found.config[update.key] = json.loads(update.value_json)
-        for update in record.summary.update if kind == "summary" else ():
-            found.summary[update.key or "/".join(update.nested_key)] = json.loads(update.value_json)
-        for item in record.history.item if kind == "history" else ():
-            found.curves.setdefault(item.key or "/".join(item.nested_key), []).append(
-                json.loads(item.value_json)
-            )
-    return found
 
 
 def check_member(directory, found, job_type):
@@ -144,7 +61,7 @@ def run(tmp_path_factory, tiny_bert, corpus):
 
 def test_offline_run_holds_settings_curves_scores_and_table(run):
     (offline,) = (run / "wandb").glob("offline-run-*")
-    found = read(offline)
+    found = read_run(offline)
     assert (found.run.project, found.run.display_name) == ("loraens", run.name)
     assert [found.config[name] for name in ("rank", "scale", "mode", "batch_size")] == [
         12,
@@ -184,7 +101,7 @@ def test_a_sweep_logs_one_run_a_member_in_one_group(tmp_path, tiny_bert, corpus)
         tmp_path / "runs",
     ]
     sweep = run_offline(tmp_path, *command)
-    found = [read(offline) for offline in sorted((sweep / "wandb").glob("offline-run-*"))]
+    found = [read_run(offline) for offline in sorted((sweep / "wandb").glob("offline-run-*"))]
     assert sorted(entry.run.display_name for entry in found) == [
         "r2-c3-s0-lr0.0001",
         "r3-c3-s0-lr0.0001",
@@ -218,7 +135,7 @@ def test_a_sweep_logs_one_run_a_member_in_one_group(tmp_path, tiny_bert, corpus)
     )  # a repetition logs nothing twice
     run_offline(tmp_path, "ensemble", "--runs", sweep, "--method", "omni")
     (offline,) = (sweep / "ensembles" / "wandb").glob("offline-run-*")
-    found = read(offline)
+    found = read_run(offline)
     assert (found.run.project, found.run.run_group, found.run.job_type) == (
         "loraens",
         "sts-sweep",
@@ -247,7 +164,7 @@ def test_baselines_are_of_job_type_baseline(tmp_path, tiny_bert, corpus, mode):
     command += ["--data.root", corpus, "--trainer.max_epochs", 1, "--store.root", tmp_path / "runs"]
     directory = run_offline(tmp_path, *command)
     (offline,) = wandb_sync.offline_runs(directory)
-    check_member(find_member(directory), read(offline), "baseline")
+    check_member(find_member(directory), read_run(offline), "baseline")
 
 
 @pytest.mark.parametrize("kind", ["CSVLogger", "TensorBoardLogger"])

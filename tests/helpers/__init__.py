@@ -1,0 +1,1 @@
+"""What several test files build or read: plain functions, without a test."""

@@ -1,0 +1,51 @@
+"""Runs whose members were not trained: logits, labels and scores are made up."""
+
+import numpy as np
+
+from loraens.store import Logits, MemberStore, logits_to_bytes
+from loraens.tasks import QUORA
+
+
+def plant(directory, task, members=6, examples=(120, 60), seed=0, test_labels=True, **changes):
+    """A run of members that see the truth through noise of their own."""
+    rng = np.random.default_rng(seed)
+    splits = {}
+    for split, size in zip(("dev", "test"), examples, strict=True):
+        classes = len(task.class_names)
+        labels = (
+            rng.integers(0, classes, size).astype(float) if classes else rng.uniform(0, 5, size)
+        )
+        splits[split] = labels, np.array([f"{split}-{row}" for row in range(size)])
+    for index in range(members):
+        files = {}
+        for split, (labels, ids) in splits.items():
+            noise = rng.normal(0, 1 + index / 5, (len(labels), task.num_outputs))
+            truth = (
+                labels[:, None]
+                if task.num_outputs == 1
+                else 2 * np.eye(task.num_outputs)[labels.astype(int)]
+            )
+            logits = (truth * (2 if task is QUORA else 1) - (task is QUORA) + noise).astype(
+                np.float32
+            )
+            given = labels if split == "dev" or test_labels else None
+            files[f"{task.name}-{split}.npz"] = logits_to_bytes(Logits(logits, ids, given))
+        settings = {
+            "tasks": [task.to_dict()],
+            "backbone": "minilm",
+            "backbone_fingerprint": "b",
+            "data": {
+                f"{task.name}-{split}": f"{split} of {seed}" for split in ("train", "dev", "test")
+            },
+        }
+        settings["data"].update(changes.get("data", {}))
+        settings.update({name: value for name, value in changes.items() if name != "data"})
+        manifest = {
+            "status": "finished",
+            "member": {"rank": index + 1, "scale": 1.0},
+            "settings": settings,
+            "epochs": {"best": "epoch-001", "last": "epoch-001"},
+            "dev": {},
+        }
+        MemberStore(directory / f"r{index + 1}").write({"epoch-001": files}, manifest)
+    return directory
