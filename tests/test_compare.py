@@ -249,31 +249,42 @@ def test_the_terminal_leaves_out_what_says_nothing(run_command, runs, capsys):
     assert capsys.readouterr().out == "--filter leaves none of 12 rows\n"
 
 
-def test_what_is_refused(fails, runs, tmp_path):
-    (tmp_path / "empty").mkdir()
-    assert "no directory is given" in fails("compare")
-    assert f"{tmp_path / 'empty'} holds no member and no ensemble" in fails(
-        "compare", runs, tmp_path / "empty"
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        pytest.param("", "no directory is given", id="no-directory"),
+        pytest.param("{runs} {tmp}", "{tmp} holds no member and no ensemble", id="empty"),
+        pytest.param("--runs {tmp}/none", "{tmp}/none is not a directory", id="missing"),
+        pytest.param(
+            "{runs} --filter size=3", "'size' is not a column: give one of kind, run", id="filter"
+        ),
+        pytest.param("{runs} --sort=-size", "'size' is not a column", id="sort"),
+        pytest.param("{runs} --columns dev,size", "'size' is not a column", id="columns"),
+        pytest.param("{runs} --filter rank>=big", "rank is a number", id="not-a-number"),
+        pytest.param("{runs} --out {tmp}/table.xlsx", "ends in .csv, .json, .md", id="suffix"),
+    ],
+)
+def test_what_is_refused(fails, runs, tmp_path, args, message):
+    values = {"runs": runs, "tmp": tmp_path}
+    given = [part.format(**values) for part in args.split()]
+    assert message.format(**values) in fails("compare", *given)
+
+
+@pytest.mark.parametrize("text", ["rank", "rank==3", "rank~3", "rank=>3", "=3"])
+def test_filters_that_cannot_be_read(fails, runs, text):
+    assert f"--filter '{text}': a column, one of = != < <= > >= and a value" in fails(
+        "compare", runs, "--filter", text
     )
-    assert f"{tmp_path / 'none'} is not a directory" in fails(
-        "compare", "--runs", tmp_path / "none"
-    )
-    assert "'size' is not a column: give one of kind, run" in fails(
-        "compare", runs, "--filter", "size=3"
-    )
-    assert "'size' is not a column" in fails("compare", runs, "--sort=-size")
-    assert "'size' is not a column" in fails("compare", runs, "--columns", "dev,size")
-    for text in ("rank", "rank==3", "rank~3", "rank=>3", "=3"):
-        assert f"--filter '{text}': a column, one of = != < <= > >= and a value" in fails(
-            "compare", runs, "--filter", text
-        )
-    assert "rank is a number" in fails("compare", runs, "--filter", "rank>=big")
-    assert "ends in .csv, .json, .md" in fails("compare", runs, "--out", tmp_path / "table.xlsx")
-    for name, fault in (("ensemble.json", "is not an ensemble"), ("manifest.json", "is not JSON")):
-        (tmp_path / "broken").mkdir(exist_ok=True)
-        (tmp_path / "broken" / name).write_text("{")
-        assert f"{tmp_path / 'broken' / name} {fault}" in fails("compare", tmp_path / "broken")
-        (tmp_path / "broken" / name).unlink()
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [("ensemble.json", "is not an ensemble"), ("manifest.json", "is not JSON")],
+    ids=["ensemble", "manifest"],
+)
+def test_broken_files_are_named(fails, tmp_path, name, fault):
+    (tmp_path / name).write_text("{")
+    assert f"{tmp_path / name} {fault}" in fails("compare", tmp_path)
 
 
 def test_it_needs_neither_torch_nor_lightning_nor_transformers(runs):

@@ -130,34 +130,56 @@ def test_failed_members_are_left_out(ensemble, tmp_path, plant):
     )
 
 
-def test_what_is_refused(fails, tmp_path, plant):
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        pytest.param({"data": {"sts-dev": "x"}}, "differ in their dev data", id="dev"),
+        pytest.param({"data": {"sts-train": "x"}}, "differ in their training data", id="train"),
+        pytest.param({"backbone_fingerprint": "x"}, "differ in their backbone", id="backbone"),
+        pytest.param(
+            {"tasks": [{**STS.to_dict(), "high": 10.0}]}, "differ in their task", id="task"
+        ),
+        pytest.param({"examples": (100, 60)}, "logits of other dev examples", id="examples"),
+    ],
+)
+def test_runs_that_differ_are_refused(fails, tmp_path, plant, changes, message):
     run = plant(tmp_path / "run", STS)
+    other = plant(tmp_path / "other", STS, **changes)
+    assert message in fails("ensemble", "--runs", run, other, "--method", "omni")
+    assert not (run / "ensembles").exists()
 
-    def other(name, **changes):
-        return fails(
-            "ensemble", "--runs", run, plant(tmp_path / name, STS, **changes), "--method", "omni"
-        )
 
-    assert "differ in their dev data" in other("dev", data={"sts-dev": "x"})
-    assert "differ in their training data" in other("train", data={"sts-train": "x"})
-    assert "differ in their backbone" in other("backbone", backbone_fingerprint="x")
-    assert "differ in their task" in other("task", tasks=[{**STS.to_dict(), "high": 10.0}])
-    assert "logits of other dev examples" in other("part", examples=(100, 60))
-    assert "names a member twice" in fails("ensemble", "--runs", run, run)
-    assert "holds no member" in fails("ensemble", "--runs", tmp_path / "nothing")
-    assert "--method nonsense is unknown: give all, or some of best, omni" in fails(
-        "ensemble", "--runs", run, "--method", "nonsense"
-    )
-    assert "--rule vote does not apply to task sts" in fails(
-        "ensemble", "--runs", run, "--rule", "vote"
-    )
-    assert "--measure x is unknown" in fails("ensemble", "--runs", run, "--measure", "x")
-    assert "--task sst: the members have sts" in fails("ensemble", "--runs", run, "--task", "sst")
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        pytest.param("{run} {run}", "names a member twice", id="twice"),
+        pytest.param("{run}/nothing", "holds no member", id="no-member"),
+        pytest.param(
+            "{run} --method nonsense",
+            "--method nonsense is unknown: give all, or some of best, omni",
+            id="method",
+        ),
+        pytest.param("{run} --rule vote", "--rule vote does not apply to task sts", id="rule"),
+        pytest.param("{run} --measure x", "--measure x is unknown", id="measure"),
+        pytest.param("{run} --task sst", "--task sst: the members have sts", id="task"),
+    ],
+)
+def test_what_is_refused(fails, tmp_path, plant, args, message):
+    run = plant(tmp_path / "run", STS)
+    given = [part.format(run=run) for part in args.split()]
+    assert message in fails("ensemble", "--runs", *given)
+    assert not (run / "ensembles").exists()
+
+
+@pytest.mark.parametrize("fault", ["was altered", "is missing"], ids=["altered", "missing"])
+def test_damaged_logits_are_refused(fails, tmp_path, plant, fault):
+    run = plant(tmp_path / "run", STS)
     victim = run / "r3" / "epoch-001" / "sts-dev.npz"
-    victim.write_bytes(victim.read_bytes() + b"x")
-    assert f"{victim} was altered" in fails("ensemble", "--runs", run)
-    victim.unlink()
-    assert f"{victim} is missing" in fails("ensemble", "--runs", run)
+    if fault == "is missing":
+        victim.unlink()
+    else:
+        victim.write_bytes(victim.read_bytes() + b"x")
+    assert f"{victim} {fault}" in fails("ensemble", "--runs", run)
     assert not (run / "ensembles").exists()
 
 

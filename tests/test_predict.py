@@ -162,48 +162,58 @@ def test_one_text(run_command, runs, capsys):
     assert row["probability_0"] + row["probability_1"] == pytest.approx(1, abs=1e-5)
 
 
-def test_bad_input_ends_in_one_sentence_and_leaves_nothing(fails, runs, corpus, tmp_path):
-    good = corpus / "sts-dev.csv"
-    model = runs / "sts"
-    bad = tmp_path / "bad.tsv"
-    bad.write_text("sentence1\tsentence2\na\tb\nonly one\n")
-    out = tmp_path / "out.csv"
-    assert "bad.tsv line 3 does not have 2 fields" in fails(
-        "predict", "--model", model, "--input", bad, "--output", out
-    )
-    sst = corpus / "ids-sst-dev.csv"
-    assert "no column 'sentence1'" in fails(
-        "predict", "--model", model, "--input", sst, "--output", out
-    )
-    assert "line 2 already has a field 'prediction'" in fails(
-        "predict", "--model", model, "--input", with_column(tmp_path), "--output", out
-    )
-    assert "either --input FILE or --text" in fails("predict", "--model", model)
-    assert "--text and --text2" in fails("predict", "--model", model, "--text", "one")
-    assert "ends in .csv, .tsv or .jsonl" in fails(
-        "predict", "--model", model, "--input", good, "--output", tmp_path / "x.doc"
-    )
-    assert "directory does not exist" in fails(
-        "predict", "--model", model, "--input", good, "--output", tmp_path / "no" / "x.csv"
-    )
-    assert "is the input" in fails("predict", "--model", model, "--input", bad, "--output", bad)
-    assert "--text2 goes with --text" in fails(
-        "predict", "--model", model, "--input", good, "--text2", "x"
-    )
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        pytest.param(
+            "--input {tmp}/bad.tsv --output {tmp}/out.csv",
+            "bad.tsv line 3 does not have 2 fields",
+            id="fields",
+        ),
+        pytest.param(
+            "--input {corpus}/ids-sst-dev.csv --output {tmp}/out.csv",
+            "no column 'sentence1'",
+            id="column",
+        ),
+        pytest.param(
+            "--input {tmp}/taken.tsv --output {tmp}/out.csv",
+            "line 2 already has a field 'prediction'",
+            id="taken",
+        ),
+        pytest.param("", "either --input FILE or --text", id="no-input"),
+        pytest.param("--text one", "--text and --text2", id="one-text"),
+        pytest.param(
+            "--input {good} --output {tmp}/x.doc", "ends in .csv, .tsv or .jsonl", id="suffix"
+        ),
+        pytest.param(
+            "--input {good} --output {tmp}/no/x.csv",
+            "directory does not exist",
+            id="no-directory",
+        ),
+        pytest.param(
+            "--input {tmp}/bad.tsv --output {tmp}/bad.tsv", "is the input", id="same-file"
+        ),
+        pytest.param("--input {good} --text2 x", "--text2 goes with --text", id="text2"),
+        pytest.param(
+            "--input {good} --output {tmp}/folder.csv",
+            "a file name that ends in",
+            id="directory",
+        ),
+        pytest.param("--input {good} --model {tmp}", "holds no member", id="no-member"),
+        pytest.param("--input {good} --task other", "--task other", id="task"),
+    ],
+)
+def test_bad_input_ends_in_one_sentence_and_leaves_nothing(
+    fails, runs, corpus, tmp_path, args, message
+):
+    (tmp_path / "bad.tsv").write_text("sentence1\tsentence2\na\tb\nonly one\n")
+    (tmp_path / "taken.tsv").write_text("sentence1\tsentence2\tprediction\na\tb\tc\n")
     (tmp_path / "folder.csv").mkdir()
-    assert "a file name that ends in" in fails(
-        "predict", "--model", model, "--input", good, "--output", tmp_path / "folder.csv"
-    )
-    (tmp_path / "folder.csv").rmdir()
-    assert "holds no member" in fails("predict", "--model", tmp_path, "--input", good)
-    assert "--task other" in fails("predict", "--model", model, "--input", good, "--task", "other")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.tsv", "taken.tsv"]
-
-
-def with_column(directory):
-    path = directory / "taken.tsv"
-    path.write_text("sentence1\tsentence2\tprediction\na\tb\tc\n")
-    return path
+    values = {"tmp": tmp_path, "corpus": corpus, "good": corpus / "sts-dev.csv"}
+    given = [part.format(**values) for part in args.split()]
+    model = [] if "--model" in given else ["--model", runs / "sts"]
+    assert message in fails("predict", *model, *given)
+    assert {path.name for path in tmp_path.iterdir()} == {"bad.tsv", "taken.tsv", "folder.csv"}
 
 
 def test_altered_weights_are_refused(fails, runs):

@@ -86,34 +86,29 @@ def test_the_dev_score_of_the_manifest_is_that_of_its_predictions(
             assert {"entropy", "mutual_information", "vote_share"} <= set(rows[0])
 
 
-def test_what_has_changed_is_refused(trained, fails, tmp_path):
+@pytest.mark.parametrize(
+    ("of_record", "of_member", "message"),
+    [
+        pytest.param({}, {"directory": "nowhere"}, "nowhere is missing: ensemble", id="missing"),
+        pytest.param(
+            {}, {"manifest_sha256": "0"}, "has changed since ensemble", id="changed-member"
+        ),
+        pytest.param({"format": 99}, {}, "is not an ensemble that this version", id="format"),
+    ],
+)
+def test_what_has_changed_is_refused(trained, fails, tmp_path, of_record, of_member, message):
     name, sweep = trained
     folder = next((sweep / "ensembles").glob(f"{name}-omni-*"))
     record = json.loads((folder / "ensemble.json").read_text())
-
-    def refused(**changes):
-        other = tmp_path / "other"
-        other.mkdir(exist_ok=True)
-        members = [
-            {**member, "directory": str((folder / member["directory"]).resolve())}
-            for member in record["members"]
-        ]
-        (other / "ensemble.json").write_text(json.dumps({**record, "members": members, **changes}))
-        return fails(
-            "predict", "--model", other, "--text", "a", *(["--text2", "b"] if name == "sts" else [])
-        )
-
-    moved = [{**record["members"][0], "directory": "nowhere"}]
-    assert "nowhere is missing: ensemble" in refused(members=moved)
-    changed = [
-        {
-            **record["members"][0],
-            "directory": str((folder / record["members"][0]["directory"]).resolve()),
-        }
+    members = [
+        {**member, "directory": str((folder / member["directory"]).resolve())}
+        for member in record["members"]
     ]
-    changed[0]["manifest_sha256"] = "0"
-    assert "has changed since ensemble" in refused(members=changed)
-    assert "is not an ensemble that this version" in refused(format=99)
+    members[0] |= of_member
+    changed = {**record, "members": members, **of_record}
+    (tmp_path / "ensemble.json").write_text(json.dumps(changed))
+    texts = ["--text", "a", *(["--text2", "b"] if name == "sts" else [])]
+    assert message in fails("predict", "--model", tmp_path, *texts)
 
 
 def test_there_is_nothing_else_in_the_package():

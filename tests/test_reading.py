@@ -118,19 +118,28 @@ def test_one_sentence_an_error(tmp_path, content, message):
     assert "\n" not in str(error.value)
 
 
-def test_files_that_cannot_be_read(tmp_path):
-    latin = tmp_path / "latin.csv"
-    latin.write_bytes("sentence\nok\ncaf\u00e9\n".encode("latin-1"))
-    with pytest.raises(InputError, match=r"latin\.csv line 3 is not UTF-8 \(byte 0xe9 at 3\)"):
-        read_split(latin, "test", SST)
-    with pytest.raises(InputError, match="does not exist"):
-        read_split(tmp_path / "none.csv", "test", SST)
-    with pytest.raises(InputError, match="known suffixes"):
-        read_split(write(tmp_path / "x.doc", "a"), "test", SST)
-    with pytest.raises(InputError, match="not a Parquet file"):
-        read_split(write(tmp_path / "x.parquet", "nothing of the kind"), "test", SST)
-    with pytest.raises(InputError, match="line 2 is not JSON"):
-        read_split(write(tmp_path / "x.jsonl", '{"sentence": "a"}\n{"sentence"\n'), "test", SST)
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        pytest.param(
+            "latin.csv",
+            "sentence\nok\ncaf\u00e9\n".encode("latin-1"),
+            r"latin\.csv line 3 is not UTF-8 \(byte 0xe9 at 3\)",
+            id="not-utf-8",
+        ),
+        pytest.param("none.csv", None, "does not exist", id="missing"),
+        pytest.param("x.doc", b"a", "known suffixes", id="suffix"),
+        pytest.param("x.parquet", b"nothing of the kind", "not a Parquet file", id="parquet"),
+        pytest.param(
+            "x.jsonl", b'{"sentence": "a"}\n{"sentence"\n', "line 2 is not JSON", id="json"
+        ),
+    ],
+)
+def test_files_that_cannot_be_read(tmp_path, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        read_split(tmp_path / name, "test", SST)
 
 
 def test_blank_records_are_counted_where_they_are_records(tmp_path):

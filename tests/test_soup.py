@@ -161,21 +161,31 @@ def test_held_out_scores_are_of_soups_that_did_not_see_the_fold(make_pool):
     assert proofs[2].to_best.low < 0 < proofs[2].to_best.high
 
 
-def test_what_cannot_be_merged_is_refused(soups, fails, run_command, tmp_path, monkeypatch):
-    name, sweep = soups
+@pytest.mark.parametrize(
+    ("limit", "message"),
+    [
+        pytest.param(
+            "limit: 5", "names other data than the members were trained on", id="other-data"
+        ),
+        pytest.param(None, "it says where the members' texts are", id="no-config"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_refused(soups, fails, limit, message):
+    _, sweep = soups
     config = sweep / "config.yaml"
     text = config.read_text()
     try:
-        config.write_text(text.replace("limit: null", "limit: 5"))
-        assert "names other data than the members were trained on" in fails(
-            "ensemble", "--runs", sweep, "--method", "soup"
-        )
-        config.unlink()
-        assert "it says where the members' texts are" in fails(
-            "ensemble", "--runs", sweep, "--method", "soup"
-        )
+        if limit is None:
+            config.unlink()
+        else:
+            config.write_text(text.replace("limit: null", limit))
+        assert message in fails("ensemble", "--runs", sweep, "--method", "soup")
     finally:
         config.write_text(text)
+
+
+def test_only_lora_members_are_merged(soups):
+    name, sweep = soups
     found = read_runs([sweep])[name]
     found.manifests[0]["settings"]["mode"] = "full"
     with pytest.raises(Exception, match="merges LoRA members"):

@@ -1,5 +1,3 @@
-import json
-
 import numpy as np
 import pytest
 
@@ -81,26 +79,30 @@ def test_a_killed_writers_files_are_cleared(store):
     assert list(store.directory.rglob("*.part")) == []
 
 
-def test_altered_missing_and_foreign_files_are_named(store, tmp_path):
-    file = store.directory / "epoch-001" / "x.json"
-    file.write_bytes(b"[]")
-    with pytest.raises(InputError, match=r"x\.json was altered"):
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        pytest.param("epoch-001/x.json", "[]", r"x\.json was altered", id="altered"),
+        pytest.param("epoch-001/x.json", None, r"x\.json is missing", id="missing"),
+        pytest.param("manifest.json", '{"format": 99}', "not of format 1", id="format"),
+        pytest.param(
+            "manifest.json",
+            '{"format": 1, "files": null}',
+            "lacks the field 'files'",
+            id="no-files",
+        ),
+        pytest.param("manifest.json", "{", "is not JSON", id="not-json"),
+        pytest.param("manifest.json", None, "is not a member", id="no-manifest"),
+    ],
+)
+def test_altered_missing_and_foreign_files_are_named(store, name, content, message):
+    path = store.directory / name
+    if content is None:
+        path.unlink()
+    else:
+        path.write_text(content)
+    with pytest.raises(InputError, match=message):
         store.manifest()
-    file.unlink()
-    with pytest.raises(InputError, match=r"x\.json is missing"):
-        store.manifest()
-    manifest = store.directory / "manifest.json"
-    manifest.write_text(json.dumps({"format": 99}))
-    with pytest.raises(InputError, match="not of format 1"):
-        store.manifest()
-    manifest.write_text(json.dumps({"format": 1, "files": None}))
-    with pytest.raises(InputError, match="lacks the field 'files'"):
-        store.manifest()
-    manifest.write_text("{")
-    with pytest.raises(InputError, match="is not JSON"):
-        store.manifest()
-    with pytest.raises(InputError, match="is not a member"):
-        MemberStore(tmp_path).manifest()
 
 
 def test_find_member(store, tmp_path):

@@ -430,37 +430,77 @@ def test_packs_keep_like_ranks_together():
     ]
 
 
-def test_bad_input_ends_in_one_sentence(fails, command, tmp_path, run_command):
-    assert "--grid: member r2-c1-s0-lr0.01 occurs twice" in fails(
-        *command(grid=["--grid.rank", "[2,2]", "--grid.scale", "[1]"])
-    )
-    assert "no axis may be empty" in fails(*command(grid=["--grid.rank", "[]"]))
-    assert "'rang' is not a setting" in fails(*command(grid=["--grid.members", "[{rang: 2}]"]))
-    assert "the axis rank is not expected" in fails(*command("--grid.members", "[{rank: 2}]"))
-    assert "scale" in fails(*command(grid=["--grid.scale", "[0]"]))
-    assert "--grid.rank must be at least 1" in fails(*command(grid=["--grid.rank", "[0]"]))
-    assert "--sweep.pack_size 0 is too small" in fails(*command(size=0))
-    assert "--sweep.halving_factor 1 must be above 1" in fails(
-        *command("--sweep.halving_factor", 1)
-    )
-    assert "use `loraens fit`" in fails(*command("--model.mode", "frozen"))
-    assert "--trainer.max_steps 5: a sweep trains whole epochs" in fails(
-        *command("--trainer.max_steps", 5)
-    )
-    assert "a sweep needs an end" in fails(*command(epochs=-1))
-    assert "logs to one of CSVLogger, TensorBoardLogger, WandbLogger" in fails(
-        *command("--trainer.logger", "[{class_path: CSVLogger, init_args: {save_dir: x}}]")
-    )
+@pytest.mark.parametrize(
+    ("args", "options", "message"),
+    [
+        pytest.param(
+            [],
+            {"grid": ["--grid.rank", "[2,2]", "--grid.scale", "[1]"]},
+            "--grid: member r2-c1-s0-lr0.01 occurs twice",
+            id="twice",
+        ),
+        pytest.param([], {"grid": ["--grid.rank", "[]"]}, "no axis may be empty", id="empty-axis"),
+        pytest.param(
+            [],
+            {"grid": ["--grid.members", "[{rang: 2}]"]},
+            "'rang' is not a setting",
+            id="unknown-setting",
+        ),
+        pytest.param(
+            ["--grid.members", "[{rank: 2}]"],
+            {},
+            "the axis rank is not expected",
+            id="members-and-axis",
+        ),
+        pytest.param([], {"grid": ["--grid.scale", "[0]"]}, "scale", id="scale"),
+        pytest.param(
+            [], {"grid": ["--grid.rank", "[0]"]}, "--grid.rank must be at least 1", id="rank"
+        ),
+        pytest.param([], {"size": 0}, "--sweep.pack_size 0 is too small", id="pack-size"),
+        pytest.param(
+            ["--sweep.halving_factor", 1],
+            {},
+            "--sweep.halving_factor 1 must be above 1",
+            id="halving-factor",
+        ),
+        pytest.param(["--model.mode", "frozen"], {}, "use `loraens fit`", id="frozen"),
+        pytest.param(
+            ["--trainer.max_steps", 5],
+            {},
+            "--trainer.max_steps 5: a sweep trains whole epochs",
+            id="max-steps",
+        ),
+        pytest.param([], {"epochs": -1}, "a sweep needs an end", id="no-end"),
+        pytest.param(
+            ["--trainer.logger", "[{class_path: CSVLogger, init_args: {save_dir: x}}]"],
+            {},
+            "logs to one of CSVLogger, TensorBoardLogger, WandbLogger",
+            id="list-of-loggers",
+        ),
+    ],
+)
+def test_bad_input_ends_in_one_sentence(fails, command, tmp_path, args, options, message):
+    assert message in fails(*command(*args, **options))
     assert not (tmp_path / "run").exists()
-    (tmp_path / "taken").mkdir()
-    (tmp_path / "taken" / "last.ckpt").write_bytes(b"")
-    (tmp_path / "busy").mkdir()
-    with FileLock(tmp_path / "busy" / ".lock"):
-        assert "another sweep runs in" in fails(*command(name="busy"))
-    assert "holds a run that is no sweep" in fails(*command(name="taken"))
-    (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "sweep.json").write_text("{")
-    assert "sweep.json cannot be read" in fails(*command(name="broken"))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        pytest.param("last.ckpt", "", "holds a run that is no sweep", id="no-sweep"),
+        pytest.param("sweep.json", "{", "sweep.json cannot be read", id="broken"),
+    ],
+)
+def test_directories_that_hold_something_else(fails, command, tmp_path, file, content, message):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / file).write_text(content)
+    assert message in fails(*command())
+
+
+def test_a_second_sweep_in_one_directory(fails, command, tmp_path):
+    (tmp_path / "run").mkdir()
+    with FileLock(tmp_path / "run" / ".lock"):
+        assert "another sweep runs in" in fails(*command())
 
 
 def checkpoint(ranks):

@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 
 import pytest
@@ -107,14 +109,27 @@ def server(monkeypatch, tmp_path):
         server.shutdown()
 
 
+@pytest.fixture(scope="module")
+def offline(tmp_path_factory):
+    """A directory with two offline runs below it at different depths."""
+    root = tmp_path_factory.mktemp("offline")
+    directories = [root / "one", root / "sweep" / "ensembles"]
+    for directory in directories:
+        directory.mkdir(parents=True)
+    environment = {name: value for name, value in os.environ.items() if name != "WANDB_MODE"}
+    command = [sys.executable, "-c", LOG, *map(str, directories)]
+    subprocess.run(command, check=True, capture_output=True, env={**environment, "HOME": str(root)})
+    return root
+
+
 @pytest.fixture
-def logged(tmp_path, server):
-    """A directory, and two offline runs below it at different depths."""
-    places = [tmp_path / "runs" / "one", tmp_path / "runs" / "sweep" / "ensembles"]
-    for place in places:
-        place.mkdir(parents=True)
-    subprocess.run([sys.executable, "-c", LOG, *map(str, places)], check=True, capture_output=True)
-    return tmp_path / "runs", [next(place.glob("wandb/offline-run-*")) for place in places]
+def logged(tmp_path, server, offline):
+    """A directory, and two offline runs below it, which no test has uploaded."""
+    directory = Path(shutil.copytree(offline, tmp_path / "runs"))
+    return directory, [
+        next(path.glob("wandb/offline-run-*"))
+        for path in (directory / "one", directory / "sweep" / "ensembles")
+    ]
 
 
 def identity(run):
@@ -140,17 +155,29 @@ def test_every_offline_run_is_uploaded_once(server, logged, run_command, fails, 
     assert capsys.readouterr().out == f"all 2 offline runs below {directory} were uploaded before\n"
 
 
-def test_what_cannot_be_uploaded_is_told_in_a_sentence(
-    server, logged, tmp_path, monkeypatch, fails
-):
-    assert f"{tmp_path / 'runs' / 'none'} holds no offline run" in fails(
-        "wandb-sync", tmp_path / "runs" / "none"
-    )
+@pytest.mark.parametrize("below", ["none", "one"], ids=["missing", "empty"])
+def test_a_directory_without_runs_is_refused(tmp_path, fails, below):
+    (tmp_path / "runs" / "one").mkdir(parents=True)
+    path = tmp_path / "runs" / below
+    assert f"{path} holds no offline run" in fails("wandb-sync", path)
+
+
+def test_files_of_a_run_are_no_run(logged, fails):
     assert "holds no offline run" in fails("wandb-sync", logged[1][0] / "files")
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        pytest.param(
+            "a" * 40, "(Failed to authenticate with {url}: permission denied)", id="refused-key"
+        ),
+        pytest.param(None, "W&B cannot be logged in to (No API key configured", id="no-key"),
+    ],
+)
+def test_an_account_that_cannot_be_used(server, logged, monkeypatch, fails, key, message):
     server.closed = True
-    assert f"(Failed to authenticate with {server.url}: permission denied)" in fails(
-        "wandb-sync", logged[0]
-    )
-    monkeypatch.delenv("WANDB_API_KEY")
-    assert "W&B cannot be logged in to (No API key configured" in fails("wandb-sync", logged[0])
+    if key is None:
+        monkeypatch.delenv("WANDB_API_KEY")
+    assert message.format(url=server.url) in fails("wandb-sync", logged[0])
     assert server.uploaded == []
