@@ -1,5 +1,6 @@
 """Whole runs on a tiny backbone, through the command line."""
 
+import io
 import json
 import os
 import pickle
@@ -7,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -27,36 +29,34 @@ QUIET = [
     "--trainer.enable_model_summary",
     "false",
 ]
+CONFIG_FILES = sorted(CONFIGS.glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def fit_in(run_command, tiny_bert, corpus):
+    """Runs `fit` with the tiny backbone in a store; returns the run's directory."""
+
+    def run(root, *args, config="sts", name="run", expect=0, epochs=2, extra=()):
+        files = ["--config", CONFIGS / f"{config}.yaml", "--data.root", corpus]
+        sizes = ["--data.max_length", 40, "--trainer.max_epochs", epochs]
+        store = ["--model.backbone", tiny_bert, "--store.root", root, "--store.run", name]
+        command = ["fit", *files, *sizes, *store, *QUIET]
+        assert run_command(*command, *args, *extra) == expect
+        return root / name
+
+    return run
 
 
 @pytest.fixture
-def fit(run_command, tiny_bert, corpus, tmp_path):
+def fit(fit_in, tmp_path):
     """Runs `fit` with the tiny backbone in a new store; returns the run's directory."""
+    return partial(fit_in, tmp_path)
 
-    def run(*args, config="sts", name="run", expect=0, epochs=2, extra=()):
-        command = [
-            "fit",
-            "--config",
-            CONFIGS / f"{config}.yaml",
-            "--model.backbone",
-            tiny_bert,
-            "--data.root",
-            corpus,
-        ]
-        command += [
-            "--data.max_length",
-            40,
-            "--trainer.max_epochs",
-            epochs,
-            "--store.root",
-            tmp_path,
-            "--store.run",
-            name,
-        ]
-        assert run_command(*command, *QUIET, *args, *extra) == expect
-        return tmp_path / name
 
-    return run
+@pytest.fixture(scope="module")
+def finished(fit_in, tmp_path_factory):
+    """The directory of a run of one epoch, which no test may change."""
+    return fit_in(tmp_path_factory.mktemp("finished"), epochs=1)
 
 
 def test_a_run_leaves_a_whole_member(fit):
@@ -225,9 +225,8 @@ def test_a_kill_loses_the_running_epoch_alone(fit, tiny_bert, corpus, tmp_path):
     )
 
 
-def test_checkpoint_holds_no_frozen_weight_and_no_pickle(fit):
-    run = fit(epochs=1)
-    checkpoint = torch.load(run / "last.ckpt", weights_only=True)
+def test_checkpoint_holds_no_frozen_weight_and_no_pickle(finished):
+    checkpoint = torch.load(finished / "last.ckpt", weights_only=True)
     assert {name.rsplit(".", 1)[-1] for name in checkpoint["state_dict"]} == {
         *("lora_A", "lora_B", "weight", "bias"),
         *("step", "loss"),
@@ -238,26 +237,33 @@ def test_checkpoint_holds_no_frozen_weight_and_no_pickle(fit):
     )
 
 
-def test_resume_with_other_settings_is_refused(fit, fails, tiny_bert, corpus, tmp_path):
-    run = fit(epochs=1)
-    command = [
-        "fit",
-        "--config",
-        CONFIGS / "sts.yaml",
-        "--model.backbone",
-        tiny_bert,
-        "--data.root",
-        corpus,
-        *QUIET,
-    ]
-    command += ["--data.max_length", 40, "--store.root", tmp_path, "--ckpt_path", run / "last.ckpt"]
-    assert "was written with members" in fails(*command, "--model.rank", 4)
-    assert "was written with batch_size 8, now it is 4" in fails(*command, "--data.batch_size", 4)
-    for schedule in (["--model.schedule", "linear"], ["--model.warmup", 0.5]):
-        assert "was written with" in fails(*command, *schedule)
-    assert "was written with limit_train_batches" in fails(
-        *command, "--trainer.limit_train_batches", 2
-    )
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        pytest.param(["--model.rank", 4], "members", id="rank"),
+        pytest.param(["--data.batch_size", 4], "batch_size 8, now it is 4", id="batch-size"),
+        pytest.param(["--model.schedule", "linear"], "", id="schedule"),
+        pytest.param(["--model.warmup", 0.5], "", id="warmup"),
+        pytest.param(["--trainer.limit_train_batches", 2], "limit_train_batches", id="limit"),
+    ],
+)
+def test_resume_with_other_settings_is_refused(
+    finished, fails, tiny_bert, corpus, tmp_path, args, message
+):
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    files = ["--config", CONFIGS / "sts.yaml", "--data.root", corpus, "--data.max_length", 40]
+    store = ["--model.backbone", tiny_bert, "--store.root", tmp_path, *QUIET]
+    command = ["fit", *files, *store, "--ckpt_path", run / "last.ckpt", *args]
+    assert f"was written with {message}" in fails(*command)
+
+
+@pytest.mark.xfail(strict=True, reason="config.yaml is written before the checkpoint is compared")
+def test_a_refused_resume_leaves_the_config_alone(finished, fails, tmp_path):
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    before = (run / "config.yaml").read_text()
+    command = ["fit", "--config", run / "config.yaml", "--ckpt_path", run / "last.ckpt"]
+    assert "was written with" in fails(*command, "--trainer.limit_train_batches", 2)
+    assert (run / "config.yaml").read_text() == before
 
 
 def test_length_of_a_scheduled_run_cannot_change(fit, fails, tiny_bert, corpus, tmp_path):
@@ -268,21 +274,41 @@ def test_length_of_a_scheduled_run_cannot_change(fit, fails, tiny_bert, corpus, 
     )
 
 
-def test_files_that_are_no_checkpoints_of_ours_are_refused(fit, fails, tmp_path):
-    run = fit(epochs=1)
-    command = ["fit", "--config", run / "config.yaml", "--ckpt_path"]
-    checkpoint = run / "last.ckpt"
-    copy = tmp_path / "copy.ckpt"
-    copy.write_bytes(checkpoint.read_bytes())
-    assert "is not in its run's directory" in fails(*command, copy)
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda content: b"{}", id="json"),
+        pytest.param(lambda content: content[:-3000], id="cut"),
+        pytest.param(lambda content: pickle.dumps(print), id="pickle"),
+        pytest.param(lambda content: b"", id="empty"),
+        pytest.param(lambda content: saved({"state_dict": {}}), id="another-programs"),
+    ],
+)
+def test_files_that_are_no_checkpoints_of_ours_are_refused(finished, fails, tmp_path, damage):
+    path = tmp_path / "copy.ckpt"
+    path.write_bytes(damage((finished / "last.ckpt").read_bytes()))
+    assert "is not a whole checkpoint of loraens" in fails(
+        "fit", "--config", finished / "config.yaml", "--ckpt_path", path
+    )
+
+
+def saved(checkpoint):
+    """Bytes of what `torch.save` writes."""
+    stream = io.BytesIO()
+    torch.save(checkpoint, stream)
+    return stream.getvalue()
+
+
+def test_a_checkpoint_elsewhere_is_refused(finished, fails, tmp_path):
+    path = shutil.copy(finished / "last.ckpt", tmp_path / "copy.ckpt")
+    command = ["fit", "--config", finished / "config.yaml", "--ckpt_path"]
+    assert "is not in its run's directory" in fails(*command, path)
     assert "does not exist" in fails(*command, "nowhere.ckpt")
-    for content in (b"{}", checkpoint.read_bytes()[:-3000], pickle.dumps(print), b""):
-        copy.write_bytes(content)
-        assert "is not a whole checkpoint of loraens" in fails(*command, copy)
-    torch.save({"state_dict": {}}, copy)
-    assert "is not a whole checkpoint of loraens" in fails(*command, copy)
-    for name in ("validate", "test"):
-        assert "--ckpt_path is missing" in fails(name, "--config", run / "config.yaml")
+
+
+@pytest.mark.parametrize("name", ["validate", "test"])
+def test_evaluation_needs_a_checkpoint(finished, fails, name):
+    assert "--ckpt_path is missing" in fails(name, "--config", finished / "config.yaml")
 
 
 def test_a_failed_start_leaves_nothing_and_takes_no_name(fit, fails, tiny_bert, tmp_path):
@@ -309,32 +335,31 @@ def test_a_failed_start_leaves_nothing_and_takes_no_name(fit, fails, tiny_bert, 
     fit(epochs=1)
 
 
-def test_backbones_that_cannot_be_used(fails, tiny_bert, corpus, tmp_path):
-    def message(change, remove=()):
-        directory = tmp_path / "backbone"
-        shutil.copytree(tiny_bert, directory, dirs_exist_ok=True)
-        config = json.loads((directory / "config.json").read_text())
-        (directory / "config.json").write_text(json.dumps({**config, **change}))
-        for name in remove:
-            (directory / name).unlink()
-        found = fails(
-            "fit",
-            "--config",
-            CONFIGS / "sts.yaml",
-            "--model.backbone",
-            directory,
-            "--data.root",
-            corpus,
-            *QUIET,
-        )
-        shutil.rmtree(directory)
-        return found
-
-    assert "is of type mpnet: an encoder of type bert" in message({"model_type": "mpnet"})
-    assert "is of type bert: an encoder" in message({"is_decoder": True})
-    assert "has no fast tokenizer" in message({}, ["tokenizer.json", "tokenizer_config.json"])
-    assert "lacks weights" in message({"num_hidden_layers": 3})
-    assert "could not be loaded" in message({}, ["model.safetensors"])
+@pytest.mark.parametrize(
+    ("change", "remove", "message"),
+    [
+        pytest.param(
+            {"model_type": "mpnet"}, [], "is of type mpnet: an encoder of type bert", id="type"
+        ),
+        pytest.param({"is_decoder": True}, [], "is of type bert: an encoder", id="decoder"),
+        pytest.param(
+            {},
+            ["tokenizer.json", "tokenizer_config.json"],
+            "has no fast tokenizer",
+            id="no-tokenizer",
+        ),
+        pytest.param({"num_hidden_layers": 3}, [], "lacks weights", id="too-deep"),
+        pytest.param({}, ["model.safetensors"], "could not be loaded", id="no-weights"),
+    ],
+)
+def test_backbones_that_cannot_be_used(fails, tiny_bert, corpus, tmp_path, change, remove, message):
+    backbone = Path(shutil.copytree(tiny_bert, tmp_path / "backbone"))
+    config = json.loads((backbone / "config.json").read_text())
+    (backbone / "config.json").write_text(json.dumps({**config, **change}))
+    for name in remove:
+        (backbone / name).unlink()
+    command = ["fit", "--config", CONFIGS / "sts.yaml", "--data.root", corpus, *QUIET]
+    assert message in fails(*command, "--model.backbone", backbone)
 
 
 def test_another_backbone_under_the_same_name_is_refused(
@@ -373,26 +398,17 @@ def test_another_backbone_under_the_same_name_is_refused(
     )
 
 
-def test_every_config_parses_and_makes_a_step(run_command, tiny_bert, corpus, tmp_path):
-    found = sorted(CONFIGS.glob("*.yaml"))
-    assert len(found) >= 7
-    for path in found:
-        overlay = "data" not in yaml.safe_load(path.read_text())
-        base = ["--config", CONFIGS / "sst.yaml"] if overlay else []
-        options = [
-            "--model.backbone",
-            tiny_bert,
-            "--data.root",
-            corpus,
-            "--data.max_length",
-            64,
-            "--trainer.fast_dev_run",
-            "true",
-        ]
-        assert (
-            run_command("fit", *base, "--config", path, *options, "--store.root", tmp_path, *QUIET)
-            == 0
-        ), path
+def test_there_are_configs():
+    assert len(CONFIG_FILES) >= 7
+
+
+@pytest.mark.parametrize("path", CONFIG_FILES, ids=lambda path: path.stem)
+def test_every_config_parses_and_makes_a_step(run_command, tiny_bert, corpus, tmp_path, path):
+    overlay = "data" not in yaml.safe_load(path.read_text())
+    base = ["--config", CONFIGS / "sst.yaml"] if overlay else []
+    files = [*base, "--config", path, "--data.root", corpus, "--data.max_length", 64]
+    options = ["--model.backbone", tiny_bert, "--trainer.fast_dev_run", "true"]
+    assert run_command("fit", *files, *options, "--store.root", tmp_path, *QUIET) == 0
     assert list(tmp_path.iterdir()) == []
 
 
@@ -488,16 +504,13 @@ def test_a_task_of_the_users_own_from_yaml_alone(run_command, tiny_bert, tmp_pat
     assert right == pytest.approx(manifest["dev"]["best"]["trec"]["accuracy"])
 
 
-def test_validate_and_test_score_a_checkpoint(
-    fit, run_command, fails, tiny_bert, corpus, tmp_path, capsys
-):
-    run = fit(epochs=1)
-    history = MemberStore(find_member(run)).manifest()["history"]
-    command = ["--config", run / "config.yaml", "--ckpt_path", run / "last.ckpt"]
+def test_validate_and_test_score_a_checkpoint(finished, run_command, fails, capsys):
+    history = MemberStore(find_member(finished)).manifest()["history"]
+    command = ["--config", finished / "config.yaml", "--ckpt_path", finished / "last.ckpt"]
     assert run_command("validate", *command) == 0
     assert f"{history[0]['dev']['sts']['mse']:.5f}"[:5] in capsys.readouterr().out
     assert "no test split with labels" in fails("test", *command)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+    assert sorted(path.name for path in finished.parent.iterdir()) == ["run"]
 
 
 @pytest.mark.parametrize(
@@ -509,61 +522,89 @@ def test_other_loggers(fit, tmp_path, logger, file):
     assert len(list((tmp_path / "logs").rglob(file))) == 1
 
 
-def test_bad_input_ends_in_one_sentence(fit, fails, tiny_bert, corpus, tmp_path):
-    command = ["fit", "--config", CONFIGS / "sts.yaml", "--store.root", tmp_path / "runs", *QUIET]
-    tiny = [*command, "--model.backbone", tiny_bert, "--data.root", corpus, "--data.max_length", 40]
-    assert "data.root nowhere has no sts-train.csv" in fails(
-        *command, "--model.backbone", tiny_bert, "--data.root", "nowhere"
-    )
-    assert "backbone 'no/such' could not be loaded" in fails(
-        *command, "--model.backbone", "no/such", "--data.root", corpus
-    )
-    assert "'q_lin' matches no linear layer" in fails(*tiny, "--model.targets", "[q_lin]")
-    assert fails(*tiny, "--data.batch_size", 0).startswith(
-        "loraens: --data.batch_size 0 is too small"
-    )
-    files = [
-        "--data",
-        "TextFiles",
-        "--data.name",
-        "a",
-        "--data.train",
-        "no.csv",
-        "--data.dev",
-        "no.csv",
-    ]
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        pytest.param(
+            ["--data.root", "nowhere"], "data.root nowhere has no sts-train.csv", id="data-root"
+        ),
+        pytest.param(
+            ["--model.backbone", "no/such"],
+            "backbone 'no/such' could not be loaded",
+            id="backbone",
+        ),
+        pytest.param(
+            ["--model.targets", "[q_lin]"], "'q_lin' matches no linear layer", id="targets"
+        ),
+        pytest.param(
+            ["--model.targets", "[]"], "at least one name of a linear layer", id="no-targets"
+        ),
+        pytest.param(
+            ["--data.batch_size", 0], "loraens: --data.batch_size 0 is too small", id="batch-size"
+        ),
+        pytest.param(
+            ["--data.max_length", 400],
+            "--data.max_length 400 is more than backbone",
+            id="max-length",
+        ),
+        pytest.param(["--model.rank", 0], "--model.rank must be at least 1", id="rank"),
+        pytest.param(["--model.rank", "many"], "model.rank", id="rank-no-number"),
+        pytest.param(["--model.scale", 0], "positive scale", id="scale"),
+        pytest.param(["--model.warmup", 2], "warmup 2 is not a share", id="warmup"),
+        pytest.param(
+            ["--model.init_std", -1], "--model.init_std -1 must be positive", id="init-std"
+        ),
+        pytest.param(["--model.lr", 1e30], "the loss is", id="loss"),
+        pytest.param(
+            ["--model.lr", 1e30, "--trainer.limit_train_batches", 1],
+            "logit is not finite at step 1",
+            id="logit",
+        ),
+        pytest.param(
+            ["--trainer.gradient_clip_algorithm", "nonsense"], "Lightning: ", id="lightning"
+        ),
+    ],
+)
+def test_bad_input_ends_in_one_sentence(fails, tiny_bert, corpus, tmp_path, args, message):
+    files = ["--config", CONFIGS / "sts.yaml", "--data.root", corpus, "--data.max_length", 40]
+    store = ["--model.backbone", tiny_bert, "--store.root", tmp_path / "runs", *QUIET]
+    assert message in fails("fit", *files, *store, *args)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        pytest.param(
+            [], "loraens: no.csv does not exist or is not a file: check the path", id="missing"
+        ),
+        pytest.param(["--data.name", "a/b", "--data.kind", "number"], "task name 'a/b'", id="name"),
+    ],
+)
+def test_text_files_that_cannot_be_used(fails, args, message):
+    files = ["--data.name", "a", "--data.train", "no.csv", "--data.dev", "no.csv"]
     columns = ["--data.text_columns", "[a]", "--data.label_column", "b"]
-    missing = fails("fit", *files, *columns, *QUIET)
-    assert missing == "loraens: no.csv does not exist or is not a file: check the path"
-    assert "--data.max_length 400 is more than backbone" in fails(*tiny, "--data.max_length", 400)
-    assert "--model.rank must be at least 1" in fails(*tiny, "--model.rank", 0)
-    assert "warmup 2 is not a share" in fails(*tiny, "--model.warmup", 2)
-    assert "model.rank" in fails(*tiny, "--model.rank", "many")
-    assert "no-such.yaml" in fails("fit", "--config", "no-such.yaml")
-    assert "the loss is" in fails(*tiny, "--model.lr", 1e30)
-    assert "logit is not finite at step 1" in fails(
-        *tiny, "--model.lr", 1e30, "--trainer.limit_train_batches", 1
-    )
-    assert "Lightning: " in fails(*tiny, "--trainer.gradient_clip_algorithm", "nonsense")
-    assert "--model.init_std -1 must be positive" in fails(*tiny, "--model.init_std", -1)
-    assert "at least one name of a linear layer" in fails(*tiny, "--model.targets", "[]")
-    assert "positive scale" in fails(*tiny, "--model.scale", 0)
-    assert "none twice" in fails(
-        "fit", "--data", "Multitask", "--data.names", "[sst,sst]", "--data.root", corpus, *QUIET
-    )
-    assert "task name 'a/b'" in fails(
-        "fit",
-        *files[:2],
-        "--data.name",
-        "a/b",
-        *files[4:],
-        *columns,
-        "--data.kind",
-        "number",
-        *QUIET,
-    )
-    assert "'fitt' is not a command" in fails("fitt")
-    fit(epochs=1)
+    assert message in fails("fit", "--data", "TextFiles", *files, *columns, *args, *QUIET)
+
+
+def test_a_task_given_twice(fails, corpus):
+    names = ["--data.names", "[sst,sst]", "--data.root", corpus]
+    assert "none twice" in fails("fit", "--data", "Multitask", *names, *QUIET)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        pytest.param(["fit", "--config", "no-such.yaml"], "no-such.yaml", id="config"),
+        pytest.param(["fitt"], "'fitt' is not a command", id="command"),
+    ],
+)
+def test_command_lines_that_name_nothing(fails, args, message):
+    assert message in fails(*args)
+
+
+def test_a_name_that_is_taken(finished, fails, tiny_bert, corpus):
+    files = ["--config", CONFIGS / "sts.yaml", "--data.root", corpus, *QUIET]
+    store = ["--store.root", finished.parent, "--store.run", finished.name]
     assert "holds a run: choose another name" in fails(
-        *tiny[:3], "--store.root", tmp_path, "--store.run", "run", *tiny[5:]
+        "fit", *files, "--model.backbone", tiny_bert, *store
     )

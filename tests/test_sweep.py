@@ -5,9 +5,11 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import time
 import weakref
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,34 +31,32 @@ QUIET = ["--trainer.logger", "false", "--trainer.enable_progress_bar", "false"]
 GRID = ["--grid.rank", "[1,8,29]", "--grid.scale", "[1,3]"]
 
 
-@pytest.fixture
-def command(tiny_bert, corpus, tmp_path):
-    """The arguments of a sweep on the tiny backbone in a new store."""
+@pytest.fixture(scope="module")
+def command_in(tiny_bert, corpus):
+    """The arguments of a sweep on the tiny backbone in a store."""
 
-    def make(*args, name="run", epochs=2, grid=GRID, size=4):
-        arguments = [
-            "sweep",
-            "--config",
-            CONFIGS / "sts.yaml",
-            "--model.backbone",
-            tiny_bert,
-            "--data.root",
-            corpus,
-        ]
-        arguments += [
-            "--model.pooling",
-            "mean",
-            "--model.lr",
-            1e-2,
-            "--trainer.max_epochs",
-            epochs,
-            "--store.root",
-            tmp_path,
-        ]
-        arguments += ["--store.run", name, "--sweep.pack_size", size, *QUIET, *grid, *args]
-        return [str(argument) for argument in arguments]
+    def make(root, *args, name="run", epochs=2, grid=GRID, size=4):
+        files = ["--config", CONFIGS / "sts.yaml", "--data.root", corpus]
+        model = ["--model.backbone", tiny_bert, "--model.pooling", "mean", "--model.lr", 1e-2]
+        store = ["--trainer.max_epochs", epochs, "--store.root", root, "--store.run", name]
+        options = [*files, *model, *store, "--sweep.pack_size", size, *QUIET, *grid, *args]
+        return ["sweep", *map(str, options)]
 
     return make
+
+
+@pytest.fixture
+def command(command_in, tmp_path):
+    """The arguments of a sweep on the tiny backbone in a new store."""
+    return partial(command_in, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def finished(command_in, run_command, tmp_path_factory):
+    """The store of a sweep of one member that has ended, which no test may change."""
+    root = tmp_path_factory.mktemp("finished")
+    assert run_command(*command_in(root, grid=["--grid.rank", "[2]"])) == 0
+    return root
 
 
 @pytest.fixture
@@ -221,26 +221,39 @@ def test_finished_members_are_skipped_by_their_checksums(sweep, run_command, cap
     assert scores[0] == pytest.approx(scores[1], abs=1e-3)
 
 
-def test_a_grid_may_grow_and_changes_are_named(sweep, command, fails, corpus, tmp_path):
+def test_a_grid_may_grow(sweep):
     run = sweep(grid=["--grid.rank", "[2]"])
     before = contents(run)
     sweep(grid=["--grid.rank", "[2,3]"], size=1)
     assert set(manifests(run)) == {"r2-c3-s0-lr0.01", "r3-c3-s0-lr0.01"}
     after = contents(run)
     assert all(after[name] == value for name, value in before.items())
-    assert "started with batch_size 8, now it is 4" in fails(*command("--data.batch_size", 4))
-    assert "started with max_epochs 2, now it is 3" in fails(*command(epochs=3))
-    assert "started with patience None, now it is 2" in fails(*command("--sweep.patience", 2))
-    other = tmp_path / "other"
-    other.mkdir()
-    for path in corpus.iterdir():
-        text = path.read_text()
-        (other / path.name).write_text(
-            text.replace("\t5.0", "\t4.8", 1) if path.name == "sts-train.csv" else text
-        )
-    assert (other / "sts-train.csv").read_text() != (corpus / "sts-train.csv").read_text()
-    assert "started with data.sts-train" in fails(*command("--data.root", other))
-    assert contents(run) == after
+
+
+@pytest.mark.parametrize(
+    ("args", "options", "message"),
+    [
+        pytest.param(["--data.batch_size", 4], {}, "batch_size 8, now it is 4", id="batch-size"),
+        pytest.param([], {"epochs": 3}, "max_epochs 2, now it is 3", id="epochs"),
+        pytest.param(["--sweep.patience", 2], {}, "patience None, now it is 2", id="patience"),
+    ],
+)
+def test_changed_settings_are_named(finished, command_in, fails, args, options, message):
+    before = contents(finished / "run")
+    grid = ["--grid.rank", "[2]"]
+    assert f"started with {message}" in fails(*command_in(finished, *args, grid=grid, **options))
+    assert contents(finished / "run") == before
+
+
+def test_changed_data_are_named(finished, command_in, fails, corpus, tmp_path):
+    before = contents(finished / "run")
+    other = Path(shutil.copytree(corpus, tmp_path / "other"))
+    text = (corpus / "sts-train.csv").read_text()
+    (other / "sts-train.csv").write_text(text.replace("\t5.0", "\t4.8", 1))
+    assert (other / "sts-train.csv").read_text() != text
+    options = command_in(finished, "--data.root", other, grid=["--grid.rank", "[2]"])
+    assert "started with data.sts-train" in fails(*options)
+    assert contents(finished / "run") == before
 
 
 def test_stopped_members_change_no_other(sweep):
