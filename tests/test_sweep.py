@@ -7,7 +7,7 @@ import random
 import re
 import shutil
 import signal
-import time
+import sys
 import weakref
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ import pytest
 import torch
 import yaml
 from filelock import FileLock
+from lightning.pytorch import Trainer
 from safetensors.torch import load_file
 
 from loraens.cli import main
@@ -134,70 +135,93 @@ def test_a_sweep_leaves_every_member_as_fit_does(sweep, run_command, command, ca
         assert left["epochs"] == right["epochs"]
 
 
-def run_in_child(arguments, kill_after=None):
-    """Runs the command in a child process, which is killed after so many seconds; returns whether
-    it came to its end.
+CHANGES = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"}
+
+
+def changes_files(event, args, directory):
+    """Whether an audit event is a change below a directory."""
+    if event not in CHANGES or not isinstance(args[0], str | bytes | os.PathLike):
+        return False
+    if event == "open" and not args[2] & (os.O_WRONLY | os.O_RDWR):
+        return False
+    path = os.fsdecode(args[0])
+    return path.startswith(str(directory)) or not os.path.isabs(path)  # relative to a folder's fd
+
+
+def run_in_child(arguments, directory, kill_at=None):
+    """Runs the command in a child process, which is killed before its change number `kill_at`
+    below the directory; returns how many changes it made, None if it was killed.
     """
+    reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         code = 1
+        changes = 0
+
+        def count(event, args):
+            nonlocal changes
+            if changes_files(event, args, directory):
+                changes += 1
+                if changes == kill_at:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
         try:
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, 1)
             os.dup2(null, 2)
+            sys.addaudithook(count)
             main(arguments)
             code = 0
         except SystemExit as stop:
             code = int(stop.code or 0)
         finally:
+            os.write(writer, str(changes).encode())
             os._exit(code)
-    if kill_after is not None:
-        time.sleep(kill_after)
-        os.kill(child, signal.SIGKILL)
+    os.close(writer)
+    with os.fdopen(reader) as stream:
+        changes = stream.read()
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
-        return False
+        return None
     assert os.waitstatus_to_exitcode(status) == 0
-    return True
+    return int(changes)
 
 
 @pytest.mark.parametrize(
     "options", [[], ["--sweep.patience", 1, "--sweep.halving_factor", 2]], ids=["plain", "stopping"]
 )
 def test_killed_anywhere_it_ends_with_the_same_contents(command, tmp_path, options):
+    """A kill between two changes of files leaves what a kill before the second one leaves."""
     epochs = 4 if options else 2
-    started = time.monotonic()
-    assert run_in_child(command(*options, name="whole", epochs=epochs))
-    seconds = time.monotonic() - started
-    whole = contents(tmp_path / "whole")
-    assert len({name.partition("/")[0] for name in whole}) == 6
+    whole = tmp_path / "whole"
+    changes = run_in_child(command(*options, name="whole", epochs=epochs), whole)
+    assert changes > 50
+    expected = contents(whole)
+    assert len({name.partition("/")[0] for name in expected}) == 6
     rng = random.Random(0)
     kills = 0
     runs = 0
-    while kills < 5:
+    while kills < 6:
         runs = runs + 1
-        ended = False
-        while not ended:
-            ended = run_in_child(
-                command(*options, name=f"run-{runs}", epochs=epochs),
-                rng.uniform(0.1, 1.1) * seconds,
-            )
-            kills += not ended
-        assert contents(tmp_path / f"run-{runs}") == whole
-        assert not (tmp_path / f"run-{runs}" / "packs").exists()
+        run = tmp_path / f"run-{runs}"
+        arguments = command(*options, name=run.name, epochs=epochs)
+        while run_in_child(arguments, run, rng.randint(1, changes)) is None:
+            kills += 1
+        assert contents(run) == expected
+        assert not (run / "packs").exists()
 
 
 def test_finished_members_are_skipped_by_their_checksums(sweep, run_command, capsys, monkeypatch):
     run = sweep()
     before = contents(run)
     trained = []
-    fit = sweep_module.Sweep._fit
+    fit = Trainer.fit
 
-    def noted(self, path, members, until):
-        trained.extend(member.name for member in members)
-        return fit(self, path, members, until)
+    def noted(self, model, *args, **options):
+        trained.extend(member.name for member in model.members)
+        return fit(self, model, *args, **options)
 
-    monkeypatch.setattr(sweep_module.Sweep, "_fit", noted)
+    monkeypatch.setattr(Trainer, "fit", noted)
     sweep()
     assert (
         run_command("sweep", "--config", run / "config.yaml") == 0
