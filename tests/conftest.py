@@ -7,12 +7,14 @@ from __future__ import annotations
 import os
 import shutil
 import string
+import tempfile
 from functools import cache
 from pathlib import Path
 
 import pytest
 
 os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="disabled", TOKENIZERS_PARALLELISM="false")
+os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", f"{tempfile.gettempdir()}/loraens-hypothesis")
 
 import torch
 from hypothesis import settings

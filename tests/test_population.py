@@ -4,6 +4,7 @@ member.
 
 import math
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -63,6 +64,8 @@ def texts(tiny_bert, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def train(texts, tiny_bert):
+    """Trains a population; one without callbacks only once, so no test may change it."""
+
     def run(members, precision="64-true", callbacks=(), steps=STEPS, targets=("query", "value")):
         module = Population(
             members, texts.tasks, backbone=str(tiny_bert), pooling="cls", targets=targets
@@ -77,7 +80,14 @@ def train(texts, tiny_bert):
         Trainer(**options, gradient_clip_val=CLIP, callbacks=list(callbacks)).fit(module, texts)
         return module
 
-    return run
+    once = cache(run)
+
+    def train(members, *args, callbacks=(), **options):
+        if callbacks:
+            return run(members, *args, callbacks=callbacks, **options)
+        return once(tuple(members), *args, **options)
+
+    return train
 
 
 def naive(member, texts, tiny_bert, targets):
@@ -194,7 +204,7 @@ class Poison(Callback):
 )
 def test_a_failed_member_leaves_the_others_bit_for_bit(train, value, where, precision):
     good = train(MEMBERS, precision)
-    bad = train(MEMBERS, precision, [Poison(1, 5, value, where)])
+    bad = train(MEMBERS, precision, callbacks=[Poison(1, 5, value, where)])
     for index in (0, 2, 3, 4):
         a, b = (weights(module.model, index, MEMBERS[index].rank) for module in (good, bad))
         assert all(torch.equal(a[name], b[name]) for name in a)

@@ -201,7 +201,7 @@ def test_killed_anywhere_it_ends_with_the_same_contents(command, tmp_path, optio
     rng = random.Random(0)
     kills = 0
     runs = 0
-    while kills < 6:
+    while kills < 5:
         runs = runs + 1
         run = tmp_path / f"run-{runs}"
         arguments = command(*options, name=run.name, epochs=epochs)
