@@ -28,7 +28,9 @@ def ensemble(run_command, capsys):
     return run
 
 
-@pytest.mark.parametrize("task", [SST, QUORA, STS], ids=lambda task: task.name)
+@pytest.mark.parametrize(
+    "task", [pytest.param(SST, marks=pytest.mark.slow), QUORA, STS], ids=lambda task: task.name
+)
 def test_all_methods_leave_ensembles_that_can_be_used(ensemble, tmp_path, task, plant):
     run = plant(tmp_path / "run", task)
     printed = ensemble("--runs", run, "--method", "all", "--size", 3)
@@ -182,6 +184,7 @@ def test_damaged_logits_are_refused(fails, tmp_path, plant, fault):
     assert not (run / "ensembles").exists()
 
 
+@pytest.mark.slow
 def test_it_needs_neither_torch_nor_lightning_nor_transformers(tmp_path, plant):
     run = plant(tmp_path / "run", STS, members=3, examples=(40, 20))
     code = (

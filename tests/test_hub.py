@@ -178,6 +178,7 @@ def endpoint(tiny_bert):
     thread.join()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("config", "sizes", "labelled"), [("sst", 18, True), ("sts", 12, False)])
 def test_fit_from_the_hub(endpoint, tmp_path, config, sizes, labelled):
     from loraens.store import MemberStore, find_member

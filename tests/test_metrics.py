@@ -61,10 +61,18 @@ def test_what_is_not_defined():
     found = scores(STS, np.ones((4, 1)), np.arange(4.0))
     assert np.isnan(found["pearson"])
     assert found["mse"] == pytest.approx((1 + 0 + 1 + 4) / 4)
-    with pytest.raises(ValueError, match="not finite"):
-        scores(STS, np.array([[np.nan]]), np.ones(1))
-    with pytest.raises(ValueError, match="2 logits for 1"):
-        scores(STS, np.ones((2, 1)), np.ones(1))
+
+
+@pytest.mark.parametrize(
+    ("logits", "message"),
+    [
+        pytest.param([[np.nan]], "not finite", id="nan"),
+        pytest.param([[1.0], [1.0]], "2 logits for 1", id="lengths"),
+    ],
+)
+def test_logits_without_a_score(logits, message):
+    with pytest.raises(ValueError, match=message):
+        scores(STS, np.array(logits), np.ones(1))
 
 
 def test_overall_is_the_papers():

@@ -133,6 +133,7 @@ def assert_close(left, right, atol):
         torch.testing.assert_close(value, right[name], rtol=0, atol=atol)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "targets", [("query", "value"), ("query", "intermediate.dense")], ids=["fast", "general"]
 )
@@ -153,6 +154,7 @@ def test_together_as_alone(train, texts, tiny_bert, targets):
             assert (layer.lora_B[index, :, member.rank :] == 0).all()
 
 
+@pytest.mark.slow
 def test_order_and_size_of_packs_do_not_matter(train):
     together = train(MEMBERS).model
     for chosen in ([4, 3, 2, 1, 0], [1, 3]):
@@ -162,6 +164,7 @@ def test_order_and_size_of_packs_do_not_matter(train):
             assert_close(weights(other, place, rank), weights(together, index, rank), 1e-10)
 
 
+@pytest.mark.slow
 def test_single_precision(train):
     """At the paper's learning rate: where a gradient is next to nothing, AdamW moves a weight by
     the whole rate.
@@ -197,8 +200,8 @@ class Poison(Callback):
 @pytest.mark.parametrize(
     ("where", "value", "precision"),
     [
-        ("weight", math.nan, "32-true"),
-        ("weight", math.inf, "64-true"),
+        pytest.param("weight", math.nan, "32-true", marks=pytest.mark.slow),
+        pytest.param("weight", math.inf, "64-true", marks=pytest.mark.slow),
         ("gradient", -math.inf, "32-true"),
     ],
 )

@@ -120,6 +120,7 @@ def strip(lines):
     ]
 
 
+@pytest.mark.slow
 def test_pipe(runs):
     command = [
         sys.executable,
@@ -139,6 +140,7 @@ def test_pipe(runs):
     assert "1 rows have no text and got an empty prediction: line 3" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away(runs, tmp_path):
     (tmp_path / "long.csv").write_text("sentence\n" + "fine\n" * 20000)
     command = (

@@ -42,6 +42,7 @@ def test_the_corpus_is_the_same_every_time_and_varied(tmp_path):
             )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("real", [False, True])
 def test_quickstart_trains_joins_and_prints(run_command, tiny_bert, corpus, tmp_path, capsys, real):
     command = ["quickstart", "--backbone", tiny_bert, "--store.root", tmp_path, "--data.limit", 24]

@@ -42,6 +42,7 @@ def directory(tmp_path, corpus, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_commands_run_as_they_stand(run_command, directory, tiny_bert):
     """Only the backbone and the number of epochs are made small, and the logger is off."""
     small = ["--model.backbone", tiny_bert, "--trainer.max_epochs", 1, "--trainer.logger", "false"]

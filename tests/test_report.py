@@ -150,6 +150,7 @@ class Page(HTMLParser):
             self.tables[-1][-1][-1] += data
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", [SST, QUORA, STS], ids=lambda task: task.name)
 def test_the_page_needs_nothing_from_elsewhere(report, tmp_path, task):
     out = report(population(tmp_path / "run", task))
@@ -181,6 +182,7 @@ def test_the_page_needs_nothing_from_elsewhere(report, tmp_path, task):
     )
 
 
+@pytest.mark.slow
 def test_tables_hold_the_scores_of_the_ensembles(report, tmp_path):
     run = population(tmp_path / "run", SST, test_labels=True)
     population(run.parent / "frozen", SST, ranks=(1,), scales=(1.0,), seeds=(0,), mode="frozen")
@@ -208,6 +210,7 @@ def test_tables_hold_the_scores_of_the_ensembles(report, tmp_path):
     assert found["frozen backbone, heads alone"]["dev (chosen on)"] == ""
 
 
+@pytest.mark.slow
 def test_baselines_and_three_tasks_have_rows(report, run_command, tmp_path, capsys):
     runs = [population(tmp_path / task.name, task) for task in (SST, QUORA, STS)]
     frozen = [
@@ -317,23 +320,31 @@ def test_lines_bands_and_marks(tmp_path, run_command):
     assert "there is no band" in sections.scores(one_seed).caption
 
 
-def test_what_is_missing_is_said(tmp_path, report):
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("heatmap", "one member only"),
+        ("diversity", "same rank and scale"),
+        ("scores", "same rank"),
+        ("frontier", "1 members only"),
+        ("reliability", "no ensemble `omni`"),
+        ("outcomes", "no ensembles"),
+        ("gains", "no ensembles of several members"),
+        ("maps", "same rank"),
+    ],
+)
+def test_a_section_without_data_gives_the_reason(tmp_path, name, reason):
     content = read(
         [population(tmp_path / "run", SST, ranks=(4,), scales=(1.0,), seeds=(0,), examples=30)]
     )["sst"]
-    for section, why in (
-        (sections.heatmap(content), "one member only"),
-        (sections.diversity(content), "same rank and scale"),
-        (sections.scores(content), "same rank"),
-        (sections.frontier(content), "1 members only"),
-        (sections.reliability(content), "no ensemble `omni`"),
-        (sections.outcomes(content), "no ensembles"),
-        (sections.gains(content), "no ensembles of several members"),
-        (sections.maps(content, []), "same rank"),
-    ):
-        assert isinstance(section, Missing)
-        assert why in section.why
+    section = getattr(sections, name)(content, *([[]] if name == "maps" else []))
+    assert isinstance(section, Missing)
+    assert reason in section.why
     assert "no ensemble was made yet" in verdict(content)
+
+
+def test_what_is_missing_is_said(tmp_path, report):
+    population(tmp_path / "run", SST, ranks=(4,), scales=(1.0,), seeds=(0,), examples=30)
     assert isinstance(sections.reliability(read([population(tmp_path / "n", STS)])["sts"]), Missing)
     text = (report(tmp_path / "run", methods=["best"], texts="true") / "index.html").read_text()
     assert "Test has no labels here" in text
@@ -392,6 +403,7 @@ def test_the_hardest_examples(tmp_path):
     assert apart.rows[0][1] == SST.class_names[int(pool.labels[first])]
 
 
+@pytest.mark.slow
 def test_186_members_stay_legible(tmp_path):
     content = read(
         [
@@ -429,6 +441,7 @@ def test_changed_members_are_refused(tmp_path, run_command, capsys):
         read([run])
 
 
+@pytest.mark.slow
 def test_ensembles_and_pictures_are_one_run_of_wandb(tmp_path):
     """Read back from the offline files: the group, the job type, the settings, the table and the
     images.
@@ -501,6 +514,7 @@ def test_the_report_is_of_the_epochs_that_the_ensembles_join(tmp_path, run_comma
     assert all("joins the members' last epochs" in sentence for sentence in said), said
 
 
+@pytest.mark.slow
 def test_embeddings_are_what_the_heads_read_and_are_kept(
     trained, run_command, tmp_path, monkeypatch
 ):

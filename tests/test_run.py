@@ -112,7 +112,7 @@ def weights(run, which="last"):
     }
 
 
-@pytest.mark.parametrize("mode", ["lora", "frozen", "full"])
+@pytest.mark.parametrize("mode", ["lora", "frozen", pytest.param("full", marks=pytest.mark.slow)])
 def test_resume_equals_no_interruption(fit, tmp_path, caplog, mode):
     options = [
         "--model.mode",
@@ -193,6 +193,7 @@ class KillInThirdEpoch(InterruptInThirdEpoch):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_kill_loses_the_running_epoch_alone(fit, tiny_bert, corpus, tmp_path):
     whole = fit(epochs=3, name="whole")
     command = [

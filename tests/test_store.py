@@ -105,12 +105,15 @@ def test_altered_missing_and_foreign_files_are_named(store, name, content, messa
         store.manifest()
 
 
-def test_find_member(store, tmp_path):
+def test_find_member(store):
     assert find_member(store.directory) == find_member(store.directory.parent) == store.directory
     other = MemberStore(store.directory.parent / "r8")
     other.write({"epoch-001": {"x": b""}}, epochs("epoch-001", "epoch-001"))
     with pytest.raises(InputError, match=r"holds 2 members: give one of them, such as .*r4"):
         find_member(store.directory.parent)
+
+
+def test_a_directory_without_a_member(tmp_path):
     with pytest.raises(InputError, match="holds no member"):
         find_member(tmp_path / "none")
 

@@ -88,6 +88,7 @@ def manifests(run):
     return {path.name: MemberStore(path).manifest() for path in find_members(run)}
 
 
+@pytest.mark.slow
 def test_a_sweep_leaves_every_member_as_fit_does(sweep, run_command, command, capsys):
     run = sweep("--model.schedule", "linear", "--model.warmup", 0.2)
     table = capsys.readouterr().out
@@ -187,6 +188,7 @@ def run_in_child(arguments, directory, kill_at=None):
     return int(changes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [[], ["--sweep.patience", 1, "--sweep.halving_factor", 2]], ids=["plain", "stopping"]
 )
@@ -211,6 +213,7 @@ def test_killed_anywhere_it_ends_with_the_same_contents(command, tmp_path, optio
         assert not (run / "packs").exists()
 
 
+@pytest.mark.slow
 def test_finished_members_are_skipped_by_their_checksums(sweep, run_command, capsys, monkeypatch):
     run = sweep()
     before = contents(run)
@@ -245,6 +248,7 @@ def test_finished_members_are_skipped_by_their_checksums(sweep, run_command, cap
     assert scores[0] == pytest.approx(scores[1], abs=1e-3)
 
 
+@pytest.mark.slow
 def test_a_grid_may_grow(sweep):
     run = sweep(grid=["--grid.rank", "[2]"])
     before = contents(run)
@@ -280,6 +284,7 @@ def test_changed_data_are_named(finished, command_in, fails, corpus, tmp_path):
     assert contents(finished / "run") == before
 
 
+@pytest.mark.slow
 def test_stopped_members_change_no_other(sweep):
     """In double precision; members that have stopped are in no later pack."""
     sizes = []
@@ -319,6 +324,7 @@ def test_stopped_members_change_no_other(sweep):
             )  # after 36 steps at a high rate
 
 
+@pytest.mark.slow
 def test_successive_halving(sweep, fails, command):
     options = ["--sweep.halving_factor", 2, "--sweep.halving_epochs", 1]
     whole = manifests(sweep(name="whole", epochs=4))
@@ -341,6 +347,7 @@ def test_successive_halving(sweep, fails, command):
     )
 
 
+@pytest.mark.slow
 def test_out_of_memory_halves_the_pack(sweep, monkeypatch, capsys):
     expected = manifests(sweep(name="whole", size=1))
     step = Population.training_step
@@ -376,6 +383,7 @@ def test_out_of_memory_halves_the_pack(sweep, monkeypatch, capsys):
     assert "alone does not fit in memory" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_failed_member_is_marked_and_the_others_are_not_touched(sweep):
     members = "[{rank: 2, scale: 1}, {rank: 2, scale: 2, lr: %s}, {rank: 3, scale: 1}]"
     good, bad = (
@@ -398,6 +406,7 @@ def test_a_failed_member_is_marked_and_the_others_are_not_touched(sweep):
     assert [manifest["status"] for manifest in alone.values()] == ["failed"]
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_packs(sweep, monkeypatch):
     """When a pack begins, nothing of the packs before it is left."""
     alive = weakref.WeakSet()
@@ -424,6 +433,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(sweep, capsys, tmp_path):
     assert not run.exists()
 
 
+@pytest.mark.slow
 def test_automatic_packs(sweep, capsys):
     run = sweep("--sweep.pack_size", "auto", epochs=1)
     assert "packs of 1: " in capsys.readouterr().out

@@ -59,6 +59,7 @@ def run(tmp_path_factory, tiny_bert, corpus):
     return run_offline(home, *command, "--store.root", home / "runs")
 
 
+@pytest.mark.slow
 def test_offline_run_holds_settings_curves_scores_and_table(run):
     (offline,) = (run / "wandb").glob("offline-run-*")
     found = read_run(offline)
@@ -80,6 +81,7 @@ def test_offline_run_holds_settings_curves_scores_and_table(run):
     assert all(sum(row[4:]) == pytest.approx(1) for row in rows["data"])
 
 
+@pytest.mark.slow
 def test_a_sweep_logs_one_run_a_member_in_one_group(tmp_path, tiny_bert, corpus):
     command = [
         "sweep",
@@ -150,6 +152,7 @@ def test_a_sweep_logs_one_run_a_member_in_one_group(tmp_path, tiny_bert, corpus)
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["frozen", "full"])
 def test_baselines_are_of_job_type_baseline(tmp_path, tiny_bert, corpus, mode):
     command = [
@@ -209,6 +212,7 @@ def test_other_loggers_get_a_directory_a_member(run_command, tmp_path, tiny_bert
             )
 
 
+@pytest.mark.slow
 def test_config_beside_the_run_is_the_one_that_was_used(run):
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["trainer"]["max_epochs"] == 2

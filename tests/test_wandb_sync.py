@@ -136,6 +136,7 @@ def identity(run):
     return run.name.rpartition("-")[2]
 
 
+@pytest.mark.slow
 def test_every_offline_run_is_uploaded_once(server, logged, run_command, fails, capsys):
     directory, runs = logged
     assert run_command("wandb-sync", directory, "--dry-run") == 0
@@ -162,10 +163,12 @@ def test_a_directory_without_runs_is_refused(tmp_path, fails, below):
     assert f"{path} holds no offline run" in fails("wandb-sync", path)
 
 
+@pytest.mark.slow
 def test_files_of_a_run_are_no_run(logged, fails):
     assert "holds no offline run" in fails("wandb-sync", logged[1][0] / "files")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("key", "message"),
     [
