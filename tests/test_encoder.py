@@ -1,5 +1,8 @@
 """The fast path against the general one, and what it must not do."""
 
+from copy import deepcopy
+from functools import cache
+
 import pytest
 import torch
 from helpers.encoders import ARCHITECTURES, LENGTHS, examples
@@ -26,14 +29,20 @@ FAST = {
 }
 
 
-@pytest.fixture(params=FAST)
-def build(request, tmp_path):
+@pytest.fixture(scope="module", params=FAST)
+def build(request, tmp_path_factory):
+    """Builds a model of one architecture, whose encoder is read from disk once."""
     kind, config = FAST[request.param]
+    directory = tmp_path_factory.mktemp("encoder")
     torch.manual_seed(1)
-    kind(config).save_pretrained(tmp_path)
+    kind(config).save_pretrained(directory)
+
+    @cache
+    def loaded(pooler):
+        return load_encoder(str(directory), pooler=pooler)
 
     def make(fast, pooling="cls", dtype=torch.float64, members=MEMBERS, **options):
-        encoder = load_encoder(str(tmp_path), pooler=pooling == "pooler")
+        encoder = deepcopy(loaded(pooling == "pooler"))
         targets = options.pop("targets", ("query", "value"))
         model = MemberModel(
             encoder, [SST], members, targets=targets, pooling=pooling, fast=fast, **options

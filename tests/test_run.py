@@ -432,6 +432,7 @@ QUESTIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])
 def test_a_task_of_the_users_own_from_yaml_alone(run_command, tiny_bert, tmp_path, suffix):
     things = [
