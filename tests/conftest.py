@@ -4,6 +4,7 @@ downloaded.
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import string
@@ -31,6 +32,12 @@ settings.register_profile(
 settings.load_profile("loraens")
 CONFIGS = Path(__file__).parent.parent / "configs"
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+def pytest_collection_finish():
+    """Objects of the imported libraries live to the end: no collection of garbage visits them."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")

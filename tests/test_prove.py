@@ -78,20 +78,13 @@ def test_noise_gains_on_dev_and_not_held_out():
         rng.normal(0, 1, (40, 200, 2)),
         labels,
     )
-    proofs = {
-        p.candidate.method: p
-        for p in prove(pool, candidates(task, ["best", "omni", "greedy", "dicor"]))
-        if p.candidate.rule == "probs"
-    }
+    every = prove(pool, candidates(task, ["best", "omni", "greedy", "dicor"]))
+    proofs = {p.candidate.method: p for p in every if p.candidate.rule == "probs"}
     for method in ("best", "greedy"):
         assert proofs[method].dev["accuracy"] > 0.56
         assert abs(proofs[method].held_out["accuracy"] - 0.5) < 0.05
         assert proofs[method].interval.low < 0.5 < proofs[method].interval.high
-    proof = next(
-        p
-        for p in prove(pool, candidates(task, ["best", "omni", "greedy"]))
-        if p.candidate.method == "greedy"
-    )
+    proof = next(p for p in every if p.candidate.method == "greedy")
     assert proof.to_best.low < 0 < proof.to_best.high
 
 

@@ -112,7 +112,14 @@ def weights(run, which="last"):
     }
 
 
-@pytest.mark.parametrize("mode", ["lora", "frozen", pytest.param("full", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "mode",
+    [
+        pytest.param("lora", marks=pytest.mark.slow),
+        "frozen",
+        pytest.param("full", marks=pytest.mark.slow),
+    ],
+)
 def test_resume_equals_no_interruption(fit, tmp_path, caplog, mode):
     options = [
         "--model.mode",
