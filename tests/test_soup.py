@@ -18,8 +18,8 @@ from loraens.ensemble.read import read_runs
 from loraens.ensemble.select import SOUPS, Options
 from loraens.inference.predictor import Predictor
 from loraens.inference.soup import Soup
-from loraens.model.dropout import Routing
 from loraens.model.lora import LoRALinear
+from loraens.model.routing import Routing
 from loraens.store import MemberStore, find_members
 from loraens.tasks import SST, STS
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from loraens.model.dropout import attention_places, drop
+from loraens.model.dropout import attention_coordinates, drop
 from loraens.model.packed import Layout
 
 
@@ -117,7 +117,7 @@ class Places:
         for g in layout.groups:
             pairs = len(g.sequences) * heads
             queries = 1 if first_only else g.length
-            places = attention_places(heads, queries, g.length, device) if training else None
+            places = attention_coordinates(heads, queries, g.length, device) if training else None
             self.spans.append(
                 Span(
                     g.sequences, pairs, queries, g.length, q_start, g.start * heads, g.bias, places

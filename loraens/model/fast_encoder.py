@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from loraens.model.dropout import Routing, drop
+from loraens.model.dropout import MaskGenerator, drop
 from loraens.model.fast_attention import Buffers, Places, attend, attend_backward
 from loraens.model.lora import LoRALinear
 from loraens.model.packed import Layout
+from loraens.model.routing import Routing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -92,12 +93,14 @@ class FastEncoder:
     Args:
         encoder: The stock encoder, its adapters injected; `is_fast` must hold.
         routing: The model's routing.
+        masks: The model's mask generator.
     """
 
-    def __init__(self, encoder: PreTrainedModel, routing: Routing) -> None:
+    def __init__(self, encoder: PreTrainedModel, routing: Routing, masks: MaskGenerator) -> None:
         stock: Any = encoder
         self.stock = stock
         self.routing = routing
+        self.masks = masks
         self.buffers = Buffers()
         self.layers = [_Layer(layer, index) for index, layer in enumerate(stock.encoder.layer)]
 
@@ -186,6 +189,7 @@ class _Run:
     def __init__(self, fast: FastEncoder, layout: Layout, first_only: bool) -> None:
         self.fast = fast
         self.routing = fast.routing
+        self.masks = fast.masks
         self.buffers = fast.buffers
         self.keep = torch.is_grad_enabled()
         self.training = bool(fast.stock.training)
@@ -260,7 +264,7 @@ class _Run:
                 kept = self._new(
                     f"mask {number}", layer, (span.pairs, span.queries, span.length), x, torch.int32
                 )
-                mask = self.routing.attention_mask(
+                mask = self.masks.attention_mask(
                     layer.attention_dropout.site, span.places, span.sequences, p, kept
                 )
             saved.masks.append(mask)
@@ -286,7 +290,7 @@ class _Run:
                 y,
                 torch.int32,
             )
-            mask = self.routing.token_mask(part.dropout.site, y.shape[1], p, places.rows, kept)
+            mask = self.masks.token_mask(part.dropout.site, y.shape[1], p, places.rows, kept)
             torch.add(residual, drop(y, mask, out=y), alpha=1 / (1 - p), out=y)
         else:
             y.add_(residual)

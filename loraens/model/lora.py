@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from loraens.model.dropout import Routing
+from loraens.model.routing import Routing
 from loraens.seeding import derive_seed
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AttentionInterface
 
-from loraens.model.dropout import MemberDropout, Routing, attention_places, factor
+from loraens.model.dropout import MaskGenerator, MemberDropout, attention_coordinates, factor
 
 ATTENTION = "loraens_packed"
 
@@ -119,7 +119,7 @@ def packed_attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     *,
-    routing: Routing,
+    masks: MaskGenerator,
     layout: Layout,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
@@ -143,9 +143,9 @@ def packed_attention(
         else:
             scores = q @ k.transpose(2, 3) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
             weights = (scores if bias is None else scores + bias).softmax(-1)
-            place = attention_places(shape[2], group.length, group.length, q.device)
-            mask = routing.attention_mask(
-                cast(MemberDropout, module.dropout).site, place, group.sequences, dropout
+            inputs = attention_coordinates(shape[2], group.length, group.length, q.device)
+            mask = masks.attention_mask(
+                cast(MemberDropout, module.dropout).site, inputs, group.sequences, dropout
             )
             mixed = (weights * factor(mask, dropout, weights.dtype)) @ v
         outputs.append(mixed.transpose(1, 2).flatten(0, 1))

@@ -16,10 +16,11 @@ from torch.nn import functional as F
 from loraens.members import Member
 from loraens.model.backbone import position_offset
 from loraens.model.batch import PackedBatch
-from loraens.model.dropout import Routing, factor, route_dropout
+from loraens.model.dropout import MaskGenerator, factor, replace_dropout
 from loraens.model.fast_encoder import FastEncoder, is_fast
 from loraens.model.lora import inject, merge
 from loraens.model.packed import layout_of
+from loraens.model.routing import Routing
 from loraens.seeding import derive_seed
 from loraens.tasks import Task
 
@@ -38,11 +39,13 @@ class Heads(nn.Module):
     constant on their way there.
     """
 
-    def __init__(self, task: Task, width: int, members: Sequence[Member], routing: Routing) -> None:
+    def __init__(
+        self, task: Task, width: int, members: Sequence[Member], masks: MaskGenerator
+    ) -> None:
         super().__init__()
         self.dropouts = tuple(member.head_dropout for member in members)
-        self.routing = routing
-        self.site = routing.site(f"head {task.name}")
+        self.masks = masks
+        self.site = masks.site(f"head {task.name}")
         weights = []
         for member in members:
             generator = torch.Generator().manual_seed(derive_seed(member.seed, "head", task.name))
@@ -59,7 +62,7 @@ class Heads(nn.Module):
         if self.training and any(self.dropouts):
             p = pooled.new_tensor(self.dropouts)[:, None, None]
             pooled = pooled * factor(
-                self.routing.feature_mask(self.site, pooled.shape[1], pooled.shape[2], p),
+                self.masks.feature_mask(self.site, pooled.shape[1], pooled.shape[2], p),
                 p,
                 pooled.dtype,
             )
@@ -106,8 +109,9 @@ class MemberModel(nn.Module):
         self.pooling = pooling
         self.members = tuple(members)
         self.routing = Routing()
+        self.masks = MaskGenerator(self.routing)
         self.encoder = encoder.requires_grad_(mode == "full")
-        route_dropout(encoder, self.routing, enabled=encoder_dropout and mode != "frozen")
+        replace_dropout(encoder, self.masks, enabled=encoder_dropout and mode != "frozen")
         self.adapters = {}
         if mode == "lora":
             ranks = [member.rank for member in members]
@@ -116,13 +120,13 @@ class MemberModel(nn.Module):
             for name, layer in self.adapters.items():
                 layer.reset([member.seed for member in members], name, init_std)
         self.heads = {
-            task.name: Heads(task, encoder.config.hidden_size, members, self.routing)
+            task.name: Heads(task, encoder.config.hidden_size, members, self.masks)
             for task in tasks
         }
         for name, head in self.heads.items():
             self.add_module(f"head_{name}", head)
         self.fast = (
-            FastEncoder(encoder, self.routing)
+            FastEncoder(encoder, self.routing, self.masks)
             if fast and mode != "full" and is_fast(encoder, list(self.adapters))
             else None
         )
@@ -149,13 +153,17 @@ class MemberModel(nn.Module):
         merge(self.encoder, 0)
         self.adapters = {}
         self.mode = "frozen"
-        self.fast = FastEncoder(self.encoder, self.routing) if is_fast(self.encoder, []) else None
+        self.fast = (
+            FastEncoder(self.encoder, self.routing, self.masks)
+            if is_fast(self.encoder, [])
+            else None
+        )
 
     def seed_dropout(self, *counter: int) -> None:
         """Name the dropout masks of the next training forward; the same counter gives the same
         masks.
         """
-        self.routing.seed([member.seed for member in self.members], *counter)
+        self.masks.seed([member.seed for member in self.members], *counter)
 
     def forward(self, batch: PackedBatch) -> Tensor:
         """Logits `(M, B, C)` of a packed batch."""
@@ -172,7 +180,7 @@ class MemberModel(nn.Module):
         first_only = self.pooling != "mean"
         lengths = torch.tensor(batch.lengths, device=device)
         tokens = [sum(lengths) for lengths in batch.member_lengths]
-        self.routing.route(tokens, lengths, batch.position_ids, self.training)
+        self.routing.route(tokens, lengths, batch.position_ids)
         layout = layout_of(
             batch.lengths, device, growth=1.25 if device.type == "cpu" else 2.0
         )  # a GPU likes few groups
@@ -185,9 +193,7 @@ class MemberModel(nn.Module):
         if self.fast is not None:
             hidden = self.fast(layout, first_only, **embedded)
         else:
-            hidden = self.encoder(
-                **embedded, routing=self.routing, layout=layout
-            ).last_hidden_state[0]
+            hidden = self.encoder(**embedded, masks=self.masks, layout=layout).last_hidden_state[0]
             hidden = hidden[layout.first] if first_only else hidden
         if self.pooling == "mean":
             pooled = torch.segment_reduce(
