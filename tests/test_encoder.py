@@ -6,9 +6,9 @@ from test_packing import ARCHITECTURES, LENGTHS, examples
 from transformers import CamembertConfig, CamembertModel, XLMRobertaConfig, XLMRobertaModel
 
 from loraens.members import Member
+from loraens.model.architectures import ARCHITECTURES as ARCHITECTURE_RECORDS
 from loraens.model.backbone import load_encoder
 from loraens.model.batch import pack
-from loraens.model.fast_encoder import FAST_TYPES
 from loraens.model.population import MemberModel, member_losses
 from loraens.tasks import SST
 
@@ -96,7 +96,7 @@ def test_fast_equals_general(build, pooling, targets, batched):
 
 
 def test_every_type_is_tried():
-    assert set(FAST) == set(FAST_TYPES)
+    assert set(FAST) == {kind for kind, record in ARCHITECTURE_RECORDS.items() if record.fast}
 
 
 def test_pooler_and_single_precision(build):

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from loraens.model.architectures import architecture_of
 from loraens.model.dropout import MaskGenerator, drop
 from loraens.model.fast_attention import Buffers, Places, attend, attend_backward
 from loraens.model.lora import LoRALinear
@@ -27,16 +28,19 @@ from loraens.model.routing import Routing
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-FAST_TYPES = ("bert", "camembert", "electra", "roberta", "xlm-roberta")
-FAST_TARGETS = ("query", "key", "value")
+_PARTS = ("query", "key", "value")
 _BLOCK = 1024  # tokens whose feed-forward activations stay in the caches
 
 
 def is_fast(encoder: PreTrainedModel, adapted: Sequence[str]) -> bool:
     """Whether the fast path knows the encoder's layout, its activation and the adapted layers."""
     config: Any = encoder.config
-    known = config.model_type in FAST_TYPES and config.hidden_act == "gelu"
-    return known and all(name.rpartition(".")[2] in FAST_TARGETS for name in adapted)
+    architecture = architecture_of(encoder)
+    return (
+        architecture.fast
+        and config.hidden_act == "gelu"
+        and all(name.rpartition(".")[2] in architecture.projections for name in adapted)
+    )
 
 
 class _Layer:
@@ -44,13 +48,14 @@ class _Layer:
     side by side.
     """
 
-    def __init__(self, layer: Any, index: int) -> None:
+    def __init__(self, layer: Any, index: int, projections: Sequence[str]) -> None:
         attention = layer.attention
         self.stock: nn.Module = layer
         self.index = index
         self.heads = int(attention.self.num_attention_heads)
         inputs: dict[str, nn.Linear | LoRALinear] = {
-            name: getattr(attention.self, name) for name in FAST_TARGETS
+            part: getattr(attention.self, name)
+            for part, name in zip(_PARTS, projections, strict=True)
         }
         self.adapters = {
             name: module for name, module in inputs.items() if isinstance(module, LoRALinear)
@@ -102,7 +107,10 @@ class FastEncoder:
         self.routing = routing
         self.masks = masks
         self.buffers = Buffers()
-        self.layers = [_Layer(layer, index) for index, layer in enumerate(stock.encoder.layer)]
+        projections = architecture_of(encoder).projections
+        self.layers = [
+            _Layer(layer, index, projections) for index, layer in enumerate(stock.encoder.layer)
+        ]
 
     def __call__(self, layout: Layout, first_only: bool, **embedded: Tensor) -> Tensor:
         """Hidden states after the last layer.

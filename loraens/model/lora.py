@@ -9,14 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from loraens.model.architectures import architecture_of
 from loraens.model.routing import Routing
 from loraens.seeding import derive_seed
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class LoRALinear(nn.Module):
@@ -179,23 +184,24 @@ class LoRALinear(nn.Module):
         return layer
 
 
-def linear_names(encoder: nn.Module) -> list[str]:
+def linear_names(encoder: PreTrainedModel) -> list[str]:
     """Last name components of the encoder's linear layers, each once, in order of occurrence."""
     return list(dict.fromkeys(name.rsplit(".", 1)[-1] for name, _ in _linears(encoder)))
 
 
-def _linears(encoder: nn.Module) -> list[tuple[str, nn.Linear]]:
+def _linears(encoder: PreTrainedModel) -> list[tuple[str, nn.Linear]]:
     """The encoder's linear layers by name; a pooler is not among them, it stays frozen."""
+    architecture = architecture_of(encoder)
     modules = encoder.named_modules()
     return [
         (name, module)
         for name, module in modules
-        if isinstance(module, nn.Linear) and not name.startswith("pooler.")
+        if isinstance(module, nn.Linear) and not architecture.is_in_pooler(name)
     ]
 
 
 def inject(
-    encoder: nn.Module,
+    encoder: PreTrainedModel,
     targets: Sequence[str],
     ranks: Sequence[int],
     scales: Sequence[float],

@@ -10,6 +10,7 @@ heads, K head width.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -19,11 +20,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AttentionMaskInterface
 
 from loraens.model.dropout import MaskGenerator, MemberDropout, attention_coordinates, factor
 
 ATTENTION = "loraens_packed"
+# arguments that the stock encoders pass down and that attention need not read: the embeddings have
+# read the positions, and hooks capture the hidden states
+HARMLESS = frozenset({"output_hidden_states", "position_ids"})
 
 
 @dataclass
@@ -125,9 +129,13 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """Attention within each sequence of a packed batch, as `transformers` calls it.
 
-    `query`, `key` and `value` are `(1, H, N, K)`; the result is `(1, N, H, K)`. Other arguments
-    that the model hands down are not needed.
+    `query`, `key` and `value` are `(1, H, N, K)`; the result is `(1, N, H, K)`.
+
+    Raises:
+        NotImplementedError: The model passed an argument that would change the result and that is
+            not honoured here.
     """
+    _refuse_unsupported(module, attention_mask, kwargs)
     dropout = dropout if module.training else 0.0
     padded = [
         _with_zero_row(x[0].transpose(0, 1)).index_select(0, layout.rows)
@@ -144,12 +152,46 @@ def packed_attention(
             scores = q @ k.transpose(2, 3) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
             weights = (scores if bias is None else scores + bias).softmax(-1)
             inputs = attention_coordinates(shape[2], group.length, group.length, q.device)
-            mask = masks.attention_mask(
-                cast(MemberDropout, module.dropout).site, inputs, group.sequences, dropout
-            )
+            site = cast(MemberDropout, module.dropout).site
+            mask = masks.attention_mask(site, inputs, group.sequences, dropout)
             mixed = (weights * factor(mask, dropout, weights.dtype)) @ v
         outputs.append(mixed.transpose(1, 2).flatten(0, 1))
     return torch.cat(outputs).index_select(0, layout.places)[None], None
+
+
+def _refuse_unsupported(
+    module: nn.Module, attention_mask: Tensor | None, kwargs: Mapping[str, Any]
+) -> None:
+    """Refuse what would silently change the result; None and False mean "not given"."""
+    given = {name for name, value in kwargs.items() if value is not None and value is not False}
+    unsupported = sorted(given - HARMLESS)
+    if attention_mask is not None:
+        unsupported.insert(0, "attention_mask")
+    if getattr(module, "is_causal", False):
+        unsupported.append("is_causal")
+    if unsupported:
+        raise NotImplementedError(
+            f"packed attention does not support {', '.join(unsupported)}, which"
+            f" {type(module).__name__} passes: it attends to all tokens of the same sequence, and"
+            " padding comes from the layout"
+        )
+
+
+def refuse_padding_mask(
+    *args: Any, attention_mask: Tensor | None = None, **kwargs: Any
+) -> Tensor | None:
+    """The attention mask of packed batches, as `transformers` asks for it: none.
+
+    Without it, `transformers` would drop a mask that is given to the encoder.
+
+    Raises:
+        NotImplementedError: A mask is given.
+    """
+    if attention_mask is not None:
+        raise NotImplementedError(
+            "packed attention does not support attention_mask: a packed batch has no padding"
+        )
+    return None
 
 
 def _with_zero_row(x: Tensor) -> Tensor:
@@ -157,3 +199,4 @@ def _with_zero_row(x: Tensor) -> Tensor:
 
 
 AttentionInterface.register(ATTENTION, packed_attention)
+AttentionMaskInterface.register(ATTENTION, refuse_padding_mask)

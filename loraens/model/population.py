@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from loraens.members import Member
-from loraens.model.backbone import position_offset
+from loraens.model.architectures import architecture_of
+from loraens.model.backbone import pooler_of
 from loraens.model.batch import PackedBatch
 from loraens.model.dropout import MaskGenerator, factor, replace_dropout
 from loraens.model.fast_encoder import FastEncoder, is_fast
@@ -110,6 +111,7 @@ class MemberModel(nn.Module):
         self.members = tuple(members)
         self.routing = Routing()
         self.masks = MaskGenerator(self.routing)
+        self.architecture = architecture_of(encoder)
         self.encoder = encoder.requires_grad_(mode == "full")
         replace_dropout(encoder, self.masks, enabled=encoder_dropout and mode != "frozen")
         self.adapters = {}
@@ -130,8 +132,8 @@ class MemberModel(nn.Module):
             if fast and mode != "full" and is_fast(encoder, list(self.adapters))
             else None
         )
-        self._offset = position_offset(encoder)
-        self._has_types = getattr(encoder.config, "type_vocab_size", 0) > 1
+        self._position_offset = self.architecture.position_offset(encoder.config)
+        self._token_types = self.architecture.reads_token_types(encoder.config)
 
     def trainable_parameters(self, index: int) -> int:
         """Trained numbers of one member, at its own rank."""
@@ -186,9 +188,9 @@ class MemberModel(nn.Module):
         )  # a GPU likes few groups
         embedded = {
             "input_ids": batch.input_ids[None],
-            "position_ids": batch.position_ids[None] + self._offset,
+            "position_ids": batch.position_ids[None] + self._position_offset,
         }
-        if self._has_types:
+        if self._token_types:
             embedded["token_type_ids"] = batch.token_type_ids[None]
         if self.fast is not None:
             hidden = self.fast(layout, first_only, **embedded)
@@ -202,7 +204,7 @@ class MemberModel(nn.Module):
         elif self.pooling == "cls":
             pooled = hidden
         else:
-            pooled = cast(nn.Module, self.encoder.pooler)(hidden[:, None])
+            pooled = cast(nn.Module, pooler_of(self.encoder))(hidden[:, None])
         return pooled.view(batch.members, -1, hidden.shape[-1])
 
 

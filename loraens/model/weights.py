@@ -25,17 +25,16 @@ ENCODER = "encoder.safetensors"
 _PREFIX = "base_model.model."
 
 
-def _is_classifier(model: MemberModel) -> bool:
-    return (
-        model.pooling == "pooler"
-        and len(model.heads) == 1
-        and model.encoder.config.model_type == "bert"
-    )
+def _classifier_prefix(model: MemberModel) -> str | None:
+    """PEFT's prefix of a layer's name, if the model is a sequence classifier to PEFT; else None."""
+    if model.pooling != "pooler" or len(model.heads) != 1:
+        return None
+    return model.architecture.classifier_prefix
 
 
 def _adapter_tensors(model: MemberModel, index: int) -> dict[str, Tensor]:
     """Matrices of one member at its own rank, under PEFT's keys."""
-    prefix = _PREFIX + ("bert." if _is_classifier(model) else "")
+    prefix = _PREFIX + (_classifier_prefix(model) or "")
     tensors = {}
     for name, layer in model.adapters.items():
         rank = layer.ranks[index]
@@ -70,7 +69,7 @@ def member_files(
     if model.mode == "frozen":
         return {HEADS: _serialise(heads)}
     member = model.members[index]
-    classifier = _is_classifier(model)
+    classifier = _classifier_prefix(model) is not None
     config = {
         "peft_type": "LORA",
         "task_type": "SEQ_CLS" if classifier else "FEATURE_EXTRACTION",
@@ -108,7 +107,7 @@ def load_member(model: MemberModel, index: int, directory: Path) -> None:
         saved.update(load_file(directory / name))
     if model.mode == "lora":
         places.update(_adapter_tensors(model, index))
-        if _is_classifier(model):
+        if _classifier_prefix(model) is not None:
             (task,) = model.heads
             for part in ("weight", "bias"):
                 places[f"{_PREFIX}classifier.{part}"] = places.pop(f"{task}.{part}")
