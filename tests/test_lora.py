@@ -8,7 +8,8 @@ from torch import nn
 from loraens.members import Member
 from loraens.model.backbone import load_encoder
 from loraens.model.batch import pack
-from loraens.model.lora import LoRALinear, linear_names, merge
+from loraens.model.injection import linear_names, merge
+from loraens.model.lora import LoRALinear
 from loraens.model.population import MemberModel, member_losses
 from loraens.model.routing import Routing
 from loraens.model.weights import member_files

@@ -112,7 +112,7 @@ def test_more_columns_than_rows_are_cut_without_loss():
             layer.lora_A[index, :rank].normal_()
             layer.lora_B[index, :, :rank].normal_()
     for weights in ([0.2, 0.5, 0.3], [0.0, 1.0, 0.0], [0.5, 0.5, 0.0]):
-        up, down = layer.joined(weights)
+        up, down = layer.combined(weights)
         expected = sum(w * layer.delta_weight(index) for index, w in enumerate(weights))
         torch.testing.assert_close(up @ down, expected)
         assert up.shape[1] == min(

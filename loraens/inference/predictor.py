@@ -200,6 +200,7 @@ class Predictor:
             )
         tasks = [Task.from_dict(fields) for fields in settings["tasks"]]
         options = {name: settings[name] for name in ("mode", "targets", "pooling")}
+        options["adapter"] = settings.get("adapter", "lora")
         model = MemberModel(
             encoder, tasks, [Member(**found["member"]) for _, found, _ in members], **options
         )

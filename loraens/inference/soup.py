@@ -21,6 +21,7 @@ from loraens.inference.predictor import Predictor
 from loraens.inference.texts import read_texts
 from loraens.members import Member
 from loraens.model.backbone import load_encoder
+from loraens.model.lora import LoRALinear
 from loraens.model.population import MemberModel
 from loraens.model.weights import member_files
 from loraens.store import Logits, MemberStore, logits_to_bytes
@@ -95,7 +96,7 @@ class Soup:
         """Give the merged model its weights."""
         model = self.merged.model
         for name, layer in self.parts.model.adapters.items():
-            up, down = layer.joined(weights.tolist())
+            up, down = layer.combined(weights.tolist())
             linear = model.encoder.get_submodule(name)
             assert isinstance(linear, nn.Linear)
             linear.weight.copy_(torch.addmm(layer.base.weight, up, down))
@@ -113,7 +114,7 @@ class Soup:
         its logits.
         """
         joined = {
-            name: layer.joined(weights.tolist())
+            name: layer.combined(weights.tolist())
             for name, layer in self.parts.model.adapters.items()
         }
         rank = max(up.shape[1] for up, _ in joined.values())
@@ -121,8 +122,9 @@ class Soup:
         member = replace(Member(**best), rank=rank, scale=1.0)
         model = self._model(member, "lora")
         for name, (up, down) in joined.items():
-            model.adapters[name].lora_A[0, : len(down)] = down
-            model.adapters[name].lora_B[0, :, : len(down)] = up
+            layer = model.adapters[name]
+            assert isinstance(layer, LoRALinear)
+            layer.set_factors(0, up, down)
         self._mix_heads(model, weights)
         files = member_files(model, 0, self.settings["backbone"], self.settings["targets"])
         for split, pool in (("dev", self.found.dev), ("test", self.found.test)):

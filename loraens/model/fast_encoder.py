@@ -11,17 +11,18 @@ width of the feed-forward part, H heads, K head width, R largest rank.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from loraens.model.adapters import Adapter
 from loraens.model.architectures import architecture_of
 from loraens.model.dropout import MaskGenerator, drop
 from loraens.model.fast_attention import Buffers, Places, attend, attend_backward
-from loraens.model.lora import LoRALinear
 from loraens.model.packed import Layout
 from loraens.model.routing import Routing
 
@@ -32,14 +33,17 @@ _PARTS = ("query", "key", "value")
 _BLOCK = 1024  # tokens whose feed-forward activations stay in the caches
 
 
-def is_fast(encoder: PreTrainedModel, adapted: Sequence[str]) -> bool:
-    """Whether the fast path knows the encoder's layout, its activation and the adapted layers."""
+def is_fast(encoder: PreTrainedModel, adapters: Mapping[str, Adapter]) -> bool:
+    """Whether the fast path supports the encoder's layout, its activation, the adapted layers and
+    the kind of their adapters.
+    """
     config: Any = encoder.config
     architecture = architecture_of(encoder)
     return (
         architecture.fast
         and config.hidden_act == "gelu"
-        and all(name.rpartition(".")[2] in architecture.projections for name in adapted)
+        and all(name.rpartition(".")[2] in architecture.projections for name in adapters)
+        and all(adapter.supports_fast for adapter in adapters.values())
     )
 
 
@@ -53,15 +57,15 @@ class _Layer:
         self.stock: nn.Module = layer
         self.index = index
         self.heads = int(attention.self.num_attention_heads)
-        inputs: dict[str, nn.Linear | LoRALinear] = {
+        inputs: dict[str, nn.Linear | Adapter] = {
             part: getattr(attention.self, name)
             for part, name in zip(_PARTS, projections, strict=True)
         }
         self.adapters = {
-            name: module for name, module in inputs.items() if isinstance(module, LoRALinear)
+            name: module for name, module in inputs.items() if isinstance(module, Adapter)
         }
         self.query, self.key, self.value = (
-            module.base if isinstance(module, LoRALinear) else module for module in inputs.values()
+            module.base if isinstance(module, Adapter) else module for module in inputs.values()
         )
         self.attention_dropout = attention.self.dropout
         self.attention_output = attention.output
@@ -71,15 +75,17 @@ class _Layer:
         self.weight = torch.empty(0)
         self.bias = torch.empty(0)
 
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """Those of the layer's adapters, in the order of query, key and value."""
+        return list(chain.from_iterable(a.own_parameters() for a in self.adapters.values()))
+
     def fuse(self, dtype: torch.dtype) -> None:
         """Bring the frozen weights to a type, lay those of key and value side by side, and let the
         stock modules' be views.
         """
         if self.weight.data_ptr() == self.key.weight.data_ptr() and self.weight.dtype == dtype:
             return
-        trained = {
-            id(p) for adapter in self.adapters.values() for p in (adapter.lora_A, adapter.lora_B)
-        }
+        trained = {id(parameter) for parameter in self.trained_parameters()}
         for parameter in self.stock.parameters():
             if id(parameter) not in trained:
                 parameter.data = parameter.data.to(dtype)
@@ -140,12 +146,7 @@ class FastEncoder:
         x = x[0].to(dtype)
         if not run.keep:
             return run.forward(x)
-        parameters = [
-            p
-            for layer in self.layers
-            for a in layer.adapters.values()
-            for p in (a.lora_A, a.lora_B)
-        ]
+        parameters = chain.from_iterable(layer.trained_parameters() for layer in self.layers)
         hidden: Tensor = _Function.apply(run, x, *parameters)  # type: ignore[no-untyped-call]
         return hidden
 
@@ -185,7 +186,7 @@ class _Saved:
     kv: Tensor = field(init=False)  # (2, H P, K)
     weights: list[Tensor] = field(default_factory=list)  # of each group (s H, Lq, L)
     masks: list[Tensor | None] = field(default_factory=list)  # likewise
-    down: dict[str, Tensor] = field(default_factory=dict)  # x A' of each adapter, (N, R)
+    adapted: dict[str, Tensor] = field(default_factory=dict)  # what each adapter keeps
     first: _Norm = field(init=False)
     wide: Tensor = field(init=False)  # (Q, F) before the activation
     second: _Norm = field(init=False)
@@ -256,7 +257,7 @@ class _Run:
         torch.addmm(layer.bias, x, layer.weight.t(), out=kv[:-1])
         outs = {"query": q[:-1], "key": kv[:-1, : x.shape[1]], "value": kv[:-1, x.shape[1] :]}
         for name, adapter in layer.adapters.items():
-            saved.down[name] = adapter.add_to(
+            saved.adapted[name] = adapter.add_delta(
                 outs[name], xq if name == "query" else x, self._tokens(name, places)
             )
         saved.q = self._new("padded q", layer, (len(places.q_padded), k), x)
@@ -421,7 +422,9 @@ class _Run:
                 "value": (kv[:, width:], saved.x, x_grad),
             }[name]
             found.extend(
-                adapter.backward_of_add(g, x, saved.down[name], self._tokens(name, places), out)
+                adapter.add_delta_backward(
+                    g, x, saved.adapted[name], self._tokens(name, places), out
+                )
             )
         if x_grad is not None and places.rows is not None:
             x_grad.index_add_(0, places.rows, residual)

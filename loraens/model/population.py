@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from loraens.members import Member
+from loraens.model.adapters import ADAPTERS, Adapter
 from loraens.model.architectures import architecture_of
 from loraens.model.backbone import pooler_of
 from loraens.model.batch import PackedBatch
 from loraens.model.dropout import MaskGenerator, factor, replace_dropout
 from loraens.model.fast_encoder import FastEncoder, is_fast
-from loraens.model.lora import inject, merge
+from loraens.model.injection import inject, merge
 from loraens.model.packed import layout_of
 from loraens.model.routing import Routing
 from loraens.seeding import derive_seed
@@ -84,9 +85,12 @@ class MemberModel(nn.Module):
             real tokens).
         init_std: Standard deviation of A at the start.
         encoder_dropout: Whether the backbone's own dropout is on while training.
-        fast: Whether to take the fast path where the backbone has one; the numbers are the same.
+        fast: Whether to take the fast path where backbone and adapters support it; the numbers are
+            the same.
+        adapter: Kind of the adapters, one of `adapters.ADAPTERS`.
 
     Raises:
+        KeyError: The kind of adapters is not registered.
         ValueError: A target matches no layer, or a mode that has no member axis got several
             members.
     """
@@ -102,6 +106,7 @@ class MemberModel(nn.Module):
         init_std: float = 0.02,
         encoder_dropout: bool = True,
         fast: bool = True,
+        adapter: str = "lora",
     ) -> None:
         super().__init__()
         if mode != "lora" and len(members) != 1:
@@ -114,11 +119,17 @@ class MemberModel(nn.Module):
         self.architecture = architecture_of(encoder)
         self.encoder = encoder.requires_grad_(mode == "full")
         replace_dropout(encoder, self.masks, enabled=encoder_dropout and mode != "frozen")
-        self.adapters = {}
+        self.adapter_kind = ADAPTERS[adapter]
+        self.adapters: dict[str, Adapter] = {}
         if mode == "lora":
-            ranks = [member.rank for member in members]
-            scales = [member.scale for member in members]
-            self.adapters = inject(encoder, targets, ranks, scales, self.routing)
+            self.adapters = inject(
+                encoder=encoder,
+                targets=targets,
+                ranks=[member.rank for member in members],
+                scales=[member.scale for member in members],
+                routing=self.routing,
+                adapter=adapter,
+            )
             for name, layer in self.adapters.items():
                 layer.reset([member.seed for member in members], name, init_std)
         self.heads = {
@@ -129,7 +140,7 @@ class MemberModel(nn.Module):
             self.add_module(f"head_{name}", head)
         self.fast = (
             FastEncoder(encoder, self.routing, self.masks)
-            if fast and mode != "full" and is_fast(encoder, list(self.adapters))
+            if fast and mode != "full" and is_fast(encoder, self.adapters)
             else None
         )
         self._position_offset = self.architecture.position_offset(encoder.config)
@@ -142,10 +153,7 @@ class MemberModel(nn.Module):
         )
         if self.mode == "full":
             return heads + sum(parameter.numel() for parameter in self.encoder.parameters())
-        adapters = self.adapters.values()
-        return heads + sum(
-            a.ranks[index] * (a.base.in_features + a.base.out_features) for a in adapters
-        )
+        return heads + sum(a.trainable_parameters(index) for a in self.adapters.values())
 
     @torch.no_grad()
     def fold(self) -> None:
@@ -157,7 +165,7 @@ class MemberModel(nn.Module):
         self.mode = "frozen"
         self.fast = (
             FastEncoder(self.encoder, self.routing, self.masks)
-            if is_fast(self.encoder, [])
+            if is_fast(self.encoder, {})
             else None
         )
 

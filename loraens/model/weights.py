@@ -33,13 +33,12 @@ def _classifier_prefix(model: MemberModel) -> str | None:
 
 
 def _adapter_tensors(model: MemberModel, index: int) -> dict[str, Tensor]:
-    """Matrices of one member at its own rank, under PEFT's keys."""
+    """The adapters of one member, under PEFT's keys."""
     prefix = _PREFIX + (_classifier_prefix(model) or "")
     tensors = {}
     for name, layer in model.adapters.items():
-        rank = layer.ranks[index]
-        tensors[f"{prefix}{name}.lora_A.weight"] = layer.lora_A[index, :rank]
-        tensors[f"{prefix}{name}.lora_B.weight"] = layer.lora_B[index, :, :rank]
+        for end, tensor in layer.member_tensors(index).items():
+            tensors[f"{prefix}{name}.{end}"] = tensor
     return tensors
 
 
@@ -68,19 +67,13 @@ def member_files(
         return {ENCODER: _serialise(model.encoder.state_dict()), HEADS: _serialise(heads)}
     if model.mode == "frozen":
         return {HEADS: _serialise(heads)}
-    member = model.members[index]
     classifier = _classifier_prefix(model) is not None
     config = {
-        "peft_type": "LORA",
+        **model.adapter_kind.peft_config(model.members[index]),
         "task_type": "SEQ_CLS" if classifier else "FEATURE_EXTRACTION",
         "base_model_name_or_path": hub_name(backbone),
-        "r": member.rank,
-        "lora_alpha": member.scale * member.rank,
-        "lora_dropout": 0.0,
         "target_modules": list(targets),
         "modules_to_save": ["classifier"] if classifier else None,
-        "bias": "none",
-        "fan_in_fan_out": False,
         "inference_mode": True,
     }
     tensors = _adapter_tensors(model, index)
