@@ -25,10 +25,10 @@ PACKAGED_HUB_NAME = "sentence-transformers/all-MiniLM-L6-v2"
 
 
 def locate(name: str) -> str:
-    """What `transformers` must be asked for: a directory or a hub name.
+    """The directory or hub name from which `transformers` loads a backbone.
 
     Raises:
-        InputError: The packaged backbone is asked for and its package is not installed.
+        InputError: The name is that of the packaged backbone, and its package is not installed.
     """
     if name != PACKAGED:
         return name
@@ -58,7 +58,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The backbone's fast tokenizer.
 
     Raises:
-        InputError: It cannot be had.
+        InputError: It cannot be loaded.
     """
     from transformers import AutoTokenizer
 
@@ -81,7 +81,8 @@ def load_encoder(name: str, pooler: bool) -> PreTrainedModel:
         pooler: Whether its pooler is needed.
 
     Raises:
-        InputError: It cannot be had, or the pooler is needed and the pre-trained weights have none.
+        InputError: It cannot be loaded, or the pooler is needed and the pre-trained weights have
+            none.
     """
     from transformers import AutoModel
 
@@ -146,8 +147,8 @@ def max_positions(encoder: PreTrainedModel) -> int:
 
 
 def fingerprint(encoder: PreTrainedModel) -> str:
-    """SHA-256 over names and values of the encoder's float32 weights, the pooler's left out (it is
-    not always loaded).
+    """SHA-256 over names and values of the encoder's float32 weights, without the pooler's, which
+    are not always loaded.
     """
     digest = hashlib.sha256()
     architecture = architecture_of(encoder)

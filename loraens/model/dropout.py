@@ -263,7 +263,7 @@ class MaskGenerator:
         return mixed.to(torch.int32), (mixed >> 32).to(torch.int32)
 
     def _column_inputs(self, width: int, device: torch.device) -> Tensor:
-        """Hash inputs of the columns of a vector; kept until another width is asked for."""
+        """Hash inputs of the columns of a vector; kept until the width changes."""
         columns = self._columns
         if columns is None or len(columns) != width or columns.device != device:
             columns = self._columns = coordinates(width, bits=(_COLUMN_BITS,), device=device)

@@ -1,7 +1,7 @@
 """One frozen backbone, the adapters of every member, and their heads.
 
-Shape letters: M members, B examples of a member, N tokens, D width of the encoder, C outputs of a
-task.
+Shape letters: M members, B examples of a member, S = M B sequences, N tokens, D width of
+the encoder, C outputs of a task.
 """
 
 from __future__ import annotations
@@ -120,31 +120,36 @@ class MemberModel(nn.Module):
         self.encoder = encoder.requires_grad_(mode == "full")
         replace_dropout(encoder, self.masks, enabled=encoder_dropout and mode != "frozen")
         self.adapter_kind = ADAPTERS[adapter]
-        self.adapters: dict[str, Adapter] = {}
-        if mode == "lora":
-            self.adapters = inject(
-                encoder=encoder,
-                targets=targets,
-                ranks=[member.rank for member in members],
-                scales=[member.scale for member in members],
-                routing=self.routing,
-                adapter=adapter,
-            )
-            for name, layer in self.adapters.items():
-                layer.reset([member.seed for member in members], name, init_std)
+        self.adapters = self._add_adapters(targets, adapter, init_std) if mode == "lora" else {}
         self.heads = {
             task.name: Heads(task, encoder.config.hidden_size, members, self.masks)
             for task in tasks
         }
         for name, head in self.heads.items():
             self.add_module(f"head_{name}", head)
-        self.fast = (
-            FastEncoder(encoder, self.routing, self.masks)
-            if fast and mode != "full" and is_fast(encoder, self.adapters)
-            else None
-        )
+        self.fast = self._fast_encoder() if fast and mode != "full" else None
         self._position_offset = self.architecture.position_offset(encoder.config)
         self._token_types = self.architecture.reads_token_types(encoder.config)
+
+    def _add_adapters(
+        self, targets: Sequence[str], adapter: str, init_std: float
+    ) -> dict[str, Adapter]:
+        adapters = inject(
+            encoder=self.encoder,
+            targets=targets,
+            ranks=[member.rank for member in self.members],
+            scales=[member.scale for member in self.members],
+            routing=self.routing,
+            adapter=adapter,
+        )
+        for name, layer in adapters.items():
+            layer.reset([member.seed for member in self.members], name, init_std)
+        return adapters
+
+    def _fast_encoder(self) -> FastEncoder | None:
+        if not is_fast(self.encoder, self.adapters):
+            return None
+        return FastEncoder(self.encoder, self.routing, self.masks)
 
     def trainable_parameters(self, index: int) -> int:
         """Trained numbers of one member, at its own rank."""
@@ -163,15 +168,11 @@ class MemberModel(nn.Module):
         merge(self.encoder, 0)
         self.adapters = {}
         self.mode = "frozen"
-        self.fast = (
-            FastEncoder(self.encoder, self.routing, self.masks)
-            if is_fast(self.encoder, {})
-            else None
-        )
+        self.fast = self._fast_encoder()
 
     def seed_dropout(self, *counter: int) -> None:
-        """Name the dropout masks of the next training forward; the same counter gives the same
-        masks.
+        """Seed the dropout masks of the next training forward, by the members' seeds and a counter;
+        the same counter gives the same masks.
         """
         self.masks.seed([member.seed for member in self.members], *counter)
 
@@ -185,26 +186,15 @@ class MemberModel(nn.Module):
         return logits
 
     def pooled(self, batch: PackedBatch) -> Tensor:
-        """Features `(M, B, D)` of a packed batch, before the head."""
-        device = batch.input_ids.device
-        first_only = self.pooling != "mean"
-        lengths = torch.tensor(batch.lengths, device=device)
-        tokens = [sum(lengths) for lengths in batch.member_lengths]
+        """Features `(M, B, D)` of a packed batch, before the head.
+
+        Raises:
+            RuntimeError: In training mode, `seed_dropout` was not called before.
+        """
+        lengths = torch.tensor(batch.lengths, device=batch.input_ids.device)
+        tokens = [sum(member_lengths) for member_lengths in batch.member_lengths]
         self.routing.route(tokens, lengths, batch.position_ids)
-        layout = layout_of(
-            batch.lengths, device, growth=1.25 if device.type == "cpu" else 2.0
-        )  # a GPU likes few groups
-        embedded = {
-            "input_ids": batch.input_ids[None],
-            "position_ids": batch.position_ids[None] + self._position_offset,
-        }
-        if self._token_types:
-            embedded["token_type_ids"] = batch.token_type_ids[None]
-        if self.fast is not None:
-            hidden = self.fast(layout, first_only, **embedded)
-        else:
-            hidden = self.encoder(**embedded, masks=self.masks, layout=layout).last_hidden_state[0]
-            hidden = hidden[layout.first] if first_only else hidden
+        hidden = self._hidden(batch)
         if self.pooling == "mean":
             pooled = torch.segment_reduce(
                 hidden.float() if hidden.dtype.itemsize < 4 else hidden, "mean", lengths=lengths
@@ -212,8 +202,30 @@ class MemberModel(nn.Module):
         elif self.pooling == "cls":
             pooled = hidden
         else:
+            # the stock pooler reads the first token of each sequence
             pooled = cast(nn.Module, pooler_of(self.encoder))(hidden[:, None])
         return pooled.view(batch.members, -1, hidden.shape[-1])
+
+    def _hidden(self, batch: PackedBatch) -> Tensor:
+        """Hidden states after the last layer: `(N, D)`, or `(S, D)` of the first tokens where
+        pooling reads nothing else.
+        """
+        first_only = self.pooling != "mean"
+        device = batch.input_ids.device
+        # padding costs a CPU more, and another group a GPU
+        layout = layout_of(batch.lengths, device, growth=1.25 if device.type == "cpu" else 2.0)
+        embedded = {
+            "input_ids": batch.input_ids[None],
+            "position_ids": batch.position_ids[None] + self._position_offset,
+        }
+        if self._token_types:
+            embedded["token_type_ids"] = batch.token_type_ids[None]
+        if self.fast is not None:
+            return self.fast(layout, first_only, **embedded)
+        hidden: Tensor = self.encoder(
+            **embedded, masks=self.masks, layout=layout
+        ).last_hidden_state[0]
+        return hidden[layout.first] if first_only else hidden
 
 
 def member_losses(task: Task, logits: Tensor, labels: Tensor) -> Tensor:

@@ -88,37 +88,37 @@ def member_files(
 
 
 def load_member(model: MemberModel, index: int, directory: Path) -> None:
-    """Put a saved member's weights in place `index` of a model that was built for it.
+    """Load a saved member's weights into member `index` of a model that was built for it.
 
     Raises:
         InputError: A weight is missing, unknown or of another shape.
     """
-    places = _head_tensors(model, index)
+    targets = _head_tensors(model, index)  # views: copying into them sets the parameters
     saved: dict[str, Tensor] = {}
-    names = [name for name in (ADAPTER, HEADS) if (directory / name).is_file()]
-    for name in names:
-        saved.update(load_file(directory / name))
+    for name in (ADAPTER, HEADS):
+        if (directory / name).is_file():
+            saved.update(load_file(directory / name))
     if model.mode == "lora":
-        places.update(_adapter_tensors(model, index))
+        targets.update(_adapter_tensors(model, index))
         if _classifier_prefix(model) is not None:
             (task,) = model.heads
             for part in ("weight", "bias"):
-                places[f"{_PREFIX}classifier.{part}"] = places.pop(f"{task}.{part}")
+                targets[f"{_PREFIX}classifier.{part}"] = targets.pop(f"{task}.{part}")
     if model.mode == "full":
         _load_encoder(model.encoder, directory / ENCODER)
-    different = set(places) ^ set(saved)
+    different = set(targets) ^ set(saved)
     if different:
         raise InputError(
             f"{directory} does not fit its manifest: weight {sorted(different)[0]!r} is missing or"
             " unknown"
         )
-    for key, place in places.items():
-        if place.shape != saved[key].shape:
+    for key, target in targets.items():
+        if target.shape != saved[key].shape:
             raise InputError(
                 f"{directory}: weight {key!r} has shape {tuple(saved[key].shape)}, not"
-                f" {tuple(place.shape)}"
+                f" {tuple(target.shape)}"
             )
-        place.data.copy_(saved[key])
+        target.data.copy_(saved[key])
 
 
 def _load_encoder(encoder: nn.Module, path: Path) -> None:
