@@ -20,8 +20,7 @@ from safetensors.torch import load_file
 from loraens.cli import main
 from loraens.members import Grid, Member, packs
 from loraens.store import MANIFEST, MemberStore, find_members
-from loraens.train import sweep as sweep_module
-from loraens.train.checkpoints import join, members_of, take
+from loraens.train import worker as worker_module
 from loraens.train.module import Population
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -191,13 +190,13 @@ def test_finished_members_are_skipped_by_their_checksums(sweep, run_command, cap
     run = sweep()
     before = contents(run)
     trained = []
-    fit = sweep_module.Sweep._fit
+    fit = worker_module.Worker._fit
 
-    def noted(self, path, members, until):
+    def noted(self, pack, members, report):
         trained.extend(member.name for member in members)
-        return fit(self, path, members, until)
+        return fit(self, pack, members, report)
 
-    monkeypatch.setattr(sweep_module.Sweep, "_fit", noted)
+    monkeypatch.setattr(worker_module.Worker, "_fit", noted)
     sweep()
     assert (
         run_command("sweep", "--config", run / "config.yaml") == 0
@@ -247,7 +246,7 @@ def test_stopped_members_change_no_other(sweep):
     """In double precision; members that have stopped are in no later pack."""
     sizes = []
 
-    class Sizes(sweep_module.Watch):
+    class Sizes(worker_module.PackWatch):
         def on_train_epoch_end(self, trainer, pl_module):
             sizes.append(len(pl_module.members))
             super().on_train_epoch_end(trainer, pl_module)
@@ -255,7 +254,7 @@ def test_stopped_members_change_no_other(sweep):
     options = ["--trainer.precision", "64-true", "--grid.seed", "[0,1]"]
     whole = manifests(sweep(*options, name="whole", epochs=6, size=12))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sweep_module, "Watch", Sizes)
+        patch.setattr(worker_module, "PackWatch", Sizes)
         run = sweep(*options, "--sweep.patience", 2, name="stopped", epochs=6, size=12)
     found = manifests(run)
     assert {manifest["status"] for manifest in found.values()} == {"finished", "stopped"}
@@ -461,57 +460,3 @@ def test_bad_input_ends_in_one_sentence(fails, command, tmp_path, run_command):
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "sweep.json").write_text("{")
     assert "sweep.json cannot be read" in fails(*command(name="broken"))
-
-
-def checkpoint(ranks):
-    """A population's checkpoint with recognisable numbers, as our module writes it."""
-    size = max(ranks)
-
-    def tensors():
-        a = torch.zeros(len(ranks), size, 5)
-        b = torch.zeros(len(ranks), 4, size)
-        for index, rank in enumerate(ranks):
-            a[index, :rank] = 10 * rank + torch.rand(rank, 5)
-            b[index, :, :rank] = torch.rand(4, rank)
-        return {
-            "model.x.lora_A": a,
-            "model.x.lora_B": b,
-            "model.head_sts.weight": torch.rand(len(ranks), 1, 4),
-        }
-
-    state = tensors()
-    moments = tensors()
-    return {
-        "state_dict": {
-            "failures.step": torch.arange(len(ranks)),
-            "failures.loss": torch.rand(len(ranks)),
-            **state,
-        },
-        "optimizer_states": [
-            {
-                "state": {i: {"step": 7, "exp_avg": m} for i, m in enumerate(moments.values())},
-                "param_groups": [{"lr": 1.0}],
-            }
-        ],
-        "callbacks": {
-            "loraens.members": {"progress": [{"best": rank} for rank in ranks], "seconds": 1.0}
-        },
-        "loraens": {"members": [{"rank": rank} for rank in ranks]},
-    }
-
-
-def test_checkpoints_taken_apart_and_joined():
-    whole = checkpoint([2, 5, 3, 1])
-    apart = [take(whole, [2]), take(whole, [0, 3]), take(whole, [1])]
-    assert apart[1]["state_dict"]["model.x.lora_A"].shape == (2, 2, 5)
-    assert apart[1]["optimizer_states"][0]["state"][1]["exp_avg"].shape == (2, 4, 2)
-    again = take(join(apart), [1, 3, 0, 2])
-    assert [member["rank"] for member in members_of(again)] == [2, 5, 3, 1]
-    assert again["callbacks"] == whole["callbacks"]
-    for name, value in whole["state_dict"].items():
-        assert torch.equal(again["state_dict"][name], value), name
-    for place, entry in whole["optimizer_states"][0]["state"].items():
-        assert again["optimizer_states"][0]["state"][place]["step"] == 7
-        assert torch.equal(
-            again["optimizer_states"][0]["state"][place]["exp_avg"], entry["exp_avg"]
-        )

@@ -108,33 +108,28 @@ def train_task(
     data: TextData, epochs: int, members: Sequence[Member], directory: Path, backbone: str
 ) -> Result:
     """Train members side by side on one backbone and join them."""
-    from lightning.pytorch import Trainer
-
     from loraens.ensemble.combine import combine, rules
     from loraens.ensemble.pool import score
     from loraens.ensemble.read import read_runs
-    from loraens.train.module import Population
-    from loraens.train.packs import TRAINER, Options, Setup
-    from loraens.train.runs import quiet_trainers
-    from loraens.train.sweep import Sweep
+    from loraens.train.config import SweepConfig
+    from loraens.train.coordinator import Coordinator
+    from loraens.train.options import SweepOptions
 
     (task,) = data.tasks
     data.setup("fit")
     print(
         f"{task.name}: {len(members)} members of {', '.join(map(_in_words, members))}", flush=True
     )
-    setup = Setup(
-        directory,
-        members,
+    config = SweepConfig.from_objects(
         data,
-        build=lambda chosen: Population(chosen, data.tasks, backbone=backbone, pooling="mean"),
-        trainer=lambda **options: Trainer(
-            max_epochs=epochs, num_sanity_val_steps=0, **TRAINER, **options
-        ),
+        members,
+        directory,
+        backbone=backbone,
         epochs=epochs,
+        options=SweepOptions(pack_size=len(members)),
+        model={"pooling": "mean"},
     )
-    with quiet_trainers():
-        manifests = Sweep(setup, Options(pack_size=len(members))).run()
+    manifests = Coordinator(config, data).run()
     pool = read_runs([directory], which="last")[task.name].dev
     joined = combine(pool, np.full(len(pool), 1 / len(pool)), rules(task)[0], pool.places)
     scores = [manifests[member.name]["dev"]["last"][task.name][task.metric] for member in members]

@@ -127,12 +127,12 @@ def check_checkpoint(path: str) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError):
-        found = None
+        checkpoint = None
     if (
-        not isinstance(found, dict)
-        or not {"loraens", "state_dict", "pytorch-lightning_version"} <= found.keys()
+        not isinstance(checkpoint, dict)
+        or not {"loraens", "state_dict", "pytorch-lightning_version"} <= checkpoint.keys()
     ):
         raise InputError(
             f"--ckpt_path {path} is not a whole checkpoint of loraens: give the {CHECKPOINT} of"
