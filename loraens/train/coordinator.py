@@ -77,8 +77,9 @@ class Coordinator:
 
     def _settings(self) -> dict[str, Any]:
         """What all members share; JSON gives the same back."""
-        data = self.worker.data
+        # first, so that a wrong option is noticed before the texts are read
         module = self.worker.build(self.config.members[:1])
+        data = self.worker.data
         module.build(data.max_length)
         halvings = self.config.rungs[:-1]
         shared = {

@@ -186,18 +186,22 @@ class Worker:
         return _unpickled, (self.directory.resolve(),)
 
     @cached_property
+    def _data_module(self) -> TextData:
+        """The texts, which need not be read yet."""
+        if self._given_data is not None:
+            return self._given_data
+        assert self.config.data is not None
+        return self.config.data.build(self.config.backbone)
+
+    @cached_property
     def data(self) -> TextData:
         """The texts, read and tokenised.
 
         Raises:
             InputError: They cannot be used.
         """
-        data = self._given_data
-        if data is None:
-            assert self.config.data is not None
-            data = self.config.data.build(self.config.backbone)
-        data.setup("fit")
-        return data
+        self._data_module.setup("fit")
+        return self._data_module
 
     @cached_property
     def _trainer_options(self) -> dict[str, Any]:
@@ -218,9 +222,9 @@ class Worker:
         """
         configured = self._trainer_options.get("callbacks") or []
         configured = configured if isinstance(configured, list) else [configured]
-        return Trainer(
-            **{**self._trainer_options, **_TRAINER, "callbacks": [*configured, *callbacks]}
-        )
+        options = {**self._trainer_options, **_TRAINER, "callbacks": [*configured, *callbacks]}
+        with quiet_trainers():
+            return Trainer(**options)
 
     def build(self, members: Sequence[Member]) -> Population:
         """The population of some members; its backbone is not loaded yet.
@@ -228,7 +232,7 @@ class Worker:
         Raises:
             InputError: An option of the model is out of range.
         """
-        return Population(members, self.data.tasks, **self.config.model)
+        return Population(members, self._data_module.tasks, **self.config.model)
 
     def train(self, pack: Pack, report: Report | None = None) -> PackResult:
         """Train a pack, from its checkpoint if there is one, until its epoch.
