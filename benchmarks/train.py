@@ -42,7 +42,7 @@ from transformers.utils import logging as hub_logging
 from loraens.data import modules
 from loraens.data.made_up import write_corpus
 from loraens.model.backbone import load_tokenizer, locate
-from loraens.train.cost import bytes_of_formula
+from loraens.train.cost import formula_bytes
 from loraens.train.runs import quiet, quiet_trainers
 
 PACKS = (2, 4, 8, 16, 32) + ((64, 186) if CUDA else ())
@@ -168,7 +168,7 @@ def memory(bench: Bench, members: int) -> dict[str, float]:
         rows, module=module, watch=lambda: peaks.append(process.memory_info().rss - before)
     )
     lengths = bench.split.tokens.lengths[rows]
-    formula = max(bytes_of_formula(module.model, one) for one in lengths.reshape(-1, BATCH))
+    formula = max(formula_bytes(module.model, one) for one in lengths.reshape(-1, BATCH))
     return {"peak": torch.cuda.max_memory_allocated() if CUDA else max(peaks), "formula": formula}
 
 

@@ -1,16 +1,97 @@
 """Train a grid of LoRA adapters on one frozen BERT, then find, prove and ship the small ensemble
 worth deploying.
+
+The public names are imported when they are asked for, so that `import loraens` takes no time.
 """
 
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
+
+if TYPE_CHECKING:
+    from loraens.api.estimators import LoraEnsembleClassifier, LoraEnsembleRegressor
+    from loraens.api.proofs import Proofs, ProvedEnsemble, prove
+    from loraens.api.sweep import Sweep
+    from loraens.data.modules import SST, STS, Multitask, Quora, TextData, TextFiles
+    from loraens.data.sources import Source
+    from loraens.data.splits import Split
+    from loraens.ensemble.methods import METHODS, Method
+    from loraens.ensemble.options import Options
+    from loraens.errors import InputError
+    from loraens.inference.predictor import Predictor as Ensemble
+    from loraens.labels import LABEL_KINDS, LabelKind
+    from loraens.members import Grid, Member
+    from loraens.model.adapters import ADAPTERS, Adapter
+    from loraens.model.architectures import ARCHITECTURES, Architecture
+    from loraens.tasks import Task
+    from loraens.train.executors import EXECUTORS, Executor
+    from loraens.train.options import SweepOptions
+
+__all__ = [
+    "ADAPTERS",
+    "ARCHITECTURES",
+    "EXECUTORS",
+    "LABEL_KINDS",
+    "METHODS",
+    "SST",
+    "STS",
+    "Adapter",
+    "Architecture",
+    "Ensemble",
+    "Executor",
+    "Grid",
+    "InputError",
+    "LabelKind",
+    "LoraEnsembleClassifier",
+    "LoraEnsembleRegressor",
+    "Member",
+    "Method",
+    "Multitask",
+    "Options",
+    "Proofs",
+    "ProvedEnsemble",
+    "Quora",
+    "Source",
+    "Split",
+    "Sweep",
+    "SweepOptions",
+    "Task",
+    "TextData",
+    "TextFiles",
+    "prove",
+]
+
+_MODULES = {
+    "loraens.api.estimators": ("LoraEnsembleClassifier", "LoraEnsembleRegressor"),
+    "loraens.api.proofs": ("Proofs", "ProvedEnsemble", "prove"),
+    "loraens.api.sweep": ("Sweep",),
+    "loraens.data.modules": ("SST", "STS", "Multitask", "Quora", "TextData", "TextFiles"),
+    "loraens.data.sources": ("Source",),
+    "loraens.data.splits": ("Split",),
+    "loraens.ensemble.methods": ("METHODS", "Method"),
+    "loraens.ensemble.options": ("Options",),
+    "loraens.errors": ("InputError",),
+    "loraens.inference.predictor": ("Ensemble",),
+    "loraens.labels": ("LABEL_KINDS", "LabelKind"),
+    "loraens.members": ("Grid", "Member"),
+    "loraens.model.adapters": ("ADAPTERS", "Adapter"),
+    "loraens.model.architectures": ("ARCHITECTURES", "Architecture"),
+    "loraens.tasks": ("Task",),
+    "loraens.train.options": ("SweepOptions",),
+    "loraens.train.executors": ("EXECUTORS", "Executor"),
+}
+_ALIASES = {"Ensemble": "Predictor"}
 
 
 def __getattr__(name: str) -> Any:
-    """`loraens.Ensemble`, imported when it is asked for."""
-    if name != "Ensemble":
-        raise AttributeError(f"module 'loraens' has no attribute {name!r}")
-    from loraens.inference.predictor import Predictor
+    """A public name, imported when it is asked for."""
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(import_module(module), _ALIASES.get(name, name))
+    raise AttributeError(f"module 'loraens' has no attribute {name!r}")
 
-    return Predictor
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return [*__all__, "__version__"]

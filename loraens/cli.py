@@ -17,14 +17,14 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "quickstart": (
         "loraens.commands.quickstart",
         "main",
-        "train a few members on a small made-up corpus and join them",
+        "train a few members on a small made-up corpus and combine them",
     ),
     "fit": ("loraens.commands.fit", "main", "train one member"),
     "sweep": ("loraens.commands.sweep", "main", "train a grid of members at once on one backbone"),
     "ensemble": (
         "loraens.commands.ensemble",
         "main",
-        "choose members, join them, and prove what that is worth",
+        "choose members, combine them, and prove what that is worth",
     ),
     "report": ("loraens.commands.report", "main", "show members and ensembles on one page"),
     "compare": (
@@ -81,25 +81,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         run: Callable[[list[str]], Any] = getattr(import_module(module), function)
         run([name, *rest] if name in TRAINER_COMMANDS else rest)
-    except ArgumentError as error:
-        _fail(f"{name}: {_option_error(str(error))}: see `loraens {name} --help`")
     except KeyboardInterrupt:
         _fail("interrupted", code=130)
     except BrokenPipeError:  # the reader of our output, such as `head`, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:
-        if (sentence := _users_to_mend(error)) is None:
+        if (sentence := _fixable(error)) is not None:
+            _fail(sentence)
+        if not isinstance(error, ArgumentError):
             raise
-        _fail(sentence)
+        _fail(f"{name}: {_option_error(str(error))}: see `loraens {name} --help`")
 
 
-def _users_to_mend(error: BaseException | None) -> str | None:
-    """What the user can mend among an error and its causes: jsonargparse wraps what a class's
-    constructor raises.
+def _fixable(error: BaseException | None) -> str | None:
+    """The sentence of an error that the user can fix, among an error and its causes: jsonargparse
+    wraps what the constructor of a class raises.
     """
     while error is not None:
-        if isinstance(error, (InputError, ModuleNotFoundError)):
+        if isinstance(error, InputError):
+            return error.in_command()
+        if isinstance(error, ModuleNotFoundError):
             return " ".join(str(error).split())
         if isinstance(error, OSError) and error.filename is not None:
             return f"{error.filename}: {error.strerror}"

@@ -1,9 +1,26 @@
-"""The one error that is the user's to mend."""
+"""The one error that the user can fix."""
+
+from __future__ import annotations
 
 
-class InputError(Exception):
-    """A file, line or option that cannot be used.
+class InputError(ValueError):
+    """An argument, file or line that cannot be used.
 
-    The message is one sentence: what it is about, what was expected, what to do. `cli.main` prints
-    it and exits with 2.
+    The message is one sentence: what it is about, what was expected, what to do.
+
+    Args:
+        message: The sentence. If it is about an argument, it begins with the argument's name.
+        option: The same argument on the command line, without dashes, such as "model.rank"; its
+            last part is the argument's name.
     """
+
+    def __init__(self, message: str, option: str | None = None) -> None:
+        super().__init__(message)
+        self.option = option
+
+    def in_command(self) -> str:
+        """The sentence as a command prints it: with the option in place of the argument."""
+        message = " ".join(str(self).split())
+        if self.option is None:
+            return message
+        return f"--{self.option}{message.removeprefix(self.option.rpartition('.')[2])}"

@@ -43,14 +43,21 @@ class Member:
 
     @property
     def name(self) -> str:
-        """Short name; weight decay and dropout are in it where they are not the default."""
+        """Short name; weight decay and dropout are in it where they are not the default.
+
+        Examples:
+            >>> Member(rank=8, scale=3.0).name
+            'r8-c3-s0-lr0.0001'
+            >>> Member(rank=8, scale=3.0, head_dropout=0.1).name
+            'r8-c3-s0-lr0.0001-do0.1'
+        """
         adapter = f"r{self.rank}-c{self.scale:g}-" if self.rank else ""
         decay = "" if self.weight_decay == Member.weight_decay else f"-wd{self.weight_decay:g}"
         dropout = "" if self.head_dropout == Member.head_dropout else f"-do{self.head_dropout:g}"
         return f"{adapter}s{self.seed}-lr{self.lr:g}{decay}{dropout}"
 
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON can hold them."""
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON has them."""
         return asdict(self)
 
 
@@ -83,6 +90,17 @@ class Grid:
         Raises:
             ValueError: An axis is empty, a setting is unknown or out of range, or a member occurs
                 twice.
+
+        Examples:
+            >>> base = Member(rank=8, scale=1.0, lr=5e-4)
+            >>> for member in Grid(rank=[1, 8], scale=[1, 3]).expand(base):
+            ...     print(member.name)
+            r1-c1-s0-lr0.0005
+            r1-c3-s0-lr0.0005
+            r8-c1-s0-lr0.0005
+            r8-c3-s0-lr0.0005
+            >>> [member.scale for member in Grid(members=[{"scale": 2.0}]).expand(base)]
+            [2.0]
         """
         axes = {field.name: getattr(self, field.name) for field in fields(Member)}
         given = {name: values for name, values in axes.items() if values is not None}

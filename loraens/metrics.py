@@ -1,100 +1,149 @@
-"""Scores of logits against labels, by torchmetrics; all on the whole split at once, never averaged
-over batches.
+"""Metrics of predictions against labels, each written once, by numpy.
 
-Shape letters: N examples, C outputs.
+They are of a whole split at once, never averaged over batches.
+
+Shape letters: N examples, K classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
-from loraens.tasks import Task
-
 CALIBRATION_BINS = 15
+TINY = np.finfo(np.float64).tiny
 
 
-def probabilities(task: Task, logits: np.ndarray) -> np.ndarray:
-    """Class probabilities `(N, classes)` of logits `(N, C)`: softmax, or sigmoid where a task of
-    two classes has one logit.
+@dataclass(frozen=True)
+class Outcome:
+    """Predictions of a member or an ensemble.
+
+    Args:
+        predictions: `(N,)` class numbers or values.
+        probabilities: `(N, K)` of classes; None for numbers, and for votes, which have none.
     """
-    logits = np.asarray(logits, np.float64)
-    if task.loss == "binary_cross_entropy":
-        logits = np.concatenate([np.zeros_like(logits), logits], axis=1)
-    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-    shares: np.ndarray = exponentials / exponentials.sum(axis=1, keepdims=True)
-    return shares
+
+    predictions: np.ndarray
+    probabilities: np.ndarray | None = None
+
+    def at(self, indices: np.ndarray) -> Outcome:
+        """The outcome of some of the examples."""
+        probabilities = None if self.probabilities is None else self.probabilities[indices]
+        return Outcome(self.predictions[indices], probabilities)
 
 
-def predictions(task: Task, logits: np.ndarray) -> np.ndarray:
-    """Class numbers `(N,)`, or values `(N,)`, of logits `(N, C)`. The lower class wins a tie."""
-    if task.kind == "number":
-        return np.asarray(logits, np.float64)[:, 0]
-    classes: np.ndarray = probabilities(task, logits).argmax(axis=1)
-    return classes
+@dataclass(frozen=True)
+class Metric:
+    """One metric.
 
-
-def scores(task: Task, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Every metric of the task's kind, by name.
-
-    Accuracy, macro F1, Pearson, Spearman and MSE are torchmetrics'; nll is the mean negative log
-    probability of the label (nats); brier the mean squared distance of the probabilities from the
-    one-hot label, in [0, 2] (Brier 1950); calibration_error the expected calibration error in 15
-    equal bins (Guo et al. 2017). Correlations of constant predictions are not defined: NaN.
-
-    Raises:
-        ValueError: A logit is not finite, or lengths differ.
+    Args:
+        name: Its name in settings and files.
+        title: Its name in prose.
+        compute: From an outcome and labels `(N,)` to the score; NaN where it is not defined.
+        higher_is_better: Its direction.
     """
-    if len(logits) != len(labels):
-        raise ValueError(f"{len(logits)} logits for {len(labels)} labels")
-    if not np.isfinite(logits).all():
-        raise ValueError("a logit is not finite")
-    return (
-        _class_scores(task, logits, labels)
-        if task.kind == "classes"
-        else _number_scores(task, logits, labels)
-    )
+
+    name: str
+    title: str
+    compute: Callable[[Outcome, np.ndarray], float]
+    higher_is_better: bool = True
+
+    def __call__(self, outcome: Outcome, labels: np.ndarray) -> float:
+        """The score; NaN where it is not defined."""
+        return self.compute(outcome, labels)
+
+    def utility(self, score: float) -> float:
+        """The score with its sign turned where lower is better."""
+        return score if self.higher_is_better else -score
 
 
-def _class_scores(task: Task, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    import torch
-    from torchmetrics.functional import classification
-
-    probability = torch.from_numpy(probabilities(task, logits))
-    target = torch.from_numpy(labels.astype(np.int64))
-    classes = probability.shape[1]
-    chosen = torch.from_numpy(predictions(task, logits))
-    one_hot = torch.nn.functional.one_hot(target, classes)
-    picked = probability.gather(1, target[:, None]).clamp_min(torch.finfo(torch.float64).tiny)
-    calibration = classification.multiclass_calibration_error(
-        probability, target, classes, n_bins=CALIBRATION_BINS
-    )
-    return {
-        "accuracy": float(
-            classification.multiclass_accuracy(chosen, target, classes, average="micro")
-        ),
-        "macro_f1": float(
-            classification.multiclass_f1_score(chosen, target, classes, average="macro")
-        ),
-        "nll": float(-picked.log().mean()),
-        "brier": float((probability - one_hot).square().sum(1).mean()),
-        "calibration_error": float(calibration),
-    }
+def _accuracy(outcome: Outcome, labels: np.ndarray) -> float:
+    return float((outcome.predictions == labels).mean())
 
 
-def _number_scores(task: Task, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    import torch
-    from torchmetrics import functional
+def _macro_f1(outcome: Outcome, labels: np.ndarray) -> float:
+    """Mean F1 of the classes that occur in labels or predictions."""
+    scores = []
+    for number in np.union1d(outcome.predictions, labels):
+        predicted = outcome.predictions == number
+        actual = labels == number
+        scores.append(2 * (predicted & actual).sum() / (predicted.sum() + actual.sum()))
+    return float(np.mean(scores))
 
-    value = torch.from_numpy(predictions(task, logits))
-    target = torch.from_numpy(np.asarray(labels, np.float64))
-    varies = len(value) > 1 and bool(value.std() > 0) and bool(target.std() > 0)
-    return {
-        "pearson": float(functional.pearson_corrcoef(value, target)) if varies else float("nan"),
-        "spearman": float(functional.spearman_corrcoef(value, target)) if varies else float("nan"),
-        "mse": float(functional.mean_squared_error(value, target)),
-    }
+
+def _nll(outcome: Outcome, labels: np.ndarray) -> float:
+    """Mean negative log probability of the label, in nats."""
+    if outcome.probabilities is None:
+        return float("nan")
+    label_probabilities = outcome.probabilities[np.arange(len(labels)), labels.astype(np.int64)]
+    return float(-np.log(np.maximum(label_probabilities, TINY)).mean())
+
+
+def _brier(outcome: Outcome, labels: np.ndarray) -> float:
+    """Mean squared distance of the probabilities from the one-hot label, in [0, 2] (Brier 1950)."""
+    if outcome.probabilities is None:
+        return float("nan")
+    one_hot = np.eye(outcome.probabilities.shape[1])[labels.astype(np.int64)]
+    return float(((outcome.probabilities - one_hot) ** 2).sum(axis=1).mean())
+
+
+def _calibration_error(outcome: Outcome, labels: np.ndarray) -> float:
+    """Expected calibration error in 15 equal bins of confidence (Guo et al. 2017)."""
+    if outcome.probabilities is None:
+        return float("nan")
+    confidence = outcome.probabilities.max(axis=1)
+    correct = outcome.probabilities.argmax(axis=1) == labels.astype(np.int64)
+    bins = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(int) - 1, 0, CALIBRATION_BINS - 1)
+    gaps = np.bincount(bins, correct - confidence, CALIBRATION_BINS)
+    return float(np.abs(gaps).sum() / len(labels))
+
+
+def correlation(left: np.ndarray, right: np.ndarray) -> float:
+    """Pearson's r of two vectors `(N,)`; NaN if one of them is constant.
+
+    Examples:
+        >>> round(correlation(np.array([1.0, 2.0, 3.0]), np.array([1.0, 3.0, 2.0])), 6)
+        0.5
+        >>> correlation(np.array([1.0, 1.0]), np.array([0.0, 1.0]))
+        nan
+    """
+    a = left - left.mean()
+    b = right - right.mean()
+    scale = np.sqrt((a @ a) * (b @ b))
+    return float(a @ b / scale) if scale > 1e-12 * max(1.0, len(a)) else float("nan")
+
+
+def _pearson(outcome: Outcome, labels: np.ndarray) -> float:
+    return correlation(outcome.predictions, labels)
+
+
+def _spearman(outcome: Outcome, labels: np.ndarray) -> float:
+    return correlation(_ranks(outcome.predictions), _ranks(labels))
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks from 1; equal values have their mean rank."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ranks: np.ndarray = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+    return ranks
+
+
+def _mse(outcome: Outcome, labels: np.ndarray) -> float:
+    return float(((outcome.predictions - labels) ** 2).mean())
+
+
+ACCURACY = Metric("accuracy", "accuracy", _accuracy)
+MACRO_F1 = Metric("macro_f1", "macro F1", _macro_f1)
+NLL = Metric("nll", "NLL", _nll, higher_is_better=False)
+BRIER = Metric("brier", "brier", _brier, higher_is_better=False)
+CALIBRATION_ERROR = Metric(
+    "calibration_error", "calibration error", _calibration_error, higher_is_better=False
+)
+PEARSON = Metric("pearson", "Pearson's r", _pearson)
+SPEARMAN = Metric("spearman", "Spearman's rho", _spearman)
+MSE = Metric("mse", "mean squared error", _mse, higher_is_better=False)
 
 
 def overall(by_task: Mapping[str, float]) -> float | None:

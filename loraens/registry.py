@@ -17,6 +17,16 @@ class Registry(Mapping[str, T], Generic[T]):
 
     Args:
         group: What the objects are, in the plural, such as "label_kinds".
+
+    Examples:
+        >>> shapes = Registry("shapes")
+        >>> shapes.register("square", 4)
+        4
+        >>> shapes["square"], "circle" in shapes, list(shapes)
+        (4, False, ['square'])
+        >>> shapes["circle"]
+        Traceback (most recent call last):
+        KeyError: "'circle' is none of the shapes: square"
     """
 
     def __init__(self, group: str) -> None:
@@ -34,6 +44,14 @@ class Registry(Mapping[str, T], Generic[T]):
             raise ValueError(f"{self.group}: the name {name!r} is taken")
         self._objects[name] = value
         return value
+
+    def unregister(self, name: str) -> None:
+        """Remove an object, such as one of a test.
+
+        Raises:
+            KeyError: There is none of that name.
+        """
+        del self._objects[name]
 
     def _load_entry_points(self) -> None:
         if not self._loaded:

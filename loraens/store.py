@@ -1,14 +1,14 @@
 """The run store: the only reader and writer of run files.
 
     checkpoints/<run>/
-        config.yaml             the settings of the run, as `--config` takes them
-        last.ckpt               Lightning's checkpoint of the last epoch, for `--ckpt_path`
+        config.yaml         the settings of the run, as `--config` takes them
+        last.ckpt           Lightning's checkpoint of the last epoch, for `--ckpt_path`
         <member>/
-            manifest.json       settings, scores, data fingerprints, and a checksum of every file
-            below epoch-003/          the member after an epoch: weights, and logits of dev and test
-                adapter_config.json adapter_model.safetensors   in PEFT's format <task>-dev.npz
-                <task>-test.npz                  logits (N, C), example_id (N,), labels (N,) where
-                there are
+            manifest.json   settings, scores, data fingerprints, and a checksum of every file below
+            epoch-003/      the member after an epoch: weights, and logits of dev and test
+                adapter_config.json, adapter_model.safetensors    in PEFT's format
+                <task>-dev.npz, <task>-test.npz    logits (N, C), example_id (N,), and labels (N,)
+                                                   where there are any
 
 A member's manifest names its best and its last epoch; it is replaced last, in one step, so that it
 never names a file that is not whole, and what it does not name is removed.
@@ -19,27 +19,27 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import math
 import os
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from loraens.errors import InputError
+from loraens.records import Epoch, Manifest
 
 MANIFEST = "manifest.json"
 ENSEMBLE = "ensemble.json"
-ENSEMBLE_FORMAT = 1
 CHECKPOINT = "last.ckpt"
 FORMAT = 1
 
 
 @dataclass
 class Logits:
-    """What a member says of one split.
+    """Logits of a member on one split.
 
     Args:
         logits: `(N, C)`.
@@ -53,7 +53,7 @@ class Logits:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file beside its place and rename it into it, so that a reader sees all of it or
+    """Write a file under a temporary name and rename it, so that a reader sees all of it or
     nothing.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -105,104 +105,86 @@ class MemberStore:
     def __init__(self, directory: Path) -> None:
         self.directory = Path(directory)
 
-    def write(self, epochs: dict[str, dict[str, bytes]], manifest: dict[str, Any]) -> None:
+    def write(self, epochs: Mapping[str, Mapping[str, bytes]], manifest: Manifest) -> Manifest:
         """Write the files of some epochs, then the manifest, then remove what neither it nor the
         one before it names.
 
-        What the one before it names is kept once more: a run that is resumed from its last
-        checkpoint may need it.
+        The files that the manifest before names stay once more: a run that is resumed from its last
+        checkpoint may need them.
 
         Args:
             epochs: Directory name of an epoch -> file name -> content; epochs that are already
                 there need not be given.
-            manifest: JSON fields; `epochs` holds the directory names that shall remain, as {"best":
-                ..., "last": ...}.
+            manifest: The manifest, whose `files` are filled in; its `epochs` are the directories
+                that shall remain.
+
+        Returns:
+            The manifest as it was written.
         """
-        for left_over in self.directory.rglob(".*.part"):  # of a writer that was killed
-            left_over.unlink()
+        for part in self.directory.rglob(".*.part"):  # of a writer that was killed
+            part.unlink()
         for epoch, files in epochs.items():
             for name, content in files.items():
                 write_atomically(self.directory / epoch / name, content)
-        kept = set(manifest["epochs"].values())
-        old = self._manifest_before()
-        before = set(old["epochs"].values())
-        sums = {
-            name: known
-            for name, known in old["files"].items()
-            if name.partition("/")[0] in kept - set(epochs)
-        }
-        for epoch in kept & set(epochs):
-            sums.update(
-                {
-                    f"{epoch}/{name}": hashlib.sha256(content).hexdigest()
-                    for name, content in epochs[epoch].items()
-                }
-            )
-        sums = dict(sorted(sums.items()))
-        whole = without_nan({"format": FORMAT, **manifest, "files": sums})
-        write_atomically(
-            self.directory / MANIFEST,
-            (json.dumps(whole, indent=2, allow_nan=False) + "\n").encode(),
-        )
+        remaining = set(manifest.epochs.values())
+        before = self.read() if (self.directory / MANIFEST).is_file() else None
+        checksums = {}
+        for name, before_sum in (before.files if before else {}).items():
+            if name.partition("/")[0] in remaining - set(epochs):
+                checksums[name] = before_sum
+        for epoch in remaining & set(epochs):
+            for name, content in epochs[epoch].items():
+                checksums[f"{epoch}/{name}"] = hashlib.sha256(content).hexdigest()
+        manifest = replace(manifest, files=dict(sorted(checksums.items())))
+        write_atomically(self.directory / MANIFEST, manifest.dumps(format=FORMAT))
+        named_before = set(before.epochs.values()) if before else set()
         for path in self.directory.glob("epoch-*"):
-            if path.name not in kept | before:
+            if path.name not in remaining | named_before:
                 shutil.rmtree(path)
-
-    def update(self, **fields: Any) -> dict[str, Any]:
-        """Change fields of the manifest; the member's files, which are verified, stay as they are.
-        Returns the manifest.
-        """
-        manifest = {**self.manifest(), **fields}
-        if fields:
-            self.write({}, manifest)
         return manifest
 
-    def _manifest_before(self) -> dict[str, Any]:
-        path = self.directory / MANIFEST
-        if not path.is_file():
-            return {"epochs": {}, "files": {}}
-        found: dict[str, Any] = json.loads(path.read_bytes())
-        return found
+    def update(self, **fields: Any) -> Manifest:
+        """Change fields of the manifest; the member's files, which are verified, stay as they are.
 
-    def read(self) -> dict[str, Any]:
-        """The member's manifest; the files that it names are not looked at.
+        Returns:
+            The manifest as it is now.
+        """
+        manifest = replace(self.manifest(), **fields)
+        return self.write({}, manifest) if fields else manifest
+
+    def read(self) -> Manifest:
+        """The member's manifest; its files are not verified.
 
         Raises:
             InputError: It is missing, not readable or of another format.
         """
         path = self.directory / MANIFEST
+        fix = "restore it or train the member again"
         if not path.is_file():
             raise InputError(
                 f"{self.directory} is not a member of a run (it has no {MANIFEST}): give a member's"
                 " directory"
             )
         try:
-            manifest = json.loads(path.read_bytes())
+            fields = json.loads(path.read_bytes())
         except ValueError as error:
-            raise InputError(
-                f"{path} is not JSON ({error}): restore it or train the member again"
-            ) from None
-        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+            raise InputError(f"{path} is not JSON ({error}): {fix}") from None
+        if not isinstance(fields, dict) or fields.get("format") != FORMAT:
             raise InputError(
                 f"{path} is not of format {FORMAT}, which this version of loraens reads: train the"
                 " member again"
             )
-        for name in ("files", "epochs", "settings", "member", "dev"):
-            if not isinstance(manifest.get(name), dict):
-                raise InputError(
-                    f"{path} lacks the field {name!r}: restore it or train the member again"
-                )
-        return manifest
+        return Manifest.from_json(fields, path, fix)
 
-    def manifest(self) -> dict[str, Any]:
-        """The member's manifest, every file that it names checked.
+    def manifest(self) -> Manifest:
+        """The member's manifest, every file that it names verified.
 
         Raises:
             InputError: It is missing, not readable or of another format, or a file is missing or
                 altered.
         """
         manifest = self.read()
-        for name, expected in manifest["files"].items():
+        for name, expected in manifest.files.items():
             file = self.directory / name
             if not file.is_file():
                 raise InputError(f"{file} is missing: restore it or train the member again")
@@ -213,51 +195,25 @@ class MemberStore:
                 )
         return manifest
 
-    def logits(self, task: str, split: str, which: str = "best") -> Logits:
+    def epoch(self, manifest: Manifest, epoch: Epoch) -> Path:
+        """Directory of the member's best or last epoch.
+
+        Raises:
+            InputError: It has none: it failed in its first.
+        """
+        if epoch not in manifest.epochs:
+            raise InputError(
+                f"{self.directory} has no epoch: the member failed ({manifest.ended}), leave it out"
+            )
+        return self.directory / manifest.epochs[epoch]
+
+    def logits(self, task: str, split: str, epoch: Epoch = "best") -> Logits:
         """Logits of a task's split after the member's best or last epoch.
 
         Raises:
             InputError: The member has none: it failed in its first epoch, or the split has no file.
         """
-        manifest = self.manifest()
-        if which not in manifest["epochs"]:
-            raise InputError(
-                f"{self.directory} has no epoch: the member failed ({manifest['ended']}), leave"
-                " it out"
-            )
-        return read_logits(self.directory / manifest["epochs"][which] / f"{task}-{split}.npz")
-
-
-def without_nan(value: Any) -> Any:
-    """JSON fields with null for scores that are not defined."""
-    if isinstance(value, dict):
-        return {name: without_nan(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [without_nan(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def read_ensemble(directory: Path) -> dict[str, Any]:
-    """The record of an ensemble in its directory.
-
-    Raises:
-        InputError: It is not readable or of another format.
-    """
-    path = directory / ENSEMBLE
-    try:
-        record = json.loads(path.read_bytes())
-    except ValueError:
-        record = None
-    if (
-        not isinstance(record, dict)
-        or record.get("format") != ENSEMBLE_FORMAT
-        or not record.get("members")
-    ):
-        raise InputError(
-            f"{path} is not an ensemble that this version of loraens reads: make it again with"
-            " `loraens ensemble`"
-        )
-    return record
+        return read_logits(self.epoch(self.manifest(), epoch) / f"{task}-{split}.npz")
 
 
 def find_members(path: Path) -> list[Path]:
@@ -273,9 +229,9 @@ def find_member(path: Path) -> Path:
     Raises:
         InputError: There is none, or more than one.
     """
-    found = find_members(path)
-    if len(found) == 1:
-        return found[0]
-    if not found:
-        raise InputError(f"{path} holds no member of a run: give a directory with {MANIFEST}")
-    raise InputError(f"{path} holds {len(found)} members: give one of them, such as {found[0]}")
+    members = find_members(path)
+    if len(members) == 1:
+        return members[0]
+    if not members:
+        raise InputError(f"{path} has no member of a run: give a directory with {MANIFEST}")
+    raise InputError(f"{path} has {len(members)} members: give one of them, such as {members[0]}")

@@ -1,46 +1,33 @@
-"""What is predicted from one or two texts."""
+"""Tasks: what is predicted from one or two texts."""
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
-Kind = Literal["classes", "number"]
-Loss = Literal["cross_entropy", "binary_cross_entropy", "mse"]
-Metric = Literal[
-    "accuracy", "macro_f1", "nll", "brier", "calibration_error", "pearson", "spearman", "mse"
-]
+import numpy as np
 
-METRICS: dict[Kind, tuple[Metric, ...]] = {
-    "classes": ("accuracy", "macro_f1", "nll", "brier", "calibration_error"),
-    "number": ("pearson", "spearman", "mse"),
-}
-LOWER_IS_BETTER = frozenset({"nll", "brier", "calibration_error", "mse"})
+from loraens.labels import LABEL_KINDS, LabelKind
+from loraens.metrics import Metric, Outcome
 
-
-def _number(text: str) -> float | None:
-    """The number that a text is, if it is one."""
-    try:
-        return float(text)
-    except ValueError:
-        return None
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
 class Task:
-    """One task: its columns, its label and how it is scored.
+    """One task: its columns, its label and its metric.
 
     Args:
         name: Name of the task; names its files and figures.
-        text_columns: One or two columns; two are joined in one sequence by the tokenizer's
+        text_columns: One or two columns; two are combined into one sequence by the tokenizer's
             separator.
         label_column: Column of the label.
-        kind: "classes" (softmax, or sigmoid with `binary_cross_entropy`) or "number" (a real
-            number).
-        loss: Training loss; "mse" for numbers.
-        metric: What "best" means; one of `METRICS[kind]`.
+        kind: Label kind: "classes" (softmax, or sigmoid with `binary_cross_entropy`), "number" (a
+            real number), or one that was registered in `labels.LABEL_KINDS`.
+        loss: Training loss; one of the kind's `losses`.
+        metric: What "best" means; the name of one of the kind's `metrics`.
         class_names: Names of the classes, in the order of their numbers; empty for numbers.
         low: Smallest legal number, or None.
         high: Largest legal number, or None.
@@ -54,9 +41,9 @@ class Task:
     name: str
     text_columns: tuple[str, ...]
     label_column: str
-    kind: Kind
-    loss: Loss
-    metric: Metric
+    kind: str
+    loss: str
+    metric: str
     class_names: tuple[str, ...] = ()
     low: float | None = None
     high: float | None = None
@@ -65,85 +52,113 @@ class Task:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_-]+", self.name):
             raise ValueError(
-                f"task name {self.name!r}: letters, digits, - and _ are expected, for names of"
-                " files"
+                f"task name {self.name!r}: letters, digits, - and _ are expected, for file names"
             )
         if len(self.text_columns) not in (1, 2):
             raise ValueError(
                 f"task {self.name}: one or two text columns are expected, got"
                 f" {len(self.text_columns)}"
             )
-        if self.metric not in METRICS[self.kind]:
+        if self.kind not in LABEL_KINDS:
             raise ValueError(
-                f"task {self.name}: metric {self.metric!r} is none of"
-                f" {', '.join(METRICS[self.kind])}"
+                f"task {self.name}: kind {self.kind!r} is none of {', '.join(LABEL_KINDS)}"
             )
-        if (self.loss == "mse") != (self.kind == "number"):
+        kind = self.label_kind
+        if self.loss not in kind.losses:
             raise ValueError(
-                f"task {self.name}: loss {self.loss!r} does not fit kind {self.kind!r}"
+                f"task {self.name}: loss {self.loss!r} does not fit kind {self.kind!r}, which has"
+                f" {', '.join(kind.losses)}"
             )
-        if (self.kind == "classes") != bool(self.class_names) or len(self.class_names) == 1:
-            raise ValueError(
-                f"task {self.name}: two class names or more are expected for classes, none for"
-                f" numbers: {self.class_names}"
-            )
-        if len(set(self.class_names)) != len(self.class_names):
-            raise ValueError(f"task {self.name}: class names repeat in {list(self.class_names)}")
-        if self.loss == "binary_cross_entropy" and len(self.class_names) != 2:
-            raise ValueError(
-                f"task {self.name}: binary_cross_entropy needs two classes, got"
-                f" {len(self.class_names)}"
-            )
+        try:
+            kind.metric(self.metric)
+            kind.check(self)
+        except ValueError as error:
+            raise ValueError(f"task {self.name}: {error}") from None
+
+    @property
+    def label_kind(self) -> LabelKind:
+        """The object of the task's label kind."""
+        return LABEL_KINDS[self.kind]
 
     @property
     def num_outputs(self) -> int:
-        """Width C of the head: one logit for numbers and for sigmoid, else one a class."""
-        return len(self.class_names) if self.loss == "cross_entropy" else 1
+        """Width C of the head."""
+        return self.label_kind.num_outputs(self)
 
     @property
-    def midpoint(self) -> float:
-        """Middle of the legal range of a number; 0 where there is none."""
-        return 0.0 if self.low is None or self.high is None else (self.low + self.high) / 2
+    def main_metric(self) -> Metric:
+        """The metric that `metric` names."""
+        return self.label_kind.metric(self.metric)
+
+    def utility(self, score: float) -> float:
+        """A score of the task's metric with its sign turned where lower is better."""
+        return self.main_metric.utility(score)
 
     def parse_label(self, text: str) -> float:
         """Class number or value of a label as it stands in a file.
 
-        Class names that are numbers match by value ("1.0" is "1"), so they are never taken for
-        positions.
+        Raises:
+            ValueError: It is no label of the task.
+
+        Examples:
+            >>> questions = Task(
+            ...     name="questions",
+            ...     text_columns=("text",),
+            ...     label_column="type",
+            ...     kind="classes",
+            ...     loss="cross_entropy",
+            ...     metric="accuracy",
+            ...     class_names=("WHO", "WHERE"),
+            ... )
+            >>> questions.parse_label("WHERE")
+            1.0
+            >>> STS.parse_label("3.8")
+            3.8
+            >>> STS.parse_label("7")
+            Traceback (most recent call last):
+            ValueError: label '7' is not a number from 0.0 to 5.0
+        """
+        return self.label_kind.parse(self, text)
+
+    def format_label(self, value: float) -> str | float:
+        """A label or prediction as it stands in a table or file."""
+        return self.label_kind.format(self, value)
+
+    def member_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Mean loss of each member, `(M,)`, of logits `(M, B, C)` and labels `(M, B)`."""
+        return self.label_kind.member_losses(self, logits, labels)
+
+    def outcome(self, logits: np.ndarray) -> Outcome:
+        """Predictions `(N,)`, and probabilities `(N, K)` of classes, of logits `(N, C)`."""
+        return self.label_kind.outcome(self, logits)
+
+    def score(self, outcome: Outcome, labels: np.ndarray) -> float:
+        """The task's metric, its sign turned where lower is better; NaN where not defined."""
+        return self.utility(self.main_metric(outcome, labels))
+
+    def all_scores(self, outcome: Outcome, labels: np.ndarray) -> dict[str, float]:
+        """Every metric of the task's kind, by name; NaN where one is not defined."""
+        return {metric.name: metric(outcome, labels) for metric in self.label_kind.metrics}
+
+    def scores(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        """Every metric of logits `(N, C)` against labels `(N,)`, by name.
 
         Raises:
-            ValueError: It is neither a class nor a number in the legal range.
+            ValueError: A logit is not finite, or lengths differ.
         """
-        if self.kind == "classes":
-            if text in self.class_names:
-                return float(self.class_names.index(text))
-            values = [_number(name) for name in self.class_names]
-            if None in values:
-                values = [float(index) for index in range(len(values))] if self.numbered else []
-            if (number := _number(text)) in values and number is not None:
-                return float(values.index(number))
-        else:
-            number = _number(text)
-            low = -math.inf if self.low is None else self.low
-            high = math.inf if self.high is None else self.high
-            if number is not None and math.isfinite(number) and low <= number <= high:
-                return number
-        raise ValueError(f"label {text!r} is not {self._expected_label()}")
+        if len(logits) != len(labels):
+            raise ValueError(f"{len(logits)} logits for {len(labels)} labels")
+        if not np.isfinite(logits).all():
+            raise ValueError("a logit is not finite")
+        return self.all_scores(self.outcome(logits), labels)
 
-    def _expected_label(self) -> str:
-        if self.kind == "classes":
-            return f"one of the classes {', '.join(self.class_names)}"
-        if self.low is None and self.high is None:
-            return "a finite number"
-        return f"a number from {self.low} to {self.high}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON can hold them; `Task.from_dict` reads them."""
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON has them; `Task.from_json` reads them."""
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> Task:
-        """The task that `to_dict` wrote."""
+    def from_json(cls, fields: dict[str, Any]) -> Task:
+        """The task that `to_json` wrote."""
         lists = {name: tuple(fields[name]) for name in ("text_columns", "class_names")}
         return cls(**{**fields, **lists})
 

@@ -12,6 +12,7 @@ from loraens.commands import fit as training
 CONSOLE = Path(sys.executable).parent / "loraens"
 
 
+@pytest.mark.slow
 def test_help_loads_no_library():
     """What costs time is loading libraries; the help needs the standard library alone."""
     code = (

@@ -117,8 +117,8 @@ def test_limit_draws_the_same_records(corpus, tiny_bert):
     ("options", "message"),
     [
         ({"root": "nowhere"}, "data.root nowhere has no ids-sst-train.csv"),
-        ({"batch_size": 0}, "--data.batch_size 0 is too small"),
-        ({"temperature": 0.5}, "--data.temperature 0.5 is too small"),
+        ({"batch_size": 0}, "^batch_size 0 is too small"),
+        ({"temperature": 0.5}, r"^temperature 0\.5 is too small"),
     ],
 )
 def test_one_sentence_an_error(options, message, corpus, tiny_bert):

@@ -4,26 +4,28 @@ import numpy as np
 import pytest
 import torch
 
-from loraens.model.dropout import MemberRows, Routing, attention_places, drop, factor
+from loraens.model.dropout import MaskGenerator, attention_coordinates, drop, factor
+from loraens.model.routing import MemberRows, Routing
 
 LENGTHS = [9, 5, 7, 9, 6, 8]  # three members of two sequences
 
 
 def routed(seeds=(3, 4, 5), lengths=LENGTHS, counter=(0, 1)):
     routing = Routing()
-    sites = [routing.site(name) for name in ("embeddings.dropout", "layer.0.dropout")]
-    routing.seed(seeds, *counter)
+    masks = MaskGenerator(routing)
+    sites = [masks.site(name) for name in ("embeddings.dropout", "layer.0.dropout")]
+    masks.seed(seeds, *counter)
     positions = torch.cat([torch.arange(length) for length in lengths])
     each = len(lengths) // len(seeds)
     tokens = [sum(lengths[start : start + each]) for start in range(0, len(lengths), each)]
-    routing.route(tokens, torch.tensor(lengths), positions, True)
-    return routing, sites
+    routing.route(tokens, torch.tensor(lengths), positions)
+    return masks, sites
 
 
 @pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 0.9])
 def test_share_and_independence(p):
-    routing, (site, other) = routed(seeds=[1, 2], lengths=[120] * 40)
-    mask = routing.token_mask(site, 96, p)
+    masks, (site, other) = routed(seeds=[1, 2], lengths=[120] * 40)
+    mask = masks.token_mask(site, 96, p)
     assert set(mask.unique().tolist()) <= {0, -1}
     dropped = (mask == 0).double()
     assert dropped.mean().item() == pytest.approx(p, abs=4 * (p * (1 - p) / mask.numel()) ** 0.5)
@@ -40,19 +42,19 @@ def test_share_and_independence(p):
         (rows[3], rows[23]),
     ):  # sequences of one member, and of two
         assert abs(((left - p) * (right - p)).mean().item()) / variance < 5 / left.numel() ** 0.5
-    elsewhere = (routing.token_mask(other, 96, p) == 0).double() - p
+    elsewhere = (masks.token_mask(other, 96, p) == 0).double() - p
     assert abs((centred * elsewhere).mean().item()) / variance < 5 / centred.numel() ** 0.5
     per_column = dropped.mean(0)
     assert per_column.std().item() < 1.5 * (variance / len(dropped)) ** 0.5
 
 
 def test_names_and_nothing_else():
-    routing, (site, other) = routed()
-    mask = routing.token_mask(site, 12, 0.4)
-    assert not torch.equal(mask, routing.token_mask(other, 12, 0.4))
+    masks, (site, other) = routed()
+    mask = masks.token_mask(site, 12, 0.4)
+    assert not torch.equal(mask, masks.token_mask(other, 12, 0.4))
     assert not torch.equal(mask, routed(counter=(0, 2))[0].token_mask(site, 12, 0.4))
     rows = torch.tensor([0, 9, 30])
-    assert torch.equal(routing.token_mask(site, 12, 0.4, rows), mask[rows])
+    assert torch.equal(masks.token_mask(site, 12, 0.4, rows), mask[rows])
     alone, (site, _) = routed(seeds=[4], lengths=LENGTHS[2:4])  # the second member alone
     assert torch.equal(alone.token_mask(site, 12, 0.4), mask[14:30])
     longer = [9, 5, 11, 9, 6, 8]  # its first sequence longer: what was there stays
@@ -62,24 +64,26 @@ def test_names_and_nothing_else():
 
 
 def test_attention_masks_do_not_depend_on_padding():
-    routing, (site, _) = routed()
+    masks, (site, _) = routed()
     device = torch.device("cpu")
-    short = routing.attention_mask(
-        site, attention_places(3, 7, 7, device), torch.tensor([2, 4]), 0.3
+    short = masks.attention_mask(
+        site, attention_coordinates(3, 7, 7, device), torch.tensor([2, 4]), 0.3
     )
-    long = routing.attention_mask(
-        site, attention_places(3, 11, 11, device), torch.tensor([0, 4, 2]), 0.3
+    long = masks.attention_mask(
+        site, attention_coordinates(3, 11, 11, device), torch.tensor([0, 4, 2]), 0.3
     )
     assert torch.equal(short[0], long[2, :, :7, :7])
     assert torch.equal(short[1], long[1, :, :7, :7])
-    first = routing.attention_mask(site, attention_places(3, 1, 7, device), torch.tensor([2]), 0.3)
+    first = masks.attention_mask(
+        site, attention_coordinates(3, 1, 7, device), torch.tensor([2]), 0.3
+    )
     assert torch.equal(first[0], short[0, :, :1])
 
 
 def test_features_have_each_members_own_dropout():
-    routing, (site, _) = routed(seeds=range(4), lengths=[3] * 4 * 50)
+    masks, (site, _) = routed(seeds=range(4), lengths=[3] * 4 * 50)
     p = torch.tensor([0.0, 0.1, 0.5, 0.8])[:, None, None]
-    mask = routing.feature_mask(site, 50, 64, p)
+    mask = masks.feature_mask(site, 50, 64, p)
     assert mask.shape == (4, 50, 64)
     assert (mask == 0).double().mean((1, 2)).tolist() == pytest.approx(
         p.flatten().tolist(), abs=0.03

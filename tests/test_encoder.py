@@ -9,10 +9,10 @@ from helpers.encoders import ARCHITECTURES, LENGTHS, examples
 from transformers import CamembertConfig, CamembertModel, XLMRobertaConfig, XLMRobertaModel
 
 from loraens.members import Member
+from loraens.model.architectures import ARCHITECTURES as ARCHITECTURE_RECORDS
 from loraens.model.backbone import load_encoder
 from loraens.model.batch import pack
-from loraens.model.fast_encoder import FAST_TYPES
-from loraens.model.population import MemberModel, member_losses
+from loraens.model.population import MemberModel
 from loraens.tasks import SST
 
 MEMBERS = [
@@ -71,7 +71,7 @@ def batch(rows=ROWS):
 
 def losses_and_grads(model, batch):
     model.train().seed_dropout(0, 3)
-    losses = member_losses(SST, model(batch), batch.labels)
+    losses = SST.member_losses(model(batch), batch.labels)
     losses.sum().backward()
     return losses.detach(), {
         name: p.grad for name, p in model.named_parameters() if p.requires_grad
@@ -82,7 +82,7 @@ def losses_and_grads(model, batch):
     "targets", [("query", "value"), ("query", "key", "value"), ("layer.1.attention.self.value",)]
 )
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
-@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("batched", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_fast_equals_general(build, pooling, targets, batched):
     """Losses, logits and every gradient, with dropout; member by member, and all members at once as
     on a GPU.
@@ -105,7 +105,7 @@ def test_fast_equals_general(build, pooling, targets, batched):
 
 
 def test_every_type_is_tried():
-    assert set(FAST) == set(FAST_TYPES)
+    assert set(FAST) == {kind for kind, record in ARCHITECTURE_RECORDS.items() if record.fast}
 
 
 def test_pooler_and_single_precision(build):
@@ -128,7 +128,7 @@ def test_half_precision_backbone(build):
     with torch.autocast("cpu", torch.bfloat16):
         half.train().seed_dropout(0, 3)
         logits = half(batch())
-        losses = member_losses(SST, logits.float(), batch().labels)
+        losses = SST.member_losses(logits.float(), batch().labels)
     losses.sum().backward()
     assert half.encoder.encoder.layer[0].attention.self.key.weight.dtype == torch.bfloat16
     torch.testing.assert_close(losses.detach(), expected, rtol=0.1, atol=0.1)

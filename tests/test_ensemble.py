@@ -5,13 +5,15 @@ import json
 import subprocess
 import sys
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from loraens.ensemble.combine import combine
+from loraens.ensemble.methods import METHODS, names
+from loraens.ensemble.options import Options
 from loraens.ensemble.read import read_runs
-from loraens.ensemble.select import METHODS, Options
 from loraens.errors import InputError
 from loraens.store import MemberStore
 from loraens.tasks import QUORA, SST, STS
@@ -33,26 +35,27 @@ def ensemble(run_command, capsys):
     [*(pytest.param(task, marks=pytest.mark.slow) for task in (SST, QUORA)), STS],
     ids=lambda task: task.name,
 )
+@pytest.mark.slow
 def test_all_methods_leave_ensembles_that_can_be_used(ensemble, tmp_path, task, plant):
     run = plant(tmp_path / "run", task)
     printed = ensemble("--runs", run, "--method", "all", "--size", 3)
     entries = json.loads((run / "ensembles" / "ensembles.json").read_text())
     rules = {"logits"} if task is STS else {"vote", "logits", "probs"}
     assert {(entry["method"], entry["rule"]) for entry in entries} == {
-        (m, r) for m in METHODS for r in rules
+        (m, r) for m in names(merges=False) for r in rules
     }
     found = read_runs([run])[task.name]
     for entry in entries:
         assert entry["method"] in printed
         folder = run / "ensembles" / f"{task.name}-{entry['method']}-{entry['rule']}"
-        assert json.loads((folder / "ensemble.json").read_text()) == entry
+        assert json.loads((folder / "ensemble.json").read_text()) == {"format": 2, **entry}
         weights = np.zeros(6)
         for member in entry["members"]:
             directory = folder / member["directory"]
             assert (directory / member["epoch"] / f"{task.name}-dev.npz").is_file()
             weights[found.dev.names.index(directory.resolve().name)] = member["weight"]
         for split, pool in (("dev", found.dev), ("test", found.test)):
-            outcome = combine(pool, weights, entry["rule"], found.dev.places)
+            outcome = combine(pool, weights, entry["rule"], found.dev.standings)
             score = entry["dev"][task.metric] if split == "dev" else entry["test"]
             if task is STS:
                 assert score == pytest.approx(np.corrcoef(outcome.predictions, pool.labels)[0, 1])
@@ -75,6 +78,7 @@ def test_all_methods_leave_ensembles_that_can_be_used(ensemble, tmp_path, task, 
         assert bool(row["nll_calibrated"]) == bool(entry["calibrated"])
 
 
+@pytest.mark.slow
 def test_three_tasks_have_an_overall_score(ensemble, tmp_path, plant):
     runs = [plant(tmp_path / task.name, task) for task in (SST, QUORA, STS)]
     printed = ensemble("--runs", *runs, "--method", "omni", "--out", tmp_path / "out")
@@ -94,6 +98,7 @@ def test_three_tasks_have_an_overall_score(ensemble, tmp_path, plant):
     assert "overall, best: " in printed
 
 
+@pytest.mark.slow
 def test_runs_may_be_pooled_and_test_labels_may_be_missing(ensemble, tmp_path, plant):
     first = plant(tmp_path / "a", STS, test_labels=False)
     second = plant(tmp_path / "b", STS, members=3, test_labels=False)
@@ -111,18 +116,10 @@ def test_runs_may_be_pooled_and_test_labels_may_be_missing(ensemble, tmp_path, p
 def test_failed_members_are_left_out(ensemble, tmp_path, plant):
     run = plant(tmp_path / "run", STS)
     store = MemberStore(run / "r2")
-    store.write(
-        {},
-        {
-            **store.manifest(),
-            "status": "failed",
-            "ended": "step 3: the loss is nan",
-            "epochs": {},
-            "files": {},
-        },
-    )
+    reason = "step 3: the loss is nan"
+    store.update(status="failed", ended=reason, epochs={}, dev={})
     printed = ensemble("--runs", run, "--method", "omni")
-    assert "r2 is left out: it failed (step 3: the loss is nan)" in printed
+    assert "r2 is skipped: it failed (step 3: the loss is nan)" in printed
     assert (
         len(
             json.loads((run / "ensembles" / "sts-omni-logits" / "ensemble.json").read_text())[
@@ -139,9 +136,7 @@ def test_failed_members_are_left_out(ensemble, tmp_path, plant):
         pytest.param({"data": {"sts-dev": "x"}}, "differ in their dev data", id="dev"),
         pytest.param({"data": {"sts-train": "x"}}, "differ in their training data", id="train"),
         pytest.param({"backbone_fingerprint": "x"}, "differ in their backbone", id="backbone"),
-        pytest.param(
-            {"tasks": [{**STS.to_dict(), "high": 10.0}]}, "differ in their task", id="task"
-        ),
+        pytest.param({"tasks": (replace(STS, high=10.0),)}, "differ in their task", id="task"),
         pytest.param({"examples": (100, 60)}, "logits of other dev examples", id="examples"),
     ],
 )
@@ -156,7 +151,7 @@ def test_runs_that_differ_are_refused(fails, tmp_path, plant, changes, message):
     ("args", "message"),
     [
         pytest.param("{run} {run}", "names a member twice", id="twice"),
-        pytest.param("{run}/nothing", "holds no member", id="no-member"),
+        pytest.param("{run}/nothing", "has no member of a run", id="no-member"),
         pytest.param(
             "{run} --method nonsense",
             "--method nonsense is unknown: give all, or some of best, omni",
@@ -216,24 +211,32 @@ def calls(function, *args):
     return count
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", names(merges=False))
 def test_no_method_loops_over_examples(make_pool, name):
     few, many = (
-        calls(METHODS[name], make_pool(SST, 12, size), Options(size=8), np.random.default_rng(0))
+        calls(
+            METHODS[name].select,
+            make_pool(SST, 12, size),
+            Options(size=8),
+            np.random.default_rng(0),
+        )
         for size in (200, 2000)
     )
     assert many < 1.5 * few + 100
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", names(merges=False))
+@pytest.mark.slow
 def test_a_large_pool_is_cheap(make_pool, name):
     """186 members: no method makes calls for each pair of members, and memory stays linear."""
     pool = make_pool(SST, 186, 500)
-    assert calls(METHODS[name], pool, Options(size=8), np.random.default_rng(0)) < 50 * len(pool)
+    assert calls(METHODS[name].select, pool, Options(size=8), np.random.default_rng(0)) < 50 * len(
+        pool
+    )
     pool = make_pool(SST, 186, 1000)
     tracemalloc.start()
     try:
-        weights = METHODS[name](pool, Options(size=8), np.random.default_rng(0))
+        weights = METHODS[name].select(pool, Options(size=8), np.random.default_rng(0))
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -244,6 +247,6 @@ def test_a_large_pool_is_cheap(make_pool, name):
 def test_reading_names_the_problem(tmp_path, plant):
     run = plant(tmp_path / "run", STS, members=1)
     store = MemberStore(run / "r1")
-    store.write({}, {**store.manifest(), "ended": "x", "epochs": {}, "files": {}})
-    with pytest.raises(InputError, match="holds no member that did not fail"):
+    store.update(status="failed", ended="x", epochs={}, dev={})
+    with pytest.raises(InputError, match="has no member that did not fail"):
         read_runs([run])

@@ -141,7 +141,7 @@ def of_member(directory):
                 ]
     history = manifest.get("history", [])
     losses = [[entry["epoch"], entry["step"], entry["train_loss"]] for entry in history]
-    record = {name: manifest.get(name) for name in RECORD} | {"losses": losses}
+    record = {name: manifest.get(name) or None for name in RECORD} | {"losses": losses}
     scores = {
         "best": manifest["dev"].get("best", {}),
         "epochs": {e["name"]: e["dev"] for e in history},

@@ -1,37 +1,20 @@
 """What must hold of an adapter whatever the model."""
 
-import numpy as np
 import pytest
 import torch
+from helpers.batches import batch_of
 from torch import nn
 
 from loraens.members import Member
 from loraens.model.backbone import load_encoder
-from loraens.model.batch import pack
-from loraens.model.dropout import Routing
-from loraens.model.lora import LoRALinear, linear_names, merge
-from loraens.model.population import MemberModel, member_losses
+from loraens.model.injection import linear_names, merge
+from loraens.model.lora import LoRALinear
+from loraens.model.population import MemberModel
+from loraens.model.routing import Routing
 from loraens.model.weights import member_files
 from loraens.tasks import QUORA, SST, STS
 
 MEMBERS = [Member(1, 10.0), Member(5, 3.0, seed=1), Member(3, 1.0, seed=2)]
-
-
-def batch_of(members, task="sst"):
-    rng = np.random.default_rng(3)
-    lengths = rng.integers(3, 20, 12)
-    tokens = rng.integers(5, 100, lengths.sum())
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    rows = np.stack([rng.permutation(12)[:4] for _ in range(members)])
-    return pack(
-        tokens,
-        np.zeros(len(tokens), np.int8),
-        offsets,
-        rows,
-        rng.integers(0, 5, 12).astype(float),
-        task,
-        "train",
-    )
 
 
 def build(tiny_bert, members=MEMBERS, **options):
@@ -82,7 +65,7 @@ def test_step_leaves_base_and_padded_ranks_alone(tiny_bert):
         model.seed_dropout(step)
         batch = batch_of(3)
         optimizer.zero_grad()
-        member_losses(SST, model(batch), batch.labels).sum().backward()
+        SST.member_losses(model(batch), batch.labels).sum().backward()
         optimizer.step()
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]) != ("lora_" in name or name.startswith("head_"))
@@ -200,7 +183,7 @@ def test_losses_against_a_loop(task):
     torch.manual_seed(0)
     logits = torch.randn(2, 3, task.num_outputs, dtype=torch.float64)
     labels = torch.tensor([[0.0, 1, 1], [1, 0, 1]], dtype=torch.float64)
-    losses = member_losses(task, logits, labels)
+    losses = task.member_losses(logits, labels)
     for member in range(2):
         total = 0.0
         for example in range(3):

@@ -42,6 +42,7 @@ def train(tiny_bert, corpus):
     return run
 
 
+@pytest.mark.slow
 def test_members_end_as_if_trained_alone(train):
     members = [
         Member(1, 10.0, lr=1e-2),
@@ -65,6 +66,7 @@ def test_members_end_as_if_trained_alone(train):
         )
 
 
+@pytest.mark.slow
 def test_start_does_not_depend_on_the_precision(train):
     members = cross([4], [1.0], lrs=[1e-30])
     double, single = (
@@ -97,6 +99,7 @@ class Watch(Callback):
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+@pytest.mark.slow
 def test_schedules(train, schedule):
     watch = Watch()
     train(
@@ -120,6 +123,7 @@ def test_schedule_without_an_end(train):
 @pytest.mark.parametrize(
     ("mode", "dropout"), [("lora", True), ("lora", False), ("full", True), ("frozen", True)]
 )
+@pytest.mark.slow
 def test_backbones_dropout_is_on_where_it_should_be(train, mode, dropout):
     seen = []
 
@@ -153,5 +157,5 @@ def test_several_devices_are_refused(tiny_bert, corpus, tmp_path):
     module = Population([Member(2, 1.0)], texts.tasks, backbone=str(tiny_bert))
     trainer = Trainer(max_epochs=1, callbacks=[MemberWriter(tmp_path)], **QUIET)
     trainer.strategy.world_size = 2
-    with pytest.raises(InputError, match=r"--trainer\.devices gives 2 devices"):
+    with pytest.raises(InputError, match=r"^devices gives 2 devices"):
         MemberWriter(tmp_path).setup(trainer, module, "fit")

@@ -73,10 +73,10 @@ def test_a_dead_member_stays_and_disturbs_nobody():
                 if bad and step >= 2:
                     parameter.grad[1] = float("nan")
             before = [p.detach().clone() for p in ours]
-            alive = gradient_norms(ours, 3).isfinite()
-            assert alive.tolist() == [True, not (bad and step >= 2), True]
-            scale_gradients(ours, torch.ones(3), alive)
-            optimizer.alive = alive
+            active = gradient_norms(ours, 3).isfinite()
+            assert active.tolist() == [True, not (bad and step >= 2), True]
+            scale_gradients(ours, torch.ones(3), active)
+            optimizer.active = active
             optimizer.step()
             if bad and step >= 2:
                 assert all(torch.equal(p[1], b[1]) for p, b in zip(ours, before, strict=True))

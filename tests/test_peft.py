@@ -63,6 +63,7 @@ def pairs_of(model, other):
     return pairs
 
 
+@pytest.mark.slow
 def test_training_equals_peft_in_a_plain_loop(tiny_bert, corpus):
     """`Trainer.fit` in float64, dropout off, 20 steps, against PEFT on padded batches with the same
     start and order.

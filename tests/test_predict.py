@@ -98,7 +98,7 @@ def test_formats_agree_and_chunks_do_not_matter(
     assert [row["prediction"] for row in read(tmp_path / "a.csv", ",")] == expected
     lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
     assert [str(line["prediction"]) for line in lines] == expected
-    monkeypatch.setattr("loraens.commands.predict.CHUNK", 3)
+    monkeypatch.setattr("loraens.inference.predict_file.CHUNK", 3)
     inputs = tmp_path / "in.jsonl"
     inputs.write_text(
         "".join(json.dumps({"n": i, **line}) + "\n" for i, line in enumerate(strip(lines)))
@@ -201,7 +201,7 @@ def test_one_text(run_command, runs, capsys):
             "a file name that ends in",
             id="directory",
         ),
-        pytest.param("--input {good} --model {tmp}", "holds no member", id="no-member"),
+        pytest.param("--input {good} --model {tmp}", "has no member of a run", id="no-member"),
         pytest.param("--input {good} --task other", "--task other", id="task"),
     ],
 )

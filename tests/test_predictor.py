@@ -1,15 +1,16 @@
-"""Ensembles predict what their members predict one at a time, joined."""
+"""Ensembles predict what their members predict one at a time, combined."""
 
 import csv
 import json
+import re
 
 import numpy as np
 import pytest
 from helpers.corpus import STEMS, texts_of
 
 import loraens
+from loraens.errors import InputError
 from loraens.inference.predictor import Predictor
-from loraens.metrics import probabilities
 from loraens.store import find_members
 
 
@@ -37,7 +38,7 @@ def test_a_packed_pass_equals_one_at_a_time(trained, corpus):
             )
             assert [row["spread"] for row in rows] == pytest.approx(spread.tolist(), abs=1e-4)
             continue
-        each = np.stack([probabilities(task, one) for one in expected])
+        each = np.stack([task.outcome(one).probabilities for one in expected])
         mean = np.tensordot(weights, each, 1)
         entropy = -(mean * np.log(mean)).sum(1)
         information = entropy - weights @ -(each * np.log(each)).sum(2)
@@ -54,6 +55,7 @@ def test_a_packed_pass_equals_one_at_a_time(trained, corpus):
             assert shares[place] == pytest.approx(max(shares), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_the_dev_score_of_the_manifest_is_that_of_its_predictions(
     trained, corpus, run_command, tmp_path
 ):
@@ -91,7 +93,7 @@ def test_the_dev_score_of_the_manifest_is_that_of_its_predictions(
     [
         pytest.param({}, {"directory": "nowhere"}, "nowhere is missing: ensemble", id="missing"),
         pytest.param(
-            {}, {"manifest_sha256": "0"}, "has changed since ensemble", id="changed-member"
+            {}, {"manifest_sha256": "0" * 64}, "has changed since ensemble", id="changed-member"
         ),
         pytest.param({"format": 99}, {}, "is not an ensemble that this version", id="format"),
     ],
@@ -109,6 +111,54 @@ def test_what_has_changed_is_refused(trained, fails, tmp_path, of_record, of_mem
     (tmp_path / "ensemble.json").write_text(json.dumps(changed))
     texts = ["--text", "a", *(["--text2", "b"] if name == "sts" else [])]
     assert message in fails("predict", "--model", tmp_path, *texts)
+
+
+@pytest.mark.parametrize(
+    ("name", "texts", "message"),
+    [
+        pytest.param("sst", "a film", "texts is one string: give a list", id="one-string"),
+        pytest.param("sts", "a film", "texts is one string: give a list", id="one-string-of-pairs"),
+        pytest.param(
+            "sst",
+            ["fine", ("a film", "a plot")],
+            "task sst takes one text (sentence), got ('a film', 'a plot')",
+            id="pair-for-one-text",
+        ),
+        pytest.param(
+            "sts",
+            [("a film", "a plot"), "a film"],
+            "task sts takes a pair of texts (sentence1, sentence2), got 'a film'",
+            id="one-text-for-a-pair",
+        ),
+        pytest.param("sts", [("a", "b", "c")], "task sts takes a pair of texts", id="three"),
+        pytest.param("sst", [None], "task sst takes one text (sentence), got None", id="none"),
+        pytest.param("sts", [("a", 1.0)], "task sts takes a pair of texts", id="no-text"),
+    ],
+)
+def test_texts_that_the_task_does_not_take(trained_sweep, name, texts, message):
+    folder = next((trained_sweep(name) / "ensembles").glob("*-omni-*"))
+    with pytest.raises(InputError, match=re.escape(message)):
+        loraens.Ensemble.load(folder).predict(texts)
+
+
+def test_one_text_may_be_given_alone_or_as_a_tuple(trained_sweep):
+    folder = next((trained_sweep("sst") / "ensembles").glob("*-omni-*"))
+    predictor = loraens.Ensemble.load(folder)
+    assert predictor.predict(["a film"]) == predictor.predict([("a film",)])
+
+
+@pytest.mark.slow
+def test_no_texts_give_no_rows(trained, run_command, tmp_path):
+    name, sweep = trained
+    blank = {"sst": "id\tsentence\n1\t\n", "sts": "id\tsentence1\tsentence2\n1\t\t\n"}
+    (tmp_path / "blank.tsv").write_text(blank[name])
+    for folder in sorted((sweep / "ensembles").glob("*/")):
+        assert loraens.Ensemble.load(folder).predict([]) == []
+        given = ("--input", tmp_path / "blank.tsv", "--output", tmp_path / "out.csv")
+        assert run_command("predict", "--model", folder, *given) == 0
+        with (tmp_path / "out.csv").open(newline="") as file:
+            (row,) = csv.DictReader(file)
+        assert (row["id"], row["prediction"]) == ("1", "")
 
 
 def test_there_is_nothing_else_in_the_package():

@@ -3,28 +3,22 @@
 import numpy as np
 import pytest
 
-from loraens.ensemble.combine import combine, rules
-from loraens.ensemble.pool import Outcome, Pool, metric, score
-from loraens.ensemble.prove import (
-    FOLDS,
-    REPEATS,
-    Candidate,
-    cross_validate,
-    folds,
-    prove,
-    scaled,
-    temperature,
-)
-from loraens.ensemble.select import METHODS, Options
+from loraens.ensemble.calibration import fit_temperature, scaled
+from loraens.ensemble.combine import combine
+from loraens.ensemble.cross_validation import FOLDS, Candidate, cross_validate, folds
+from loraens.ensemble.methods import REPEATS
+from loraens.ensemble.options import Options
+from loraens.ensemble.pool import Pool
+from loraens.ensemble.prove import prove
+from loraens.metrics import CALIBRATION_ERROR, Outcome
 from loraens.tasks import QUORA, SST, STS
 
 TASKS = {"sst": SST, "quora": QUORA, "sts": STS}
 
 
-def candidates(task, methods=METHODS, **options):
-    return [
-        Candidate(method, rule, Options(**options)) for method in methods for rule in rules(task)
-    ]
+def candidates(task, methods, **options):
+    rules = task.label_kind.rules
+    return [Candidate(method, rule, Options(**options)) for method in methods for rule in rules]
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
@@ -53,19 +47,22 @@ def test_held_out_outcomes_against_a_plain_loop(task, make_pool):
         for number, (repeat, chosen_on, scored_on) in enumerate(folds(pool)):
             weights = candidate.weights(pool.at(chosen_on), number)
             outcome = combine(
-                pool.at(scored_on), weights, candidate.rule, pool.at(chosen_on).places
+                pool.at(scored_on), weights, candidate.rule, pool.at(chosen_on).standings
             )
             np.testing.assert_array_equal(held.predictions[repeat, scored_on], outcome.predictions)
             if outcome.probabilities is not None:
-                t = temperature(
-                    combine(pool.at(chosen_on), weights, candidate.rule, pool.at(chosen_on).places),
+                t = fit_temperature(
+                    combine(
+                        pool.at(chosen_on), weights, candidate.rule, pool.at(chosen_on).standings
+                    ),
                     pool.labels[chosen_on],
                 )
                 np.testing.assert_allclose(
-                    held.cooled[repeat, scored_on], scaled(outcome, t).probabilities
+                    held.calibrated[repeat, scored_on], scaled(outcome, t).probabilities
                 )
 
 
+@pytest.mark.slow
 def test_noise_gains_on_dev_and_not_held_out():
     """Members that know nothing: what is chosen on dev looks better there, and is worth nothing."""
     rng = np.random.default_rng(0)
@@ -89,6 +86,7 @@ def test_noise_gains_on_dev_and_not_held_out():
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+@pytest.mark.slow
 def test_a_real_gain_is_seen(task, make_pool):
     """Independent errors: all members together beat the best one, and the interval excludes
     zero.
@@ -98,17 +96,17 @@ def test_a_real_gain_is_seen(task, make_pool):
         (p.candidate.method, p.candidate.rule): p
         for p in prove(pool, candidates(task, ["best", "omni", "weighted"]))
     }
-    omni = proofs["omni", rules(task)[0]]
+    omni = proofs["omni", task.label_kind.rules[0]]
     assert omni.to_best.low > 0
     assert omni.to_omni.value == omni.to_omni.low == omni.to_omni.high == 0
     assert omni.interval.low < omni.interval.value < omni.interval.high
     assert omni.held_out == pytest.approx(omni.dev, nan_ok=True)  # nothing was chosen
     assert (omni.p_best < 0.05) if task.kind == "classes" else np.isnan(omni.p_best)
     assert omni.members == 10
-    best = proofs["best", rules(task)[0]]
+    best = proofs["best", task.label_kind.rules[0]]
     assert best.to_best.value == 0
     assert best.dev[task.metric] == pytest.approx(
-        score(task, pool.outcome(int(pool.order[0])), pool.labels)
+        task.score(pool.outcome(int(pool.order[0])), pool.labels)
     )
 
 
@@ -119,14 +117,11 @@ def test_temperature(make_pool):
     labels = np.array([rng.choice(3, p=row) for row in shares]).astype(float)
     sharp = np.exp(3 * logits) / np.exp(3 * logits).sum(1, keepdims=True)
     outcome = Outcome(sharp.argmax(1), sharp)
-    found = temperature(outcome, labels)
+    found = fit_temperature(outcome, labels)
     assert found == pytest.approx(3, rel=0.1)
     cooled = scaled(outcome, found)
     assert (cooled.probabilities.argmax(1) == outcome.predictions).all()
-    task = type(SST)("t", ("a",), "b", "classes", "cross_entropy", "accuracy", ("x", "y", "z"))
-    assert metric(task, "calibration_error", cooled, labels) < metric(
-        task, "calibration_error", outcome, labels
-    )
+    assert CALIBRATION_ERROR(cooled, labels) < CALIBRATION_ERROR(outcome, labels)
     proofs = prove(make_pool(SST, 5, 300, 0.7), candidates(SST, ["best", "omni"]))
     for proof in proofs:
         assert (proof.temperature is None) == (proof.candidate.rule == "vote")
@@ -134,6 +129,7 @@ def test_temperature(make_pool):
             assert proof.calibrated["nll"] <= proof.held_out["nll"] + 0.02
 
 
+@pytest.mark.slow
 def test_it_repeats(make_pool):
     pool = make_pool(QUORA, 5, 120)
     first, second = (

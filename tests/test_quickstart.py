@@ -49,10 +49,10 @@ def test_quickstart_trains_joins_and_prints(run_command, tiny_bert, corpus, tmp_
     assert run_command(*command, *(["--data.root", corpus] if real else [])) == 0
     printed = capsys.readouterr().out
     assert ("made-up" in printed) != real
-    assert "Omni (all joined)" in printed
+    assert "Omni-LoRA: all combined" in printed
     assert printed.count("rank 16 and scale 3") == 4  # three times in training, once in the table
     for task in ("sst", "quora", "sts"):
         members = find_members(tmp_path / "quickstart" / task)
         assert len(members) == 4
-        assert {MemberStore(path).manifest()["status"] for path in members} == {"finished"}
+        assert {MemberStore(path).manifest().status for path in members} == {"finished"}
     assert (tmp_path / "quickstart" / "data").exists() != real

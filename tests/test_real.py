@@ -82,8 +82,7 @@ def member(sweep):
 
 def test_one_epoch_of_sts_learns(sweep):
     scores = [
-        MemberStore(path).manifest()["dev"]["last"]["sts"]["pearson"]
-        for path in find_members(sweep)
+        MemberStore(path).manifest().dev["last"]["sts"]["pearson"] for path in find_members(sweep)
     ]
     assert len(scores) == 2
     assert min(scores) > 0.78
@@ -102,7 +101,7 @@ def test_fast_path_on_real_weights_and_texts(pooling):
     from loraens.data import modules as data
     from loraens.members import cross
     from loraens.model.backbone import load_encoder
-    from loraens.model.population import MemberModel, member_losses
+    from loraens.model.population import MemberModel
 
     texts = data.STS(ROOT, backbone="minilm")
     texts.setup("fit")
@@ -116,7 +115,7 @@ def test_fast_path_on_real_weights_and_texts(pooling):
         ).train()
         assert (model.fast is not None) == fast
         model.seed_dropout(0, 1)
-        losses = member_losses(STS, model(batch), batch.labels)
+        losses = STS.member_losses(model(batch), batch.labels)
         losses.sum().backward()
         found.append(
             (losses.detach(), {n: p.grad for n, p in model.named_parameters() if p.requires_grad})
@@ -150,7 +149,7 @@ def test_peft_loads_the_member_with_the_same_predictions(member):
 
     from loraens.model.backbone import locate
 
-    epoch = member / MemberStore(member).manifest()["epochs"]["best"]
+    epoch = member / MemberStore(member).manifest().epochs["best"]
     model = peft.PeftModel.from_pretrained(
         AutoModel.from_pretrained(locate("minilm")), epoch
     ).eval()

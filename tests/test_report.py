@@ -2,20 +2,25 @@
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from helpers.records import make_manifest, make_settings
 from helpers.wandb_runs import read_run, run_offline
 from matplotlib.image import imread
 
+from loraens.ensemble.significance import Interval
 from loraens.errors import InputError
 from loraens.inference.predictor import Predictor
 from loraens.inference.texts import read_texts
-from loraens.report import figures, sections
+from loraens.members import Member
+from loraens.records import EpochRecord
+from loraens.report import drawing, figures, sections
 from loraens.report.content import read
+from loraens.report.elements import Missing, Picture, Rows
 from loraens.report.embeddings import embeddings, low_and_high
-from loraens.report.sections import Missing, Picture, Rows
 from loraens.report.tables import verdict
 from loraens.store import Logits, MemberStore, logits_to_bytes
 from loraens.tasks import QUORA, SST, STS
@@ -67,28 +72,22 @@ def population(
                 ids = np.array([f"{name}-{row}" for row in range(examples)])
                 given = labels[split] if split == "d" or test_labels else None
                 files[f"{task.name}-{name}.npz"] = logits_to_bytes(Logits(logits, ids, given))
-            score = {task.metric: 0.5 + rank / 100}
-            member = f"r{rank}-c{scale:g}-s{seed}"
-            data = {f"{task.name}-{split}": split for split in ("train", "dev", "test")}
-            settings = {
-                "tasks": [task.to_dict()],
-                "backbone": "minilm",
-                "backbone_fingerprint": "b",
-                "data": data,
-                "mode": mode,
-            }
-            manifest = {
-                "name": member,
-                "status": "finished",
-                "member": {"rank": rank, "scale": scale, "seed": seed},
-                "settings": settings,
-                "epochs": {"best": "epoch-002", "last": "epoch-002"},
-                "dev": {"best": {task.name: score}},
-                "history": [
-                    {"epoch": e, "train_loss": 1 / e, "dev": {task.name: score}} for e in (1, 2)
-                ],
-            }
-            MemberStore(directory / member).write({"epoch-002": files}, manifest)
+            score = 0.5 + rank / 100
+            dev = {task.name: {task.metric: score}}
+            name = f"r{rank}-c{scale:g}-s{seed}"
+            history = tuple(
+                EpochRecord(f"epoch-{e:03d}", e, 6 * e, train_loss=1 / e, dev=dev, score=score)
+                for e in (1, 2)
+            )
+            manifest = make_manifest(
+                name=name,
+                member=Member(rank, scale, seed),
+                settings=make_settings((task,), mode=mode),
+                epochs={"best": "epoch-002", "last": "epoch-002"},
+                dev={"best": dev, "last": dev},
+                history=history,
+            )
+            MemberStore(directory / name).write({"epoch-002": files}, manifest)
     return directory
 
 
@@ -167,9 +166,9 @@ def test_the_page_needs_nothing_from_elsewhere(report, tmp_path, task):
     assert all(len(picture["aria-label"]) > 40 for picture in pictures)
     assert "prefers-color-scheme: dark" in text
     assert (
-        figures.INK not in text.partition("</style>")[2]
+        drawing.INK not in text.partition("</style>")[2]
     )  # figures are drawn in the page's colours
-    assert (out / f"{task.name}-likeness.png").stat().st_size > 5000
+    assert (out / f"{task.name}-similarity.png").stat().st_size > 5000
     assert (
         len(
             {
@@ -262,8 +261,8 @@ def test_the_verdict_says_whether_the_interval_excludes_zero(tmp_path, run_comma
         (-0.01, 0.03, "does not exclude zero"),
         (-0.03, -0.01, "excludes zero"),
     ):
-        for entry in content.entries:
-            entry["to_best"] = {"value": (low + high) / 2, "low": low, "high": high}
+        gain = Interval((low + high) / 2, low, high)
+        content.ensembles = [replace(record, to_best=gain) for record in content.ensembles]
         assert verdict(content).endswith(f"an interval that {word}.")
         assert f"[{low:+.4f}, {high:+.4f}]" in verdict(content)
 
@@ -300,19 +299,19 @@ def test_lines_bands_and_marks(tmp_path, run_command):
         for rank, mean in zip(ranks, means, strict=True):
             here = [
                 v
-                for v, m in zip(content.dev, content.members, strict=True)
-                if m["rank"] == rank and m["scale"] == scale
+                for v, m in zip(content.dev, content.settings, strict=True)
+                if m.rank == rank and m.scale == scale
             ]
             assert mean == pytest.approx(np.mean(here))
     marks = {
         marked.get_gid(): marked.get_offsets() for marked in axes.collections if marked.get_gid()
     }
-    dicor = next(entry for entry in content.entries if entry["method"] == "dicor")
-    names = [member["name"] for member in dicor["members"]]
+    dicor = next(record for record in content.ensembles if record.method == "dicor")
+    names = [member.name for member in dicor.members]
     expected = {
-        (content.members[m]["rank"], content.dev[m])
+        (content.settings[m].rank, content.dev[m])
         for m in range(12)
-        if content.found.dev.names[m] in names
+        if content.members.dev.names[m] in names
     }
     assert {tuple(point) for point in marks["chosen-dicor"].tolist()} == expected
     assert len(marks["chosen-best"]) == 1
@@ -343,6 +342,7 @@ def test_a_section_without_data_gives_the_reason(tmp_path, name, reason):
     assert "no ensemble was made yet" in verdict(content)
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_said(tmp_path, report):
     population(tmp_path / "run", SST, ranks=(4,), scales=(1.0,), seeds=(0,), examples=30)
     assert isinstance(sections.reliability(read([population(tmp_path / "n", STS)])["sts"]), Missing)
@@ -352,35 +352,36 @@ def test_what_is_missing_is_said(tmp_path, report):
     assert "the texts or the backbone cannot be had" in text
 
 
+@pytest.mark.slow
 def test_figures_hold_the_planted_numbers(tmp_path, run_command):
     run = population(tmp_path / "run", SST)
     assert run_command("ensemble", "--runs", run, "--method", "omni", "--size", 3) == 0
     content = read([run])["sst"]
     matrix = sections.outcomes(content).drawn.axes[0]
-    entry = next(entry for entry in content.paper() if entry["method"] == "omni")
+    omni = next(record for record in content.paper() if record.method == "omni")
     counts = np.array([int(text.get_text()) for text in matrix.texts]).reshape(5, 5)
     assert counts.sum() == 120
     assert np.trace(counts) / 120 == pytest.approx(
-        entry["interval"]["value"]
+        omni.interval.value
     )  # omni chooses nothing: the same in all folds
     np.testing.assert_array_equal(
-        counts.sum(axis=1), np.bincount(content.found.dev.labels.astype(int))
+        counts.sum(axis=1), np.bincount(content.members.dev.labels.astype(int))
     )
     frontier = sections.frontier(content).drawn.axes[0]
     assert [
         line.get_label() for line in frontier.lines if not line.get_label().startswith("_")
     ] == ["random", "topk", "dicor"]
     assert list(frontier.lines[0].get_xdata()) == list(range(1, 12))
-    best = next(entry for entry in content.paper() if entry["method"] == "best")
+    best = next(record for record in content.paper() if record.method == "best")
     assert frontier.lines[1].get_ydata()[0] == pytest.approx(
-        best["interval"]["value"]
+        best.interval.value
     )  # the best one alone
     gains = sections.gains(content).drawn.axes[0]
     assert gains.collections[2].get_offsets()[0][0] == pytest.approx(
-        entry["diversity"]["vote_error_observed"]
+        omni.diversity["vote_error_observed"]
     )
     assert gains.collections[1].get_offsets()[0][0] == pytest.approx(
-        entry["diversity"]["vote_error_predicted"]
+        omni.diversity["vote_error_predicted"]
     )
     training = sections.curves(content).drawn
     assert len(training.axes[0].lines) == len(training.axes[1].lines) == 12
@@ -388,7 +389,7 @@ def test_figures_hold_the_planted_numbers(tmp_path, run_command):
 
 def test_the_hardest_examples(tmp_path):
     content = read([population(tmp_path / "run", SST)])["sst"]
-    pool = content.found.dev
+    pool = content.members.dev
     texts = [(f"text {row}",) for row in range(120)]
     apart, wrong = sections.hardest(content, texts)
     assert isinstance(wrong, Rows)
@@ -424,9 +425,9 @@ def test_186_members_stay_legible(tmp_path):
     ):
         assert isinstance(picture, Picture)
         path = tmp_path / f"{picture.name}.png"
-        path.write_bytes(figures.png(picture.drawn))
+        path.write_bytes(drawing.png(picture.drawn))
         assert imread(path).shape[1] > 900
-        assert len(figures.svg(picture.drawn, picture.name)) < 3_000_000
+        assert len(drawing.svg(picture.drawn, picture.name)) < 3_000_000
     assert (
         sections.heatmap(content).drawn.axes[0].get_xticklabels() == []
     )  # no names that nobody can read
@@ -478,20 +479,21 @@ def test_ensembles_and_pictures_are_one_run_of_wandb(tmp_path):
         assert file.read_bytes() == path.read_bytes()
 
 
-def test_the_report_is_of_the_epochs_that_the_ensembles_join(tmp_path, run_command, capsys):
+@pytest.mark.slow
+def test_the_report_is_of_the_epochs_that_the_ensembles_combine(tmp_path, run_command, capsys):
     run = population(tmp_path / "run", STS, seeds=(0,))
-    assert run_command("ensemble", "--runs", run, "--method", "omni", "--which", "last") == 0
+    assert run_command("ensemble", "--runs", run, "--method", "omni", "--epoch", "last") == 0
     assert "chosen on all of dev" not in capsys.readouterr().out
     content = read([run])["sts"]
-    assert (content.which, len(content.entries)) == ("last", 2)
-    assert read([run], which="best")["sts"].entries == []
+    assert (content.members.epoch, len(content.ensembles)) == ("last", 2)
+    assert read([run], epoch="best")["sts"].ensembles == []
     assert (
         run_command("ensemble", "--runs", run, "--method", "dicor") == 0
     )  # and best anew, of the best epochs
     assert "best epoch was chosen on all of dev" in " ".join(capsys.readouterr().out.split())
     said = []
-    entries = read([run], say=said.append)["sts"].entries
-    assert {entry["method"] for entry in entries} == {"best", "omni", "dicor"}
+    ensembles = read([run], report=said.append)["sts"].ensembles
+    assert {record.method for record in ensembles} == {"best", "omni", "dicor"}
     assert not said
     assert (
         run_command(
@@ -500,7 +502,7 @@ def test_the_report_is_of_the_epochs_that_the_ensembles_join(tmp_path, run_comma
             run,
             "--method",
             "topk",
-            "--which",
+            "--epoch",
             "last",
             "--out",
             run / "ensembles",
@@ -508,10 +510,12 @@ def test_the_report_is_of_the_epochs_that_the_ensembles_join(tmp_path, run_comma
         == 0
     )
     assert {
-        entry["method"] for entry in read([run], which="best", say=said.append)["sts"].entries
+        record.method for record in read([run], epoch="best", report=said.append)["sts"].ensembles
     } == {"dicor"}
     assert len(said) == 3
-    assert all("joins the members' last epochs" in sentence for sentence in said), said
+    assert all(
+        "is skipped: it combines the members' last epochs" in sentence for sentence in said
+    ), said
 
 
 @pytest.mark.slow
@@ -520,15 +524,13 @@ def test_embeddings_are_what_the_heads_read_and_are_kept(
 ):
     name, sweep = trained
     content = read([sweep])[name]
-    _, texts = read_texts(content.found)["dev"]
-    members = low_and_high(content.found)
-    assert [int(content.found.dev.ranks[m]) for m in members] == [2, 5]
-    for member, features in zip(
-        members, embeddings(content.found, members, texts, "best"), strict=True
-    ):
-        head = Predictor.load(content.found.directories[member]).model.heads[name]
+    texts = read_texts(content.members)["dev"].texts
+    members = low_and_high(content.members)
+    assert [int(content.members.dev.ranks[m]) for m in members] == [2, 5]
+    for member, features in zip(members, embeddings(content.members, members, texts), strict=True):
+        head = Predictor.load(content.members.directories[member]).model.heads[name]
         logits = features @ head.weight[0].detach().numpy().T + head.bias[0].detach().numpy()
-        np.testing.assert_allclose(logits, content.found.dev.logits[member], atol=1e-4)
+        np.testing.assert_allclose(logits, content.members.dev.logits[member], atol=1e-4)
     monkeypatch.setattr(Predictor, "of_members", None)  # what is kept needs no backbone
     picture = sections.maps(content, texts)
     assert [len(axes.collections[0].get_offsets()) > 0 for axes in picture.drawn.axes[:2]] == [

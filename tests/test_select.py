@@ -10,7 +10,7 @@ import scipy.stats
 from scipy.optimize import minimize
 from sklearn import metrics as sklearn_metrics
 
-from loraens.ensemble.combine import combine, majority_vote, rules
+from loraens.ensemble.combine import combine, majority_vote
 from loraens.ensemble.diversity import (
     pair_counts,
     q_statistic,
@@ -19,18 +19,10 @@ from loraens.ensemble.diversity import (
     variance_formula,
     vote_formula,
 )
-from loraens.ensemble.pool import Outcome, Pool, metric, score
-from loraens.ensemble.select import (
-    METHODS,
-    Options,
-    accurate,
-    dicor,
-    greedy,
-    pseudo_bma,
-    stacking,
-    topk,
-    weighted,
-)
+from loraens.ensemble.methods import METHODS, names
+from loraens.ensemble.options import Options
+from loraens.ensemble.pool import Pool
+from loraens.ensemble.select import accurate, dicor, greedy, topk
 from loraens.ensemble.significance import (
     mcnemar,
     means_of_resamples,
@@ -38,8 +30,9 @@ from loraens.ensemble.significance import (
     pearson_of_resamples,
     resamples,
 )
-from loraens.metrics import scores as reference_scores
-from loraens.tasks import METRICS, QUORA, SST, STS
+from loraens.ensemble.weighting import pseudo_bma, stacking, weighted
+from loraens.metrics import NLL
+from loraens.tasks import QUORA, SST, STS
 
 TASKS = {"sst": SST, "quora": QUORA, "sts": STS}
 
@@ -48,46 +41,16 @@ RNG = np.random.default_rng(0)
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
-def test_metrics_are_those_of_training(task, make_pool):
-    pool = make_pool(task)
-    for member in range(len(pool)):
-        expected = reference_scores(task, pool.logits[member], pool.labels)
-        assert set(expected) == set(METRICS[task.kind])
-        for name, value in expected.items():
-            assert metric(task, name, pool.outcome(member), pool.labels) == pytest.approx(
-                value, abs=1e-6
-            ), name
-
-
-def test_metrics_against_other_libraries(make_pool):
-    pool = make_pool(SST)
-    numbers = make_pool(STS)
-    outcome = pool.outcome(1)
-    values = numbers.outcome(1).predictions
-    f1 = sklearn_metrics.f1_score(pool.labels, outcome.predictions, average="macro")
-    assert metric(SST, "macro_f1", outcome, pool.labels) == pytest.approx(f1)
-    nll = sklearn_metrics.log_loss(pool.labels, outcome.probabilities)
-    assert metric(SST, "nll", outcome, pool.labels) == pytest.approx(nll)
-    ties = np.round(values)
-    for name, expected in (("pearson", scipy.stats.pearsonr), ("spearman", scipy.stats.spearmanr)):
-        assert metric(STS, name, Outcome(ties), numbers.labels) == pytest.approx(
-            expected(ties, numbers.labels).statistic
-        )
-    assert np.isnan(metric(STS, "pearson", Outcome(np.full(200, 2.0)), numbers.labels))
-    assert np.isnan(
-        metric(SST, "nll", Outcome(outcome.predictions), pool.labels)
-    )  # votes have no probabilities
-
-
-@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", names(merges=False))
 def test_weights_are_legal_and_repeat(task, name, make_pool):
     pool = make_pool(task)
-    weights = METHODS[name](pool, Options(size=3), np.random.default_rng(1))
+    weights = METHODS[name].select(pool, Options(size=3), np.random.default_rng(1))
     assert weights.shape == (6,)
     assert (weights >= 0).all()
     assert weights.sum() == pytest.approx(1) or (name == "stacking" and task is STS)
-    assert np.array_equal(weights, METHODS[name](pool, Options(size=3), np.random.default_rng(1)))
+    assert np.array_equal(
+        weights, METHODS[name].select(pool, Options(size=3), np.random.default_rng(1))
+    )
     expected = {"best": 1, "omni": 6, "topk": 3, "random": 3, "dicor": 3}
     if name in expected:
         assert np.count_nonzero(weights) == expected[name]
@@ -159,8 +122,8 @@ def test_constant_and_always_right_members(make_pool):
         == similarity(pool, "cosine")[1, 2]
         == 1
     )
-    for name, method in METHODS.items():
-        weights = method(pool, Options(size=2, pool=4), np.random.default_rng(0))
+    for name in names(merges=False):
+        weights = METHODS[name].select(pool, Options(size=2, pool=4), np.random.default_rng(0))
         assert np.isfinite(weights).all(), name
     numbers = make_pool(STS, 3)
     flat = Pool(
@@ -193,7 +156,9 @@ def test_weighted_is_the_minimum_on_the_simplex(task, make_pool):
     name = "mse" if task is STS else "nll"
 
     def loss(weights):
-        return metric(task, name, combine(pool, weights, "logits", pool.places), pool.labels)
+        return task.label_kind.metric(name)(
+            combine(pool, weights, "logits", pool.standings), pool.labels
+        )
 
     found = weighted(pool, Options(), RNG)
     bounds = [(1e-9, 1)] * 4
@@ -215,7 +180,7 @@ def test_stacking(make_pool):
     grid = [np.array(w) / 20 for w in product(range(21), repeat=4) if sum(w) == 20]
 
     def log_score(weights):
-        return -metric(SST, "nll", combine(pool, weights, "probs", pool.places), pool.labels)
+        return -NLL(combine(pool, weights, "probs", pool.standings), pool.labels)
 
     assert log_score(stacking(pool, Options(), RNG)) >= max(map(log_score, grid)) - 1e-6
     numbers = make_pool(STS, 4)
@@ -236,7 +201,9 @@ def test_bma_and_pseudo_bma_by_hand():
     task = type(SST)("t", ("a",), "b", "classes", "cross_entropy", "accuracy", ("x", "y"))
     pool = Pool(task, ("a", "b"), np.ones(2), logits, labels)
     products = np.array([0.8 * 0.7 * 0.6, 0.125])
-    np.testing.assert_allclose(METHODS["bma"](pool, Options(), RNG), products / products.sum())
+    np.testing.assert_allclose(
+        METHODS["bma"].select(pool, Options(), RNG), products / products.sum()
+    )
     density = np.log([[0.8, 0.7, 0.6], [0.5, 0.5, 0.5]])
     rng = np.random.default_rng(3)
     draws = []
@@ -257,7 +224,9 @@ def test_greedy_against_a_plain_loop(task, make_pool):
 
     def reached(chosen):
         weights = np.bincount(chosen, minlength=5) / len(chosen)
-        return score(task, combine(pool, weights, rules(task)[-1], pool.places), pool.labels)
+        return task.score(
+            combine(pool, weights, task.label_kind.rules[-1], pool.standings), pool.labels
+        )
 
     chosen = order[:2]
     path = [chosen]
@@ -274,20 +243,22 @@ def test_greedy_finds_the_best_small_ensemble(make_pool):
     pool = make_pool(STS, 3, 80)
     counts = [w for w in product(range(5), repeat=3) if 1 <= sum(w) <= 5]
     best = max(
-        score(STS, combine(pool, np.array(w) / sum(w), "logits", pool.places), pool.labels)
+        STS.score(combine(pool, np.array(w) / sum(w), "logits", pool.standings), pool.labels)
         for w in counts
     )
     found = greedy(pool, Options(bags=1, steps=8, start=1), RNG)
-    assert score(STS, combine(pool, found, "logits", pool.places), pool.labels) > best - 2e-3
-    assert score(STS, combine(pool, found, "logits", pool.places), pool.labels) >= pool.scores.max()
+    assert STS.score(combine(pool, found, "logits", pool.standings), pool.labels) > best - 2e-3
+    assert (
+        STS.score(combine(pool, found, "logits", pool.standings), pool.labels) >= pool.scores.max()
+    )
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 def test_rules_against_loops(task, make_pool):
     pool = make_pool(task, 5, 40)
     weights = np.array([0.5, 0.0, 0.2, 0.2, 0.1])
-    for rule in rules(task):
-        got = combine(pool, weights, rule, pool.places)
+    for rule in task.label_kind.rules:
+        got = combine(pool, weights, rule, pool.standings)
         for row in range(40):
             if rule == "vote":
                 counts = {}
@@ -309,7 +280,7 @@ def test_rules_against_loops(task, make_pool):
             elif task is STS:
                 assert got.predictions[row] == pytest.approx(weights @ pool.logits[:, row, 0])
     assert (
-        np.isnan(metric(task, "nll", combine(pool, weights, "vote", pool.places), pool.labels))
+        np.isnan(NLL(combine(pool, weights, "vote", pool.standings), pool.labels))
         if task is not STS
         else True
     )
@@ -319,7 +290,11 @@ def test_ties_of_a_vote():
     votes = np.array([[0, 1, 2], [1, 1, 0], [1, 0, 1], [0, 0, 2]])
     assert majority_vote(votes, [1, 2, 3, 4]).tolist() == [0, 0, 2]
     assert majority_vote(votes, [4, 3, 2, 1]).tolist() == [0, 1, 2]
-    assert majority_vote(votes, [2, 2, 2, 2], places=np.array([3, 0, 1, 2])).tolist() == [1, 1, 2]
+    assert majority_vote(votes, [2, 2, 2, 2], standings=np.array([3, 0, 1, 2])).tolist() == [
+        1,
+        1,
+        2,
+    ]
     assert majority_vote(votes, [1, 2, 3, 4], np.array([0.1, 0.6, 0.2, 0.1])).tolist() == [1, 1, 0]
 
 

@@ -11,14 +11,17 @@ from helpers.corpus import texts_of
 from peft import PeftModel
 from transformers import AutoModel
 
-from loraens.ensemble.pool import Outcome, score
-from loraens.ensemble.prove import Candidate, prove
+from loraens.ensemble.cross_validation import Candidate
+from loraens.ensemble.methods import METHODS, names
+from loraens.ensemble.options import Options
+from loraens.ensemble.prove import prove
 from loraens.ensemble.read import read_runs
-from loraens.ensemble.select import SOUPS, Options
+from loraens.errors import InputError
 from loraens.inference.predictor import Predictor
 from loraens.inference.soup import Soup
-from loraens.model.dropout import Routing
+from loraens.metrics import Outcome
 from loraens.model.lora import LoRALinear
+from loraens.model.routing import Routing
 from loraens.store import MemberStore, find_members
 from loraens.tasks import SST, STS
 
@@ -51,10 +54,11 @@ def soups(trained, run_command):
     return trained
 
 
+@pytest.mark.slow
 def test_a_soup_is_the_model_of_mean_weights(soups, corpus):
     name, sweep = soups
     _, texts = texts_of(corpus, name)
-    for method in SOUPS:
+    for method in names(merges=True):
         folder = sweep / "ensembles" / f"{name}-{method}-merged"
         record = json.loads((folder / "ensemble.json").read_text())
         members = {member["name"]: member["weight"] for member in record["members"]}
@@ -64,11 +68,11 @@ def test_a_soup_is_the_model_of_mean_weights(soups, corpus):
         np.testing.assert_allclose(
             predictor.logits(texts, task), expected.logits(texts, task), atol=1e-5
         )
-        assert predictor.joint is None
+        assert predictor.combination is None
         assert len(predictor.model.adapters) == 0  # folded: it costs what one member costs
         stored = MemberStore(folder).logits(name, "dev")
         outcome = read_runs([folder])[name].dev.outcome(0)
-        assert score(task, outcome, stored.labels) == pytest.approx(record["dev"][task.metric])
+        assert task.score(outcome, stored.labels) == pytest.approx(record["dev"][task.metric])
         assert (
             record["interval"]["low"] <= record["interval"]["value"] <= record["interval"]["high"]
         )
@@ -113,7 +117,7 @@ def test_more_columns_than_rows_are_cut_without_loss():
             layer.lora_A[index, :rank].normal_()
             layer.lora_B[index, :, :rank].normal_()
     for weights in ([0.2, 0.5, 0.3], [0.0, 1.0, 0.0], [0.5, 0.5, 0.0]):
-        up, down = layer.joined(weights)
+        up, down = layer.combined(weights)
         expected = sum(w * layer.delta_weight(index) for index, w in enumerate(weights))
         torch.testing.assert_close(up @ down, expected)
         assert up.shape[1] == min(
@@ -133,11 +137,12 @@ def test_greedy_soup_against_a_plain_loop(task, make_pool):
         weights = np.zeros(6)
         weights[[*chosen, member]] = 1 / (len(chosen) + 1)
         logits = pool.merged(weights)
-        found = score(task, Outcome(logits[:, 0] if task is STS else logits.argmax(1)), pool.labels)
+        outcome = Outcome(logits[:, 0] if task is STS else logits.argmax(1))
+        found = task.score(outcome, pool.labels)
         if found >= reached:
             chosen = [*chosen, member]
             reached = found
-    weights = SOUPS["greedy_soup"](pool, Options(tried=4), np.random.default_rng(0))
+    weights = METHODS["greedy_soup"].select(pool, Options(tried=4), np.random.default_rng(0))
     assert sorted(np.flatnonzero(weights)) == sorted(chosen)
     np.testing.assert_allclose(weights[weights > 0], 1 / len(chosen))
 
@@ -187,9 +192,11 @@ def test_a_config_that_does_not_fit_is_refused(soups, fails, limit, message):
 def test_only_lora_members_are_merged(soups):
     name, sweep = soups
     found = read_runs([sweep])[name]
-    found.manifests[0]["settings"]["mode"] = "full"
-    with pytest.raises(Exception, match="merges LoRA members"):
-        Soup(found, "best")
+    first = found.manifests[0]
+    found.manifests[0] = replace(first, settings=replace(first.settings, mode="full"))
+    with pytest.raises(InputError, match=r"^method soup merges LoRA members") as error:
+        Soup(found)
+    assert error.value.in_command().startswith("--method soup merges")
     assert len(find_members(sweep)) == 4  # soups are no members of the sweep
 
 

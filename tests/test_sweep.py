@@ -23,8 +23,7 @@ from safetensors.torch import load_file
 from loraens.cli import main
 from loraens.members import Grid, Member, packs
 from loraens.store import MANIFEST, MemberStore, find_members
-from loraens.train import sweep as sweep_module
-from loraens.train.checkpoints import join, members_of, take
+from loraens.train import worker as worker_module
 from loraens.train.module import Population
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -95,16 +94,15 @@ def test_a_sweep_leaves_every_member_as_fit_does(sweep, run_command, command, ca
     found = manifests(run)
     assert len(found) == 6
     assert not (run / "packs").exists()
-    order = sorted(found.values(), key=lambda manifest: -manifest["dev"]["best"]["sts"]["pearson"])
-    positions = [table.index(manifest["name"]) for manifest in order]
+    order = sorted(found.values(), key=lambda manifest: -manifest.dev["best"]["sts"]["pearson"])
+    positions = [table.index(manifest.name) for manifest in order]
     assert positions == sorted(positions)
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["grid"]["rank"] == [1, 8, 29]
     for name, manifest in found.items():
-        member = Member(**manifest["member"])
-        assert (member.name, manifest["status"]) == (name, "finished")
-        assert [entry["epoch"] for entry in manifest["history"]] == [1, 2]
-        assert all(np.isfinite(entry["train_loss"]) for entry in manifest["history"])
+        assert (manifest.member.name, manifest.status) == (name, "finished")
+        assert [entry.epoch for entry in manifest.history] == [1, 2]
+        assert all(np.isfinite(entry.train_loss) for entry in manifest.history)
         for split, size in (("dev", 24), ("test", 10)):
             assert MemberStore(run / name).logits("sts", split, "last").logits.shape == (size, 1)
     for member in (Member(8, 3.0, lr=1e-2), Member(29, 1.0, lr=1e-2)):
@@ -129,11 +127,11 @@ def test_a_sweep_leaves_every_member_as_fit_does(sweep, run_command, command, ca
         alone = run.parent / f"fit-{member.rank}" / member.name
         together = run / member.name
         left, right = (MemberStore(path).manifest() for path in (alone, together))
-        assert left["settings"] == right["settings"]
-        for which in ("best", "last"):
-            a, b = (MemberStore(path).logits("sts", "dev", which) for path in (alone, together))
+        assert left.settings == right.settings
+        for epoch in ("best", "last"):
+            a, b = (MemberStore(path).logits("sts", "dev", epoch) for path in (alone, together))
             np.testing.assert_allclose(a.logits, b.logits, rtol=0, atol=1e-3)
-        assert left["epochs"] == right["epochs"]
+        assert left.epochs == right.epochs
 
 
 CHANGES = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"}
@@ -289,7 +287,7 @@ def test_stopped_members_change_no_other(sweep):
     """In double precision; members that have stopped are in no later pack."""
     sizes = []
 
-    class Sizes(sweep_module.Watch):
+    class Sizes(worker_module.PackWatch):
         def on_train_epoch_end(self, trainer, pl_module):
             sizes.append(len(pl_module.members))
             super().on_train_epoch_end(trainer, pl_module)
@@ -297,24 +295,24 @@ def test_stopped_members_change_no_other(sweep):
     options = ["--trainer.precision", "64-true", "--grid.seed", "[0,1]"]
     whole = manifests(sweep(*options, name="whole", epochs=6, size=12))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sweep_module, "Watch", Sizes)
+        patch.setattr(worker_module, "PackWatch", Sizes)
         run = sweep(*options, "--sweep.patience", 2, name="stopped", epochs=6, size=12)
     found = manifests(run)
-    assert {manifest["status"] for manifest in found.values()} == {"finished", "stopped"}
+    assert {manifest.status for manifest in found.values()} == {"finished", "stopped"}
     assert sizes[0] == 12
-    assert sizes[-1] == sum(len(manifest["history"]) == 6 for manifest in found.values()) < 12
+    assert sizes[-1] == sum(len(manifest.history) == 6 for manifest in found.values()) < 12
     for name, manifest in found.items():
-        scores = [entry["score"] for entry in manifest["history"]]
+        scores = [entry.score for entry in manifest.history]
         assert scores == pytest.approx(
-            [entry["score"] for entry in whole[name]["history"][: len(scores)]], abs=1e-6
+            [entry.score for entry in whole[name].history[: len(scores)]], abs=1e-6
         )
         best = int(np.argmax(scores))
         assert len(scores) == 6 or len(scores) - 1 - best == 2
-        if manifest["status"] == "stopped":
-            assert manifest["ended"] == f"epoch {len(scores)}: no better dev score for 2 epochs"
+        if manifest.status == "stopped":
+            assert manifest.ended == f"epoch {len(scores)}: no better dev score for 2 epochs"
     for member in find_members(run):
         manifest = found[member.name]
-        if manifest["status"] == "finished":
+        if manifest.status == "finished":
             a, b = (
                 load_file(path / member.name / "epoch-006" / "adapter_model.safetensors")
                 for path in (run, run.parent / "whole")
@@ -330,16 +328,16 @@ def test_successive_halving(sweep, fails, command):
     whole = manifests(sweep(name="whole", epochs=4))
     found = manifests(sweep(*options, name="halved", epochs=4, size=2))
     left = set(whole)
-    lengths = {name: len(manifest["history"]) for name, manifest in found.items()}
+    lengths = {name: len(manifest.history) for name, manifest in found.items()}
     for epoch, kept in ((1, 3), (2, 2)):
-        ranked = sorted(left, key=lambda name: -whole[name]["history"][epoch - 1]["score"])
+        ranked = sorted(left, key=lambda name: -whole[name].history[epoch - 1].score)
         assert {name for name in left if lengths[name] == epoch} == set(ranked[kept:])
-        assert all("by dev score" in found[name]["ended"] for name in ranked[kept:])
+        assert all("by dev score" in found[name].ended for name in ranked[kept:])
         left = set(ranked[:kept])
-    assert {name for name, manifest in found.items() if manifest["status"] == "finished"} == left
+    assert {name for name, manifest in found.items() if manifest.status == "finished"} == left
     for name in left:
         scores = [
-            [entry["score"] for entry in manifests[name]["history"]] for manifests in (whole, found)
+            [entry.score for entry in manifests[name].history] for manifests in (whole, found)
         ]
         assert scores[0] == pytest.approx(scores[1], abs=1e-3)
     assert "halved_members" in fails(
@@ -362,7 +360,7 @@ def test_out_of_memory_halves_the_pack(sweep, monkeypatch, capsys):
     monkeypatch.setattr(Population, "training_step", hungry)
     run = sweep(name="tight", size=4)
     found = manifests(run)
-    assert {manifest["status"] for manifest in found.values()} == {"finished"}
+    assert {manifest.status for manifest in found.values()} == {"finished"}
     assert json.loads((run / "sweep.json").read_text())["fits"] == 2
     assert [entry for entry in seen if entry[1] == 0] == [
         (4, 0),
@@ -370,8 +368,7 @@ def test_out_of_memory_halves_the_pack(sweep, monkeypatch, capsys):
     ]  # the first epoch was not lost
     for name, manifest in found.items():
         scores = [
-            [entry["score"] for entry in found[name]["history"]]
-            for found in (expected, {name: manifest})
+            [entry.score for entry in found[name].history] for found in (expected, {name: manifest})
         ]
         assert scores[0] == pytest.approx(scores[1], abs=1e-3)
     monkeypatch.setattr(
@@ -398,12 +395,12 @@ def test_a_failed_member_is_marked_and_the_others_are_not_touched(sweep):
         for path in of_name:
             assert left[path] == right[path], path
     failed = manifests(bad)["r2-c2-s0-lr1e+30"]
-    assert (failed["status"], failed["epochs"]) == ("failed", {})
-    assert re.fullmatch(r"step 1: .*(loss is|not finite).*", failed["ended"])
+    assert (failed.status, failed.epochs) == ("failed", {})
+    assert re.fullmatch(r"step 1: .*(loss is|not finite).*", failed.ended)
     alone = manifests(
         sweep(name="alone", grid=["--grid.members", "[{rank: 2, scale: 2, lr: 1.0e+30}]"])
     )
-    assert [manifest["status"] for manifest in alone.values()] == ["failed"]
+    assert [manifest.status for manifest in alone.values()] == ["failed"]
 
 
 @pytest.mark.slow
@@ -460,6 +457,7 @@ def test_the_papers_grids():
         assert best[name.partition("-")[0]] in {(member.rank, member.scale) for member in members}
 
 
+@pytest.mark.slow
 def test_a_grid_file_on_the_command_line(sweep, tmp_path):
     grid = tmp_path / "grid.yaml"
     grid.write_text("rank: [2, 3]\nweight_decay: [0.01, 0.1]\n")
@@ -534,7 +532,7 @@ def test_bad_input_ends_in_one_sentence(fails, command, tmp_path, args, options,
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        pytest.param("last.ckpt", "", "holds a run that is no sweep", id="no-sweep"),
+        pytest.param("last.ckpt", "", "has a run that is no sweep", id="no-sweep"),
         pytest.param("sweep.json", "{", "sweep.json cannot be read", id="broken"),
     ],
 )
@@ -548,57 +546,3 @@ def test_a_second_sweep_in_one_directory(fails, command, tmp_path):
     (tmp_path / "run").mkdir()
     with FileLock(tmp_path / "run" / ".lock"):
         assert "another sweep runs in" in fails(*command())
-
-
-def checkpoint(ranks):
-    """A population's checkpoint with recognisable numbers, as our module writes it."""
-    size = max(ranks)
-
-    def tensors():
-        a = torch.zeros(len(ranks), size, 5)
-        b = torch.zeros(len(ranks), 4, size)
-        for index, rank in enumerate(ranks):
-            a[index, :rank] = 10 * rank + torch.rand(rank, 5)
-            b[index, :, :rank] = torch.rand(4, rank)
-        return {
-            "model.x.lora_A": a,
-            "model.x.lora_B": b,
-            "model.head_sts.weight": torch.rand(len(ranks), 1, 4),
-        }
-
-    state = tensors()
-    moments = tensors()
-    return {
-        "state_dict": {
-            "failures.step": torch.arange(len(ranks)),
-            "failures.loss": torch.rand(len(ranks)),
-            **state,
-        },
-        "optimizer_states": [
-            {
-                "state": {i: {"step": 7, "exp_avg": m} for i, m in enumerate(moments.values())},
-                "param_groups": [{"lr": 1.0}],
-            }
-        ],
-        "callbacks": {
-            "loraens.members": {"progress": [{"best": rank} for rank in ranks], "seconds": 1.0}
-        },
-        "loraens": {"members": [{"rank": rank} for rank in ranks]},
-    }
-
-
-def test_checkpoints_taken_apart_and_joined():
-    whole = checkpoint([2, 5, 3, 1])
-    apart = [take(whole, [2]), take(whole, [0, 3]), take(whole, [1])]
-    assert apart[1]["state_dict"]["model.x.lora_A"].shape == (2, 2, 5)
-    assert apart[1]["optimizer_states"][0]["state"][1]["exp_avg"].shape == (2, 4, 2)
-    again = take(join(apart), [1, 3, 0, 2])
-    assert [member["rank"] for member in members_of(again)] == [2, 5, 3, 1]
-    assert again["callbacks"] == whole["callbacks"]
-    for name, value in whole["state_dict"].items():
-        assert torch.equal(again["state_dict"][name], value), name
-    for place, entry in whole["optimizer_states"][0]["state"].items():
-        assert again["optimizer_states"][0]["state"][place]["step"] == 7
-        assert torch.equal(
-            again["optimizer_states"][0]["state"][place]["exp_avg"], entry["exp_avg"]
-        )

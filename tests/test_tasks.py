@@ -6,7 +6,7 @@ from loraens.tasks import QUORA, SST, STS, Task
 @pytest.mark.parametrize(("task", "outputs"), [(SST, 5), (QUORA, 1), (STS, 1)])
 def test_width_of_head(task, outputs):
     assert task.num_outputs == outputs
-    assert Task.from_dict(task.to_dict()) == task
+    assert Task.from_json(task.to_json()) == task
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from helpers.wandb_runs import read_run, run_offline
@@ -73,7 +74,8 @@ def test_offline_run_holds_settings_curves_scores_and_table(run):
     check_member(find_member(run), found, "member")
     assert len(found.curves["train/loss"]) >= 4
     assert len(found.curves["dev/sst/accuracy"]) == 2
-    assert max(found.curves["dev/sst/accuracy"]) == found.summary["best/sst/accuracy"]
+    best = np.float32(found.summary["best/sst/accuracy"])  # Lightning logs in single precision
+    assert max(found.curves["dev/sst/accuracy"]) == best
     (table,) = offline.glob("files/media/table/dev/sst/predictions*.json")
     rows = json.loads(table.read_text())
     assert rows["columns"][:4] == ["id", "sentence", "label", "prediction"]
@@ -171,6 +173,7 @@ def test_baselines_are_of_job_type_baseline(tmp_path, tiny_bert, corpus, mode):
 
 
 @pytest.mark.parametrize("kind", ["CSVLogger", "TensorBoardLogger"])
+@pytest.mark.slow
 def test_other_loggers_get_a_directory_a_member(run_command, tmp_path, tiny_bert, corpus, kind):
     command = [
         "sweep",
@@ -229,6 +232,6 @@ def test_an_account_that_is_refused_is_one_sentence(monkeypatch):
     monkeypatch.setattr(wandb, "login", refuse)
     with pytest.raises(
         InputError,
-        match=r"W&B does not let you in .no such key.: mend the key, or set WANDB_MODE=offline",
+        match=r"W&B rejected the API key .no such key.: fix it, or set WANDB_MODE=offline",
     ):
         wandb_mode()

@@ -160,12 +160,12 @@ def test_every_offline_run_is_uploaded_once(server, logged, run_command, fails, 
 def test_a_directory_without_runs_is_refused(tmp_path, fails, below):
     (tmp_path / "runs" / "one").mkdir(parents=True)
     path = tmp_path / "runs" / below
-    assert f"{path} holds no offline run" in fails("wandb-sync", path)
+    assert f"{path} has no offline run" in fails("wandb-sync", path)
 
 
 @pytest.mark.slow
 def test_files_of_a_run_are_no_run(logged, fails):
-    assert "holds no offline run" in fails("wandb-sync", logged[1][0] / "files")
+    assert "has no offline run" in fails("wandb-sync", logged[1][0] / "files")
 
 
 @pytest.mark.slow

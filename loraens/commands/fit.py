@@ -44,7 +44,7 @@ class LoraModule(Population):
         mode: Mode = "lora",
         **kwargs: Any,
     ) -> None:
-        """See the class.
+        """Make the module of one member.
 
         Args:
             tasks: What is predicted; linked from the data.
@@ -59,7 +59,12 @@ class LoraModule(Population):
         """
         try:
             member = Member(
-                rank if mode == "lora" else 0, scale, seed, lr, weight_decay, head_dropout
+                rank=rank if mode == "lora" else 0,
+                scale=scale,
+                seed=seed,
+                lr=lr,
+                weight_decay=weight_decay,
+                head_dropout=head_dropout,
             )
         except ValueError as error:
             raise InputError(f"--model: {error}") from None
@@ -70,9 +75,12 @@ class RunConfig(SaveConfigCallback):
     """Writes the settings of a run to its directory."""
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write config.yaml beside the run's members."""
+        """Nothing yet: a resume may still be refused, and must leave the run's settings alone."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write config.yaml beside the run's members, once a checkpoint was compared."""
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if stage == "fit" and isinstance(callback, MemberWriter):
+            if isinstance(callback, MemberWriter):
                 text = self.parser.dump(self.config, skip_none=False)
                 write_atomically(callback.directory / "config.yaml", text.encode())
 

@@ -1,4 +1,4 @@
-"""`loraens quickstart`: a few members for each of the three tasks, joined, in minutes on two
+"""`loraens quickstart`: a few members for each of the three tasks, combined, in minutes on two
 cores.
 """
 
@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from loraens.members import Member, cross
+from loraens.members import Grid, Member
 
 if TYPE_CHECKING:
     from loraens.data.modules import TextData
@@ -20,8 +18,7 @@ if TYPE_CHECKING:
 TASKS = ("sst", "quora", "sts")
 EPOCHS = {"sst": 3, "quora": 4, "sts": 2}
 PACKAGED = "minilm"  # `backbone.PACKAGED`, which takes seconds to import
-RANKS = (4, 16)
-SCALES = (1.0, 3.0)
+GRID = Grid(rank=[4, 16], scale=[1.0, 3.0])
 LR = 5e-4
 
 
@@ -40,7 +37,7 @@ class Data:
 
 @dataclass
 class Store:
-    """Where the runs lie.
+    """Where the runs are kept.
 
     Args:
         root: Directory of all runs.
@@ -51,7 +48,7 @@ class Store:
 
 @dataclass
 class Result:
-    """Dev scores of one task's members and of all of them joined."""
+    """Dev scores of one task's members, and of all of them combined."""
 
     task: Task
     members: list[tuple[Member, float]]
@@ -60,7 +57,7 @@ class Result:
 
 
 def quickstart(data: Data = Data(), store: Store = Store(), backbone: str = PACKAGED) -> None:  # noqa: B008
-    """Train four members (two ranks by two scales) for each of three tasks and join them
+    """Train four members (two ranks by two scales) for each of three tasks and combine them
     (Omni-LoRA).
 
     Prints dev scores of every member's last epoch and of their ensemble, in which nothing was
@@ -68,7 +65,7 @@ def quickstart(data: Data = Data(), store: Store = Store(), backbone: str = PACK
 
     Args:
         data: Where the texts come from.
-        store: Where the runs lie.
+        store: Where the runs are kept.
         backbone: Hub name or directory of a BERT-family encoder, or "minilm", the packaged one.
     """
     from loraens.data import modules
@@ -76,7 +73,7 @@ def quickstart(data: Data = Data(), store: Store = Store(), backbone: str = PACK
     from loraens.train.runs import quiet, run_directory
 
     quiet()
-    load_tokenizer(backbone)  # a backbone that is not there is noticed before anything is written
+    load_tokenizer(backbone)  # a backbone that is missing is noticed before anything is written
     directory = run_directory(store.root, None, "quickstart", None)
     root = data.root
     if root is None:
@@ -84,63 +81,43 @@ def quickstart(data: Data = Data(), store: Store = Store(), backbone: str = PACK
 
         root = str(directory / "data")
         write_corpus(Path(root))
-        print(
-            f"The texts are made up, by a seeded grammar: they lie in {root}. Real ones:"
-            " --data.root DIR"
-        )
+        print(f"The texts are made up, by a seeded grammar: they are in {root}.")
+        print("Real ones: --data.root DIR")
     results = []
     for name, kind in zip(TASKS, (modules.SST, modules.Quora, modules.STS), strict=True):
         texts = kind(root, backbone=backbone, limit=data.limit)
-        results.append(
-            train_task(
-                texts, EPOCHS[name], cross(RANKS, SCALES, lrs=[LR]), directory / name, backbone
-            )
-        )
+        results.append(train_task(texts, EPOCHS[name], directory / name, backbone))
     print_table(results, made_up=data.root is None)
     member = results[0].directory / results[0].members[0][0].name
-    print(
-        f"\nEverything lies in {directory}; try\n  loraens predict --model {member} --text 'a"
-        " charming , clever film'"
+    print(f"\nEverything is in {directory}; try")
+    print(f"  loraens predict --model {member} --text 'a charming , clever film'")
+
+
+def train_task(data: TextData, epochs: int, directory: Path, backbone: str) -> Result:
+    """Train members side by side on one backbone and combine them."""
+    from loraens.api.proofs import prove
+    from loraens.api.sweep import Sweep
+    from loraens.train.options import SweepOptions
+
+    sweep = Sweep(
+        data,
+        GRID,
+        directory,
+        backbone=backbone,
+        epochs=epochs,
+        lr=LR,
+        pooling="mean",
+        options=SweepOptions(pack_size=4),
     )
-
-
-def train_task(
-    data: TextData, epochs: int, members: Sequence[Member], directory: Path, backbone: str
-) -> Result:
-    """Train members side by side on one backbone and join them."""
-    from lightning.pytorch import Trainer
-
-    from loraens.ensemble.combine import combine, rules
-    from loraens.ensemble.pool import score
-    from loraens.ensemble.read import read_runs
-    from loraens.train.module import Population
-    from loraens.train.packs import TRAINER, Options, Setup
-    from loraens.train.runs import quiet_trainers
-    from loraens.train.sweep import Sweep
-
     (task,) = data.tasks
-    data.setup("fit")
+    members = sweep.members
     print(
         f"{task.name}: {len(members)} members of {', '.join(map(_in_words, members))}", flush=True
     )
-    setup = Setup(
-        directory,
-        members,
-        data,
-        build=lambda chosen: Population(chosen, data.tasks, backbone=backbone, pooling="mean"),
-        trainer=lambda **options: Trainer(
-            max_epochs=epochs, num_sanity_val_steps=0, **TRAINER, **options
-        ),
-        epochs=epochs,
-    )
-    with quiet_trainers():
-        manifests = Sweep(setup, Options(pack_size=len(members))).run()
-    pool = read_runs([directory], which="last")[task.name].dev
-    joined = combine(pool, np.full(len(pool), 1 / len(pool)), rules(task)[0], pool.places)
-    scores = [manifests[member.name]["dev"]["last"][task.name][task.metric] for member in members]
-    return Result(
-        task, list(zip(members, scores, strict=True)), score(task, joined, pool.labels), directory
-    )
+    manifests = sweep.fit().manifests
+    scores = [manifests[member.name].dev["last"][task.name][task.metric] for member in members]
+    omni = prove(sweep, methods=["omni"], epoch="last")["omni"].proof.dev[task.metric]
+    return Result(task, list(zip(members, scores, strict=True)), omni, directory)
 
 
 def _in_words(member: Member) -> str:
@@ -154,9 +131,9 @@ def print_table(results: Sequence[Result], made_up: bool) -> None:
 
     from loraens.metrics import overall
 
-    title = "Dev scores" + (" on made-up texts" if made_up else "")
     table = Table(
-        title=title, caption="accuracy; for sts Pearson's r. Last epoch: nothing was chosen on dev."
+        title="Dev scores" + (" on made-up texts" if made_up else ""),
+        caption="accuracy; for sts Pearson's r. Last epoch: nothing was chosen on dev.",
     )
     for column in ("member", *(result.task.name for result in results), "overall"):
         table.add_column(column, justify="left" if column == "member" else "right")
@@ -164,15 +141,12 @@ def print_table(results: Sequence[Result], made_up: bool) -> None:
         (_in_words(member), [result.members[index][1] for result in results])
         for index, (member, _) in enumerate(results[0].members)
     ]
-    for name, scores in [*rows, ("Omni (all joined)", [result.omni for result in results])]:
-        together = overall(
-            {result.task.name: score for result, score in zip(results, scores, strict=True)}
-        )
-        table.add_row(
-            name,
-            *(f"{score:.3f}" for score in scores),
-            "" if together is None else f"{together:.3f}",
-        )
+    rows.append(("Omni-LoRA: all combined", [result.omni for result in results]))
+    for name, scores in rows:
+        by_task = zip((result.task.name for result in results), scores, strict=True)
+        total = overall(dict(by_task))
+        cells = [f"{score:.3f}" for score in scores]
+        table.add_row(name, *cells, "" if total is None else f"{total:.3f}")
     Console().print(table)
 
 

@@ -51,7 +51,7 @@ class Table:
         """Refuse a file that lacks a column.
 
         Raises:
-            InputError: It names the column, the option that asked for it and the columns that are
+            InputError: It names the column, the option that names it and the columns that are
                 there.
         """
         for column in columns:
@@ -66,7 +66,7 @@ class Table:
 def open_table(path: str | Path, format: Format | None = None) -> Iterator[Table]:
     """Open a file of records for the length of a `with` block; "-" is standard input.
 
-    The format is taken from the suffix unless given; a delimited file whose header holds a tab is
+    The format is taken from the suffix unless given; a delimited file whose header has a tab is
     tab-separated whatever its suffix (as the course's .csv files are).
 
     Raises:

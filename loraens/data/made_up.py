@@ -1,7 +1,7 @@
 """A made-up corpus for the three tasks, written by a seeded grammar: for a first run and for tests,
 not for results.
 
-Every text is invented. There is signal that a model can learn (what is said of a thing, what a
+Every text is invented. There is signal that a model can learn (the opinion on a thing, what a
 question asks, how many parts of a scene agree) and noise that it cannot (labels that annotators
 would dispute, misspellings).
 """
@@ -135,8 +135,8 @@ def _misspelt(text: str, rng: Random, chance: float = 0.12) -> str:
     """The text, sometimes with two neighbouring letters swapped."""
     if rng.random() >= chance or len(text) < 8:
         return text
-    place = rng.randrange(1, len(text) - 2)
-    return text[:place] + text[place + 1] + text[place] + text[place + 2 :]
+    index = rng.randrange(1, len(text) - 2)
+    return text[:index] + text[index + 1] + text[index] + text[index + 2 :]
 
 
 def _opinion(rng: Random) -> tuple[str, float]:

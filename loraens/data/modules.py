@@ -6,6 +6,7 @@ Shape letters: M members, B examples of a member.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -23,10 +24,35 @@ from loraens.members import Member
 from loraens.model.backbone import load_tokenizer
 from loraens.model.batch import PackedBatch
 from loraens.seeding import derive_seed
-from loraens.tasks import Kind, Loss, Metric, Task
+from loraens.tasks import Task
 
 
-class TextData(LightningDataModule):
+class RecordedArguments:
+    """Keeps the arguments of an instance's constructor as `init_args`.
+
+    A class of its own, below `TextData`: jsonargparse reads the parameters of the class that
+    defines `__new__` from there, and not from its constructor.
+    """
+
+    init_args: dict[str, Any]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Note the arguments; the constructor refuses what does not fit it."""
+        instance = super().__new__(cls)
+        signature = inspect.signature(cls.__init__)
+        try:
+            arguments = dict(signature.bind_partial(instance, *args, **kwargs).arguments)
+        except TypeError:
+            arguments = {}
+        (_, *names) = signature.parameters
+        instance.init_args = {name: arguments[name] for name in names if name in arguments}
+        for name, parameter in signature.parameters.items():
+            if parameter.kind is parameter.VAR_KEYWORD:
+                instance.init_args.update(instance.init_args.pop(name, {}))
+        return instance
+
+
+class TextData(RecordedArguments, LightningDataModule):
     """Texts of one or more tasks, tokenised once and served in packed batches.
 
     Args:
@@ -71,12 +97,14 @@ class TextData(LightningDataModule):
         for name, value in {**given, "limit": limit, "temperature": temperature}.items():
             if value is not None and value < minima[name]:
                 raise InputError(
-                    f"--data.{name} {value:g} is too small: at least {minima[name]} is expected"
+                    f"{name} {value:g} is too small: at least {minima[name]} is expected",
+                    option=f"data.{name}",
                 )
         names = [source.task.name for source in sources]
         if not names or len(set(names)) < len(names):
             raise InputError(
-                f"--data.names {names}: at least one task, and none twice, is expected"
+                f"names {names}: at least one task, and none twice, is expected",
+                option="data.names",
             )
         self.sources = tuple(sources)
         self.backbone = backbone
@@ -119,19 +147,15 @@ class TextData(LightningDataModule):
     def _limited(self, split: Split) -> Split:
         if self.limit is None or self.limit >= len(split):
             return split
-        rows = np.sort(
-            np.random.default_rng(derive_seed(0, "limit")).permutation(len(split))[: self.limit]
-        )
-        ids = [split.ids[row] for row in rows]
-        texts = [split.texts[row] for row in rows]
-        labels = None if split.labels is None else split.labels[rows]
+        rng = np.random.default_rng(derive_seed(0, "limit"))
+        indices = np.sort(rng.permutation(len(split))[: self.limit])
         return Split(
-            split.name,
-            ids,
-            texts,
-            labels,
-            f"{split.origin} ({len(rows)} of {len(split)})",
-            split.dropped,
+            name=split.name,
+            ids=[split.ids[index] for index in indices],
+            texts=[split.texts[index] for index in indices],
+            labels=None if split.labels is None else split.labels[indices],
+            origin=f"{split.origin} ({len(indices)} of {len(split)})",
+            dropped=split.dropped,
         )
 
     def of(self, split: str) -> list[TokenSplit]:
@@ -198,7 +222,7 @@ class SST(TextData):
     """SST-5: sentiment of a sentence in five classes."""
 
     def __init__(self, root: str | None = None, **kwargs: object) -> None:
-        """See the class.
+        """Make the data module of SST-5.
 
         Args:
             root: Directory of the course's files (ids-sst-*.csv); without it, SetFit/sst5 from the
@@ -211,7 +235,7 @@ class Quora(TextData):
     """Quora question pairs: whether two questions are paraphrases."""
 
     def __init__(self, root: str | None = None, **kwargs: object) -> None:
-        """See the class.
+        """Make the data module of Quora.
 
         Args:
             root: Directory of the course's files (quora-*.csv); without it, nyu-mll/glue qqp from
@@ -224,7 +248,7 @@ class STS(TextData):
     """STS-B: similarity of two sentences from 0 to 5."""
 
     def __init__(self, root: str | None = None, **kwargs: object) -> None:
-        """See the class.
+        """Make the data module of STS-B.
 
         Args:
             root: Directory of the course's files (sts-*.csv); without it, nyu-mll/glue stsb from
@@ -242,7 +266,7 @@ class Multitask(TextData):
         names: Sequence[Literal["sst", "quora", "sts"]] = ("sst", "quora", "sts"),
         **kwargs: object,
     ) -> None:
-        """See the class.
+        """Make the data module of several tasks.
 
         Args:
             root: Directory of the course's files; without it, the Hugging Face hub.
@@ -261,23 +285,23 @@ class TextFiles(TextData):
         dev: str,
         text_columns: list[str],
         label_column: str,
-        kind: Kind = "classes",
+        kind: str = "classes",
         test: str | None = None,
         class_names: list[str] | None = None,
-        metric: Metric | None = None,
-        loss: Loss | None = None,
+        metric: str | None = None,
+        loss: str | None = None,
         low: float | None = None,
         high: float | None = None,
         id_column: str = "id",
         **kwargs: object,
     ) -> None:
-        """See the class.
+        """Make the data module of files.
 
         Args:
             name: Name of the task; names its files and figures.
             train: File of the training records.
             dev: File of the records that choose the best epoch.
-            text_columns: One or two columns of text; two are joined in one sequence.
+            text_columns: One or two columns of text; two are combined in one sequence.
             label_column: Column of the label.
             kind: "classes" or "number".
             test: File of further records whose logits are stored, labelled or not.
@@ -293,16 +317,16 @@ class TextFiles(TextData):
         """
         paths = {"train": train, "dev": dev, "test": test}
         source = FileSource(
-            name,
-            paths,
-            text_columns,
-            label_column,
-            kind,
-            class_names,
-            metric,
-            loss,
-            low,
-            high,
-            id_column,
+            name=name,
+            paths=paths,
+            text_columns=text_columns,
+            label_column=label_column,
+            kind=kind,
+            class_names=class_names,
+            metric=metric,
+            loss=loss,
+            low=low,
+            high=high,
+            id_column=id_column,
         )
         super().__init__([source], **kwargs)  # type: ignore[arg-type]

@@ -13,7 +13,8 @@ from typing import Any
 from loraens.data.files import Table
 from loraens.data.splits import Split, collect_split, distinct_labels, read_split
 from loraens.errors import InputError
-from loraens.tasks import QUORA, SST, STS, Kind, Loss, Metric, Task
+from loraens.labels import LABEL_KINDS
+from loraens.tasks import QUORA, SST, STS, Task
 
 SPLITS = ("train", "dev", "test")
 
@@ -91,7 +92,7 @@ class CourseSource(Source):
             reason = str(error).strip().splitlines()[0].rstrip(".")
             raise InputError(
                 f"data set {self.hub.path!r} could not be loaded from the hub ({reason}): "
-                "connect, or give --data.root with the course's files"
+                "connect, or give root with the course's files"
             ) from None
         missing = set(self.hub.columns) - set(data.column_names)
         if missing:
@@ -147,17 +148,22 @@ class FileSource(Source):
         paths: dict[str, str | None],
         text_columns: Sequence[str],
         label_column: str,
-        kind: Kind,
+        kind: str,
         class_names: Sequence[str] | None,
-        metric: Metric | None,
-        loss: Loss | None,
+        metric: str | None,
+        loss: str | None,
         low: float | None,
         high: float | None,
         id_column: str,
     ) -> None:
         self.paths = paths
         self.id_column = id_column
-        inferred = kind == "classes" and class_names is None
+        if kind not in LABEL_KINDS:
+            raise InputError(
+                f"kind {kind!r} is none of {', '.join(LABEL_KINDS)}", option="data.kind"
+            )
+        label_kind = LABEL_KINDS[kind]
+        inferred = label_kind.categorical and class_names is None
         if inferred:
             class_names = distinct_labels(self._path("train"), label_column)
         try:
@@ -166,8 +172,8 @@ class FileSource(Source):
                 text_columns=tuple(text_columns),
                 label_column=label_column,
                 kind=kind,
-                loss=loss or ("cross_entropy" if kind == "classes" else "mse"),
-                metric=metric or ("accuracy" if kind == "classes" else "pearson"),
+                loss=loss or label_kind.losses[0],
+                metric=metric or label_kind.metrics[0].name,
                 class_names=tuple(class_names or ()),
                 low=low,
                 high=high,
@@ -180,7 +186,8 @@ class FileSource(Source):
         path = self.paths[split]
         if path is None:
             raise InputError(
-                f"--data.{split} is not given: a file of the {split} split is expected"
+                f"{split} is not given: a file of the {split} split is expected",
+                option=f"data.{split}",
             )
         return path
 

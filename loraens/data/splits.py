@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -50,9 +50,8 @@ class Split:
 def row_texts(row: Row, columns: tuple[str, ...]) -> tuple[str, ...] | None:
     """The texts of a row, stripped; None where one is missing or blank."""
     texts = tuple(_text(row.get(column)) for column in columns)
-    whole = tuple(
-        text.encode("utf-8", "replace").decode() for text in texts
-    )  # JSON can hold halves of characters
+    # JSON may contain lone surrogates, which tokenizers refuse
+    whole = tuple(text.encode("utf-8", "replace").decode() for text in texts)
     return whole if all(whole) else None
 
 
@@ -71,59 +70,71 @@ def read_split(path: str | Path, name: str, task: Task, id_column: str = "id") -
         return collect_split(table, name, task, id_column)
 
 
+class _Candidate(NamedTuple):
+    """A record that has its texts: line number, id, texts and label as they stand in the file."""
+
+    line: int
+    id: str
+    texts: tuple[str, ...]
+    label: str
+
+
 def collect_split(table: Table, name: str, task: Task, id_column: str) -> Split:
-    """The split that an open table holds; as `read_split`."""
-    records: list[tuple[int, str, tuple[str, ...], str]] = []
+    """The split of an open table; as `read_split`."""
+    records: list[_Candidate] = []
     dropped: dict[str, list[int]] = {}
-    for number, row in table.rows:
+    for line, row in table.rows:
         texts = None if row is None else row_texts(row, task.text_columns)
         if row is None:
-            dropped.setdefault(f"not {len(table.columns)} fields", []).append(number)
+            dropped.setdefault(f"not {len(table.columns)} fields", []).append(line)
         elif texts is None:
-            dropped.setdefault("no text", []).append(number)
+            dropped.setdefault("no text", []).append(line)
         else:
-            identity = str(row[id_column]) if row.get(id_column) not in (None, "") else str(number)
-            records.append((number, identity, texts, _text(row.get(task.label_column))))
-    labelled = any(label for *_, label in records)
-    if labelled and (unlabelled := [number for number, *_, label in records if not label]):
+            given = row.get(id_column)
+            identity = str(line) if given in (None, "") else str(given)
+            records.append(_Candidate(line, identity, texts, _text(row.get(task.label_column))))
+    labelled = any(record.label for record in records)
+    if labelled and (unlabelled := [record.line for record in records if not record.label]):
         dropped["no label"] = unlabelled
-        records = [record for record in records if record[-1]]
+        records = [record for record in records if record.label]
     if not records:
         raise InputError(
-            f"{table.name} holds no usable record of the {name} split: a text is expected in every"
+            f"{table.name} has no usable record of the {name} split: a text is expected in every"
             " line"
         )
-    lines: dict[str, int] = {}
-    for number, identity, *_ in records:
-        if identity in lines:
-            raise InputError(
-                f"{table.name} line {number} repeats the id {identity!r} of line {lines[identity]}"
-            )
-        lines[identity] = number
-    labels = (
-        np.array([_label(task, table, number, label) for number, *_, label in records])
-        if labelled
-        else None
-    )
+    _check_ids(table, records)
+    labels = None
+    if labelled:
+        labels = np.array([_label(task, table, record) for record in records])
     return Split(
-        name,
-        list(lines),
-        [texts for _, _, texts, _ in records],
-        labels,
-        Path(table.name).name,
-        dropped,
+        name=name,
+        ids=[record.id for record in records],
+        texts=[record.texts for record in records],
+        labels=labels,
+        origin=Path(table.name).name,
+        dropped=dropped,
     )
+
+
+def _check_ids(table: Table, records: list[_Candidate]) -> None:
+    lines: dict[str, int] = {}
+    for record in records:
+        first = lines.setdefault(record.id, record.line)
+        if first != record.line:
+            raise InputError(
+                f"{table.name} line {record.line} repeats the id {record.id!r} of line {first}"
+            )
 
 
 def _text(value: Any) -> str:
     return "" if value is None else str(value).strip()
 
 
-def _label(task: Task, table: Table, number: int, label: str) -> float:
+def _label(task: Task, table: Table, record: _Candidate) -> float:
     try:
-        return task.parse_label(label)
+        return task.parse_label(record.label)
     except ValueError as error:
-        raise InputError(f"{table.name} line {number}: {error}") from None
+        raise InputError(f"{table.name} line {record.line}: {error}") from None
 
 
 def distinct_labels(path: str | Path, column: str) -> tuple[str, ...]:
@@ -135,10 +146,9 @@ def distinct_labels(path: str | Path, column: str) -> tuple[str, ...]:
     """
     with open_table(path) as table:
         table.require([column], "label column")
-        found = {_text(row.get(column)) for _, row in table.rows if row is not None} - {""}
+        texts = {_text(row.get(column)) for _, row in table.rows if row is not None} - {""}
     try:
-        return tuple(
-            repr(value).removesuffix(".0") for value in sorted({float(label) for label in found})
-        )
+        numbers = sorted({float(text) for text in texts})
     except ValueError:
-        return tuple(sorted(found))
+        return tuple(sorted(texts))
+    return tuple(repr(number).removesuffix(".0") for number in numbers)

@@ -118,12 +118,18 @@ class TokenSplit:
     def __len__(self) -> int:
         return len(self.split)
 
-    def batch(self, rows: np.ndarray) -> PackedBatch:
-        """The packed batch of rows `(M, B)`."""
+    def batch(self, indices: np.ndarray) -> PackedBatch:
+        """The packed batch of examples `(M, B)`."""
         tokens = self.tokens
         labels = self.split.labels
         return pack(
-            tokens.ids, tokens.types, tokens.offsets, rows, labels, self.task.name, self.split.name
+            tokens=tokens.ids,
+            types=tokens.types,
+            offsets=tokens.offsets,
+            indices=indices,
+            labels=labels,
+            task=self.task.name,
+            split=self.split.name,
         )
 
     @cached_property

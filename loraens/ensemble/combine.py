@@ -1,4 +1,4 @@
-"""How the members of an ensemble are joined.
+"""Rules by which the members of an ensemble are combined.
 
 Shape letters: M members, N examples, C outputs, K classes.
 """
@@ -6,81 +6,73 @@ Shape letters: M members, N examples, C outputs, K classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 
-from loraens.ensemble.pool import Outcome, Pool
-from loraens.metrics import predictions, probabilities
-from loraens.tasks import Task
+from loraens.ensemble.pool import Pool
+from loraens.metrics import Outcome
 
-Rule = Literal["vote", "logits", "probs", "merged"]
-
-
-def rules(task: Task) -> tuple[Rule, ...]:
-    """The rules that a task's members can be joined by, the paper's first."""
-    return ("logits",) if task.kind == "number" else ("vote", "logits", "probs")
+MERGED = "merged"  # the rule of soups: one model merged of the members
 
 
-def combine(pool: Pool, weights: np.ndarray, rule: Rule, places: np.ndarray) -> Outcome:
-    """What an ensemble says.
+def combine(pool: Pool, weights: np.ndarray, rule: str, standings: np.ndarray) -> Outcome:
+    """Predictions of an ensemble.
 
     Args:
         pool: The members.
-        weights: `(M,)`; members of weight zero have no say.
+        weights: `(M,)`; members of weight zero are left out.
         rule: "vote" (see `majority_vote`), "logits" (weighted mean logit), "probs" (weighted mean
             probability) or "merged" (the one model that `pool.merged` makes of them).
-        places: `(M,)` place of each member where the ensemble was chosen, 0 the best: what is voted
-            on here has no say in that.
+        standings: `(M,)` standing of each member where the ensemble was chosen, 0 the best: the
+            examples that are voted on must not break their own ties.
     """
-    if rule == "merged":
+    if rule == MERGED:
         assert pool.merged is not None
-        return _outcome(pool.task, pool.merged(weights))
+        return pool.task.outcome(pool.merged(weights))
     chosen = np.flatnonzero(weights)
     pool = pool.of(chosen)
     weights = weights[chosen]
     if rule == "vote":
-        return Outcome(majority_vote(pool.predictions, pool.ranks, weights, places[chosen]))
+        return Outcome(majority_vote(pool.predictions, pool.ranks, weights, standings[chosen]))
     if rule == "probs":
-        shares = np.tensordot(weights / weights.sum(), pool.probabilities, 1)
-        return Outcome(shares.argmax(axis=1), shares)
-    return _outcome(pool.task, np.tensordot(weights, pool.logits.astype(np.float64), 1))
-
-
-def _outcome(task: Task, logits: np.ndarray) -> Outcome:
-    if task.kind == "number":
-        return Outcome(logits[:, 0].astype(np.float64))
-    return Outcome(predictions(task, logits), probabilities(task, logits))
+        mean = np.tensordot(weights / weights.sum(), pool.averaged, 1)
+        return pool.kind.outcome_of_mean(mean)
+    return pool.task.outcome(np.tensordot(weights, pool.logits.astype(np.float64), 1))
 
 
 def majority_vote(
     votes: np.ndarray,
     ranks: Sequence[int] | np.ndarray,
     weights: np.ndarray | None = None,
-    places: np.ndarray | None = None,
+    standings: np.ndarray | None = None,
 ) -> np.ndarray:
     """The class with most votes, `(M, N)` -> `(N,)`; of tied classes, the one that the member of
     highest rank voted for.
 
-    Only members that voted for a tied class can break the tie; of members of equal rank the one in
-    the better place does, or without places the first.
+    Only members that voted for a tied class can break the tie; of members of equal rank the one of
+    the better standing does, or without standings the first.
 
     Args:
         votes: `(M, N)` class numbers.
         ranks: `(M,)` rank of each member.
         weights: `(M,)` weight of each vote; equal by default.
-        places: `(M,)` place of each member, 0 the best.
+        standings: `(M,)` standing of each member, 0 the best.
+
+    Examples:
+        Three members vote on two examples; the last example is a tie, which rank 16 breaks.
+
+        >>> votes = np.array([[0, 0], [1, 1], [1, 2]])
+        >>> majority_vote(votes, ranks=[8, 4, 16]).tolist()
+        [1, 2]
     """
     votes = np.asarray(votes)
     shares = np.ones(len(votes)) if weights is None else np.asarray(weights, np.float64)
-    counts = np.stack(
-        [shares @ (votes == number) for number in range(int(votes.max()) + 1)], axis=1
-    )  # (N, classes)
+    # counts and tied are (N, K)
+    classes = range(int(votes.max()) + 1)
+    counts = np.stack([shares @ (votes == number) for number in classes], axis=1)
     tied = counts >= counts.max(axis=1, keepdims=True) - 1e-9 * shares.sum()
-    order = np.lexsort((np.arange(len(votes)) if places is None else places, -np.asarray(ranks)))
-    by_rank = votes[order]  # (M, N), highest rank first
-    allowed = np.take_along_axis(
-        tied, by_rank.T, axis=1
-    )  # (N, M): the member voted for a tied class
-    chosen: np.ndarray = by_rank[allowed.argmax(axis=1), np.arange(votes.shape[1])]
-    return chosen
+    tie_breaker = np.arange(len(votes)) if standings is None else standings
+    by_rank = votes[np.lexsort((tie_breaker, -np.asarray(ranks)))]  # (M, N), highest rank first
+    votes_for_tied = np.take_along_axis(tied, by_rank.T, axis=1)  # (N, M)
+    winners: np.ndarray = by_rank[votes_for_tied.argmax(axis=1), np.arange(votes.shape[1])]
+    return winners

@@ -1,25 +1,20 @@
-"""What an ensemble is worth on examples that it was not chosen on: repeated cross-validation of the
-whole choice.
-
-In each fold the members are chosen, weighted and calibrated on the other folds, and score on this
-one. So every example is scored by an ensemble that did not see it, once in each repetition.
+"""The worth of an ensemble on examples that it was not chosen on, with intervals.
 
 Shape letters: M members, N examples, R resamples, T repetitions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from functools import cache
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 
-from loraens.ensemble.combine import Rule, combine, rules
-from loraens.ensemble.pool import Outcome, Pool, metric
-from loraens.ensemble.select import METHODS, SOUPS, Options
+from loraens.ensemble.calibration import fit_temperature
+from loraens.ensemble.combine import combine
+from loraens.ensemble.cross_validation import Advance, Candidate, HeldOut, cross_validate
+from loraens.ensemble.pool import Pool
 from loraens.ensemble.significance import (
     Interval,
     mcnemar,
@@ -28,35 +23,10 @@ from loraens.ensemble.significance import (
     pearson_of_resamples,
     resamples,
 )
+from loraens.metrics import BRIER, CALIBRATION_ERROR, NLL
 from loraens.seeding import derive_seed
-from loraens.tasks import LOWER_IS_BETTER, METRICS
 
-FOLDS = 5
-REPEATS = 5
-Advance = Callable[[], Any]
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A way to make an ensemble: an algorithm with its options, and a rule."""
-
-    method: str
-    rule: Rule
-    options: Options
-
-    def weights(self, pool: Pool, *seed: str | int) -> np.ndarray:
-        """Weights `(M,)` on a pool; random choices are named by the method, its size and the
-        seed.
-        """
-        rng = np.random.default_rng(derive_seed(0, self.method, str(self.options.size), *seed))
-        return {**METHODS, **SOUPS}[self.method](pool, self.options, rng)
-
-    @property
-    def repeats(self) -> int:
-        """Repetitions of the cross-validation: one for greedy soups, which run the backbone for
-        every choice.
-        """
-        return 1 if self.method == "greedy_soup" else REPEATS
+CALIBRATION = (NLL.name, BRIER.name, CALIBRATION_ERROR.name)
 
 
 @dataclass
@@ -72,7 +42,7 @@ class Proof:
         interval: The task's metric, cross-validated.
         to_best: Difference of that to the best member, chosen in the same folds.
         to_omni: Difference to all members.
-        p_best: McNemar's p against the best member, for classes; NaN for numbers.
+        p_best: p of McNemar's test against the best member, for classes; NaN for numbers.
         temperature: Divides logits; fitted on dev. None for numbers and votes.
         calibrated: NLL, Brier score and calibration error, cross-validated, the temperature fitted
             in the folds.
@@ -91,203 +61,140 @@ class Proof:
     calibrated: dict[str, float]
 
 
-def folds(pool: Pool) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Repetition, rows to choose on and rows to score; classes are stratified where each has enough
-    examples.
+def on_resamples(pool: Pool, held_out: HeldOut, indices: np.ndarray) -> np.ndarray:
+    """The task's metric on each resample `(R,)`, mean of the repetitions.
+
+    Args:
+        pool: The pool, for its task and labels.
+        held_out: Held-out outcomes.
+        indices: `(R, N)` examples of each resample.
     """
-    from sklearn.model_selection import KFold, StratifiedKFold
-
-    counts = np.unique(pool.labels, return_counts=True)[1]
-    stratified = pool.task.kind == "classes" and counts.min() >= FOLDS
-    for repeat in range(REPEATS):
-        kind = StratifiedKFold if stratified else KFold
-        splitter = kind(FOLDS, shuffle=True, random_state=derive_seed(0, "folds", repeat) % 2**32)
-        for chosen_on, scored_on in splitter.split(np.zeros(len(pool.labels)), pool.labels):
-            yield repeat, chosen_on, scored_on
-
-
-def temperature(outcome: Outcome, labels: np.ndarray) -> float:
-    """The T that minimises the NLL of softmax(log p / T) (Guo et al. 2017), between 1/20 and 20."""
-    assert outcome.probabilities is not None
-
-    def loss(log_t: float) -> float:
-        cooled = scaled(outcome, float(np.exp(log_t)))
-        picked = cooled.probabilities[np.arange(len(labels)), labels.astype(np.int64)]  # type: ignore[index]
-        return float(-np.log(np.maximum(picked, np.finfo(np.float64).tiny)).mean())
-
-    found = minimize_scalar(loss, bounds=(-np.log(20), np.log(20)), method="bounded")
-    return float(np.exp(found.x))
+    if pool.task.metric == "accuracy":  # the two most used metrics for all resamples at once
+        correct = (held_out.predictions == pool.labels).astype(np.float64)
+        return np.asarray(means_of_resamples(correct, indices).mean(axis=0))
+    if pool.task.metric == "pearson":
+        sampled = pearson_of_resamples(held_out.predictions, pool.labels, indices)
+        return np.asarray(sampled.mean(axis=0))
+    metric = pool.task.main_metric
+    outcomes = [held_out.outcome(repeat) for repeat in range(len(held_out.predictions))]
+    scores = np.empty((len(indices), len(outcomes)))
+    for row, sample in zip(scores, indices, strict=True):
+        row[:] = [metric(outcome.at(sample), pool.labels[sample]) for outcome in outcomes]
+    return np.asarray(scores.mean(axis=1))
 
 
-def scaled(outcome: Outcome, by: float) -> Outcome:
-    """Probabilities at a temperature; predictions stay."""
-    assert outcome.probabilities is not None
-    logits = np.log(np.maximum(outcome.probabilities, np.finfo(np.float64).tiny)) / by
-    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return replace(outcome, probabilities=shares / shares.sum(axis=1, keepdims=True))
-
-
-@dataclass
-class HeldOut:
-    """Outcomes of one candidate on every example, by repetition: raw, and at the folds'
-    temperatures.
-    """
-
-    predictions: np.ndarray  # (T, N)
-    probabilities: np.ndarray | None  # (T, N, K)
-    cooled: np.ndarray | None
-
-    def first(self, repeats: int) -> HeldOut:
-        """Some of the repetitions."""
-        parts = (self.predictions, self.probabilities, self.cooled)
-        return HeldOut(*(None if part is None else part[:repeats] for part in parts))  # type: ignore[arg-type]
-
-    def outcome(self, repeat: int, cooled: bool = False) -> Outcome:
-        """Of one repetition."""
-        shares = self.cooled if cooled else self.probabilities
-        return Outcome(self.predictions[repeat], None if shares is None else shares[repeat])
-
-
-def cross_validate(
-    pool: Pool, candidates: list[Candidate], advance: Advance = lambda: None
-) -> list[HeldOut]:
-    """Held-out outcomes of every candidate; `advance` is called after each fold."""
-    size = len(pool.labels)
-    classes = len(pool.task.class_names)
-    found = []
-    for candidate in candidates:
-        shares = classes and candidate.rule != "vote"
-        empty = np.full((candidate.repeats, size, classes), np.nan) if shares else None
-        found.append(
-            HeldOut(
-                np.full((candidate.repeats, size), np.nan),
-                empty,
-                None if empty is None else empty.copy(),
-            )
-        )
-    for number, (repeat, chosen_on, scored_on) in enumerate(folds(pool)):
-        inside = pool.at(chosen_on)
-        outside = pool.at(scored_on)
-        known: dict[tuple[str, Options], np.ndarray] = {}
-        for candidate, held in zip(candidates, found, strict=True):
-            if repeat >= candidate.repeats:
-                continue
-            key = candidate.method, candidate.options
-            if key not in known:
-                known[key] = candidate.weights(inside, number)
-            outcome = combine(outside, known[key], candidate.rule, inside.places)
-            held.predictions[repeat, scored_on] = outcome.predictions
-            if held.probabilities is not None and held.cooled is not None:
-                t = temperature(
-                    combine(inside, known[key], candidate.rule, inside.places), inside.labels
-                )
-                held.probabilities[repeat, scored_on] = outcome.probabilities
-                held.cooled[repeat, scored_on] = scaled(outcome, t).probabilities
-        advance()
-    return found
-
-
-def on_resamples(pool: Pool, held: HeldOut, rows: np.ndarray) -> np.ndarray:
-    """The task's metric on each resample `(R,)`, mean of the repetitions."""
-    task = pool.task
-    if task.metric == "accuracy":
-        found: np.ndarray = means_of_resamples(
-            (held.predictions == pool.labels).astype(np.float64), rows
-        ).mean(axis=0)
-        return found
-    if task.metric == "pearson":
-        found = pearson_of_resamples(held.predictions, pool.labels, rows).mean(axis=0)
-        return found
-    outcomes = [held.outcome(repeat) for repeat in range(len(held.predictions))]
-    return np.array(
-        [
-            np.mean([metric(task, task.metric, one.at(row), pool.labels[row]) for one in outcomes])
-            for row in rows
-        ]
-    )
-
-
-def _mean_metrics(pool: Pool, held: HeldOut, cooled: bool = False) -> dict[str, float]:
-    repeats = range(len(held.predictions))
+def _mean_scores(pool: Pool, held_out: HeldOut, calibrated: bool = False) -> dict[str, float]:
+    """Every metric, mean of the repetitions."""
+    repeats = range(len(held_out.predictions))
+    outcomes = [held_out.outcome(repeat, calibrated) for repeat in repeats]
     return {
-        name: float(
-            np.mean(
-                [
-                    metric(pool.task, name, held.outcome(repeat, cooled), pool.labels)
-                    for repeat in repeats
-                ]
-            )
-        )
-        for name in METRICS[pool.task.kind]
+        metric.name: float(np.mean([metric(outcome, pool.labels) for outcome in outcomes]))
+        for metric in pool.kind.metrics
     }
 
 
-def prove(pool: Pool, candidates: list[Candidate], advance: Advance = lambda: None) -> list[Proof]:
+def prove(
+    pool: Pool, candidates: Sequence[Candidate], advance: Advance = lambda: None
+) -> list[Proof]:
     """Every candidate's scores on dev, and cross-validated with intervals that compare on the same
     resamples.
 
-    The candidates must contain the methods `best` and `omni`.
+    The candidates must contain the methods `best` and `omni` with the paper's rule.
     """
-    held = cross_validate(pool, candidates, advance)
-    rows = resamples(len(pool.labels), np.random.default_rng(derive_seed(0, "resamples")))
-    name = pool.task.metric
-    sign = -1 if name in LOWER_IS_BETTER else 1
+    evaluation = _Evaluation(pool, candidates, cross_validate(pool, candidates, advance))
+    return [evaluation.proof(index) for index in range(len(candidates))]
 
-    @cache
-    def known(which: int, repeats: int) -> tuple[dict[str, float], np.ndarray]:
-        """Every metric in the first repetitions, and the task's on each resample: what is compared
-        is of the same folds.
-        """
-        part = held[which].first(repeats)
-        return _mean_metrics(pool, part), on_resamples(pool, part, rows)
 
-    @cache
-    def chosen(method: str, options: Options) -> np.ndarray:
-        """Weights on all of dev; the rules of one method share them."""
-        return Candidate(method, paper, options).weights(pool, "dev")
+class _Evaluation:
+    """Held-out outcomes of all candidates, compared on the same resamples.
 
-    def difference(index: int, other: int) -> Interval:
-        (value, sampled), (others, theirs) = (
-            known(which, candidates[index].repeats) for which in (index, other)
-        )
-        return of_resamples(sign * (value[name] - others[name]), sign * (sampled - theirs))
+    Scores are computed once for each candidate and number of repetitions: a candidate with fewer
+    repetitions is compared with the others in its own, so that both have the same folds.
+    """
 
-    paper = rules(pool.task)[0]
-    place = {
-        c.method: index
-        for index, c in enumerate(candidates)
-        if c.method in ("best", "omni") and c.rule == paper
-    }
-    proofs = []
-    for index, candidate in enumerate(candidates):
-        weights = chosen(candidate.method, candidate.options)
-        outcome = combine(pool, weights, candidate.rule, pool.places)
-        value, sampled = known(index, candidate.repeats)
-        p_best = float("nan")
-        if pool.task.kind == "classes":
-            p_best = mcnemar(
-                *(held[which].predictions[0] == pool.labels for which in (index, place["best"]))
-            )
+    def __init__(
+        self, pool: Pool, candidates: Sequence[Candidate], held_out: Sequence[HeldOut]
+    ) -> None:
+        self.pool = pool
+        self.candidates = candidates
+        self.held_out = held_out
+        self._scores: dict[tuple[int, int], tuple[dict[str, float], np.ndarray]] = {}
+        self._weights: dict[object, np.ndarray] = {}
+
+    @cached_property
+    def indices(self) -> np.ndarray:
+        """`(R, N)` examples of each resample."""
+        rng = np.random.default_rng(derive_seed(0, "resamples"))
+        return resamples(len(self.pool.labels), rng)
+
+    def scores(self, index: int, repeats: int) -> tuple[dict[str, float], np.ndarray]:
+        """Every metric in the first repetitions, and the task's on each resample `(R,)`."""
+        key = index, repeats
+        if key not in self._scores:
+            part = self.held_out[index].first(repeats)
+            sampled = on_resamples(self.pool, part, self.indices)
+            self._scores[key] = _mean_scores(self.pool, part), sampled
+        return self._scores[key]
+
+    def weights(self, candidate: Candidate) -> np.ndarray:
+        """Weights `(M,)` on all of dev; the rules of one method share them."""
+        key = candidate.method, candidate.options
+        if key not in self._weights:
+            self._weights[key] = candidate.weights(self.pool, "dev")
+        return self._weights[key]
+
+    def reference(self, method: str) -> int:
+        """Index of the first candidate of a method with the paper's rule."""
+        rule = self.pool.kind.rules[0]
+        matches = [
+            index
+            for index, candidate in enumerate(self.candidates)
+            if (candidate.method, candidate.rule) == (method, rule)
+        ]
+        return matches[-1]
+
+    def difference(self, index: int, other: int) -> Interval:
+        """Difference of the task's metric, its sign turned where lower is better."""
+        task = self.pool.task
+        repeats = self.candidates[index].repeats
+        scores, sampled = self.scores(index, repeats)
+        other_scores, other_sampled = self.scores(other, repeats)
+        sign = task.utility(1.0)
+        value = sign * (scores[task.metric] - other_scores[task.metric])
+        return of_resamples(value, sign * (sampled - other_sampled))
+
+    def p_best(self, index: int) -> float:
+        """P of McNemar's test against the best member; NaN for numbers."""
+        if not self.pool.kind.categorical:
+            return float("nan")
+        labels = self.pool.labels
+        best = self.held_out[self.reference("best")]
+        return mcnemar(self.held_out[index].predictions[0] == labels, best.predictions[0] == labels)
+
+    def proof(self, index: int) -> Proof:
+        """All of one candidate's scores."""
+        pool = self.pool
+        candidate = self.candidates[index]
+        weights = self.weights(candidate)
+        outcome = combine(pool, weights, candidate.rule, pool.standings)
+        scores, sampled = self.scores(index, candidate.repeats)
+        temperature = None
+        if outcome.probabilities is not None:
+            temperature = fit_temperature(outcome, pool.labels)
         calibrated = {}
-        if held[index].cooled is not None:
-            cooled = _mean_metrics(pool, held[index], cooled=True)
-            calibrated = {key: cooled[key] for key in ("nll", "brier", "calibration_error")}
-        proofs.append(
-            Proof(
-                candidate,
-                int(np.count_nonzero(weights)),
-                weights,
-                {
-                    key: metric(pool.task, key, outcome, pool.labels)
-                    for key in METRICS[pool.task.kind]
-                },
-                value,
-                of_resamples(value[name], sampled),
-                difference(index, place["best"]),
-                difference(index, place["omni"]),
-                p_best,
-                temperature(outcome, pool.labels) if outcome.probabilities is not None else None,
-                calibrated,
-            )
+        if self.held_out[index].calibrated is not None:
+            means = _mean_scores(pool, self.held_out[index], calibrated=True)
+            calibrated = {name: means[name] for name in CALIBRATION}
+        return Proof(
+            candidate=candidate,
+            members=int(np.count_nonzero(weights)),
+            weights=weights,
+            dev=pool.task.all_scores(outcome, pool.labels),
+            held_out=scores,
+            interval=of_resamples(scores[pool.task.metric], sampled),
+            to_best=self.difference(index, self.reference("best")),
+            to_omni=self.difference(index, self.reference("omni")),
+            p_best=self.p_best(index),
+            temperature=temperature,
+            calibrated=calibrated,
         )
-    return proofs

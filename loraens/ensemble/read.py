@@ -1,4 +1,4 @@
-"""Members of runs, read from the store into pools that may be compared.
+"""Members of runs, read from the store into pools of members that may be compared.
 
 Shape letters: M members, N examples.
 """
@@ -14,97 +14,110 @@ import numpy as np
 
 from loraens.ensemble.pool import Pool
 from loraens.errors import InputError
+from loraens.records import Epoch, Manifest
 from loraens.store import MemberStore, find_members, read_logits
-from loraens.tasks import Task
+
+StoredMember = tuple[Path, Manifest]
 
 
 @dataclass
-class Candidates:
-    """Members that an ensemble may choose from.
+class PoolMembers:
+    """Members that an ensemble may choose from, and their files.
 
     Args:
-        dev: What they say of dev.
-        test: What they say of test; None where there is none, labels NaN where there are none.
+        dev: Their logits on dev.
+        test: Their logits on test; None where there is none, labels NaN where there are none.
         test_ids: `(N,)` ids of test.
         directories: Directory of each member.
         manifests: Manifest of each member.
+        epoch: The epoch of each member that was read.
     """
 
     dev: Pool
     test: Pool | None
     test_ids: np.ndarray
     directories: list[Path]
-    manifests: list[dict[str, Any]]
+    manifests: list[Manifest]
+    epoch: Epoch
+
+    @property
+    def labelled_test(self) -> Pool | None:
+        """Test, where it has labels."""
+        return None if self.test is None or np.isnan(self.test.labels[0]) else self.test
 
 
 def read_runs(
     runs: Sequence[Path],
     tasks: Sequence[str] | None = None,
-    which: str = "best",
-    say: Callable[[str], None] = print,
+    epoch: Epoch = "best",
+    report: Callable[[str], None] = print,
     mode: str | None = None,
-) -> dict[str, Candidates]:
-    """Read all members at or below some directories, by task; those that failed are left out,
-    aloud.
+) -> dict[str, PoolMembers]:
+    """Read all members at or below some directories, by task; failed members are skipped and
+    reported.
 
     Args:
         runs: Directories of runs, sweeps or members.
         tasks: Names of tasks; all that the members have by default.
-        which: "best" or "last" epoch.
-        say: Is told what was left out.
+        epoch: Epoch of each member.
+        report: Called with a sentence for each member that is skipped.
         mode: Read members of this mode alone; of any by default.
 
     Raises:
         InputError: There is no member, a file is missing or altered, or members differ in what must
             be the same.
     """
-    directories: list[Path] = []
-    for run in runs:
-        if not (found := find_members(Path(run))):
-            raise InputError(
-                f"--runs {run} holds no member of a run: give a directory of `loraens sweep` or"
-                " `loraens fit`"
-            )
-        directories.extend(found)
-    if len({path.resolve() for path in directories}) < len(directories):
-        raise InputError("--runs names a member twice: give each run once")
-    by_task: dict[str, list[tuple[Path, dict[str, Any]]]] = {}
-    for path in directories:
+    by_task: dict[str, list[StoredMember]] = {}
+    for path in _directories(runs):
         manifest = MemberStore(path).manifest()
-        if which not in manifest["epochs"]:
-            say(f"{path} is left out: it failed ({manifest['ended']})")
-            continue
-        if mode and manifest["settings"]["mode"] != mode:
-            continue
-        for fields in manifest["settings"]["tasks"]:
-            by_task.setdefault(fields["name"], []).append((path, manifest))
+        if epoch not in manifest.epochs:
+            report(f"{path} is skipped: it failed ({manifest.ended})")
+        elif mode is None or manifest.settings.mode == mode:
+            for task in manifest.settings.tasks:
+                by_task.setdefault(task.name, []).append((path, manifest))
     if tasks and (unknown := set(tasks) - set(by_task)):
         raise InputError(
-            f"--task {sorted(unknown)[0]}: the members have"
-            f" {', '.join(by_task) or 'none, all failed'}"
+            f"task {sorted(unknown)[0]}: the members have"
+            f" {', '.join(by_task) or 'none, all failed'}",
+            option="task",
         )
     if not by_task:
         kind = f"{mode} member" if mode else "member"
-        raise InputError(f"--runs {', '.join(map(str, runs))} holds no {kind} that did not fail")
-    return {
-        name: _read(name, members, which)
-        for name, members in by_task.items()
-        if not tasks or name in tasks
-    }
+        raise InputError(
+            f"runs {', '.join(map(str, runs))} has no {kind} that did not fail", option="runs"
+        )
+    wanted = tasks or by_task
+    return {name: _read(name, by_task[name], epoch) for name in by_task if name in wanted}
 
 
-def _read(task: str, members: Sequence[tuple[Path, dict[str, Any]]], which: str) -> Candidates:
+def _directories(runs: Sequence[Path]) -> list[Path]:
+    """Directories of all members of some runs."""
+    directories: list[Path] = []
+    for run in runs:
+        members = find_members(Path(run))
+        if not members:
+            raise InputError(
+                f"runs {run} has no member of a run: give a directory of `loraens sweep` or"
+                " `loraens fit`",
+                option="runs",
+            )
+        directories.extend(members)
+    if len({path.resolve() for path in directories}) < len(directories):
+        raise InputError("runs names a member twice: give each run once", option="runs")
+    return directories
+
+
+def _read(name: str, members: Sequence[StoredMember], epoch: Epoch) -> PoolMembers:
     directories = [path for path, _ in members]
     manifests = [manifest for _, manifest in members]
-    _check(directories, manifests, task)
-    fields = next(fields for fields in manifests[0]["settings"]["tasks"] if fields["name"] == task)
-    ranks = np.array([manifest["member"]["rank"] for manifest in manifests])
+    _check_comparable(members, name)
+    task = manifests[0].settings.task(name)
+    assert task is not None
+    ranks = np.array([manifest.member.rank for manifest in manifests])
     pools = {}
     ids = np.array([])
     for split in ("dev", "test"):
-        files = [
-            path / manifest["epochs"][which] / f"{task}-{split}.npz" for path, manifest in members
-        ]
+        files = [MemberStore(p).epoch(m, epoch) / f"{name}-{split}.npz" for p, m in members]
         if split == "test" and not all(file.is_file() for file in files):
             continue
         logits = [read_logits(file) for file in files]
@@ -117,8 +130,21 @@ def _read(task: str, members: Sequence[tuple[Path, dict[str, Any]]], which: str)
                 )
         labels = np.full(len(ids), np.nan) if logits[0].labels is None else logits[0].labels
         stacked = np.stack([one.logits for one in logits])
-        pools[split] = Pool(Task.from_dict(fields), _names(directories), ranks, stacked, labels)
-    return Candidates(pools["dev"], pools.get("test"), ids, directories, manifests)
+        pools[split] = Pool(
+            task=task,
+            names=_names(directories),
+            ranks=ranks,
+            logits=stacked,
+            labels=labels,
+        )
+    return PoolMembers(
+        dev=pools["dev"],
+        test=pools.get("test"),
+        test_ids=ids,
+        directories=directories,
+        manifests=manifests,
+        epoch=epoch,
+    )
 
 
 def _names(directories: Sequence[Path]) -> tuple[str, ...]:
@@ -130,25 +156,25 @@ def _names(directories: Sequence[Path]) -> tuple[str, ...]:
     )
 
 
-def _check(directories: Sequence[Path], manifests: Sequence[dict[str, Any]], task: str) -> None:
+def _check_comparable(members: Sequence[StoredMember], task: str) -> None:
     """Refuse members of other data, labels or backbones than the first one's."""
-
-    def facts(manifest: dict[str, Any]) -> dict[str, Any]:
-        settings = manifest["settings"]
-        fields = next((fields for fields in settings["tasks"] if fields["name"] == task), None)
-        return {
-            "task": fields,
-            "backbone": settings["backbone_fingerprint"],
-            "dev data": settings["data"].get(f"{task}-dev"),
-            "training data": settings["data"].get(f"{task}-train"),
-            "test data": settings["data"].get(f"{task}-test"),
-        }
-
-    first = facts(manifests[0])
-    for path, manifest in zip(directories[1:], manifests[1:], strict=True):
-        for what, value in facts(manifest).items():
-            if value != first[what]:
+    first, *others = members
+    expected = _facts(first[1], task)
+    for path, manifest in others:
+        for name, value in _facts(manifest, task).items():
+            if value != expected[name]:
                 raise InputError(
-                    f"{path} and {directories[0]} differ in their {what}: members of one ensemble"
-                    " must share it"
+                    f"{path} and {first[0]} differ in their {name}: members of one ensemble must"
+                    " share it"
                 )
+
+
+def _facts(manifest: Manifest, task: str) -> dict[str, Any]:
+    settings = manifest.settings
+    return {
+        "task": settings.task(task),
+        "backbone": settings.backbone_fingerprint,
+        "dev data": settings.data.get(f"{task}-dev"),
+        "training data": settings.data.get(f"{task}-train"),
+        "test data": settings.data.get(f"{task}-test"),
+    }

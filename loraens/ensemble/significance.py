@@ -1,4 +1,4 @@
-"""How sure a score is: bootstrap intervals, paired differences, McNemar's test.
+"""Uncertainty of scores: bootstrap intervals, paired differences, McNemar's test.
 
 Shape letters: N examples, R resamples.
 """
@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import binomtest
 
+from loraens.records import Score
+
 RESAMPLES = 1000
 LEVEL = 0.95
 
@@ -18,26 +20,26 @@ LEVEL = 0.95
 class Interval:
     """An estimate and its bounds at the level of 95 %."""
 
-    value: float
-    low: float
-    high: float
+    value: Score
+    low: Score
+    high: Score
 
 
 def resamples(examples: int, rng: np.random.Generator, count: int = RESAMPLES) -> np.ndarray:
-    """Rows `(R, N)` drawn with replacement; the same ones for all that is compared make the
+    """Indices `(R, N)` drawn with replacement; the same ones for all that is compared make the
     comparison paired.
     """
     return rng.integers(0, examples, (count, examples), dtype=np.int32)
 
 
-def of_resamples(value: float, found: np.ndarray) -> Interval:
+def of_resamples(value: float, statistics: np.ndarray) -> Interval:
     """Percentile interval (Efron 1979) of a statistic's values on resamples `(R,)`; where it is
     NaN, one is left out.
     """
-    known = found[~np.isnan(found)]
-    if len(known) == 0:
+    defined = statistics[~np.isnan(statistics)]
+    if len(defined) == 0:
         return Interval(value, float("nan"), float("nan"))
-    low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(value, float(low), float(high))
 
 
@@ -54,31 +56,30 @@ def mcnemar(left: np.ndarray, right: np.ndarray) -> float:
     return float(binomtest(first, first + second, 0.5).pvalue)
 
 
-def means_of_resamples(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def means_of_resamples(values: np.ndarray, indices: np.ndarray) -> np.ndarray:
     """Mean of per-example values `(V, N)` on each resample, `(V, R)`: one product with how often
     each example was drawn.
     """
     examples = values.shape[1]
-    found = []
-    for part in np.array_split(rows, -(-rows.size // 2**23)):
-        counts = np.stack([np.bincount(row, minlength=examples) for row in part])
-        found.append(values @ counts.T.astype(np.float64) / examples)
-    return np.concatenate(found, axis=1)
+    means = []
+    for part in np.array_split(indices, -(-indices.size // 2**23)):  # bounds the counts' memory
+        counts = np.stack([np.bincount(sample, minlength=examples) for sample in part])
+        means.append(values @ counts.T.astype(np.float64) / examples)
+    return np.concatenate(means, axis=1)
 
 
-def pearson_of_resamples(x: np.ndarray, y: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def pearson_of_resamples(x: np.ndarray, y: np.ndarray, indices: np.ndarray) -> np.ndarray:
     """Pearson's r of each of `(V, N)` with y `(N,)` on each resample, `(V, R)`; NaN where one side
     is constant.
     """
     a = x - x.mean(axis=1, keepdims=True)
     b = y - y.mean()
-    moments = means_of_resamples(np.concatenate([a, a * a, a * b, b[None], (b * b)[None]]), rows)
+    moments = means_of_resamples(np.concatenate([a, a * a, a * b, b[None], (b * b)[None]]), indices)
     mean = moments[: len(a)]
     square = moments[len(a) : 2 * len(a)]
     product = moments[2 * len(a) : 3 * len(a)]
     spread = np.maximum(square - mean**2, 0) * np.maximum(moments[-1] - moments[-2] ** 2, 0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        found: np.ndarray = np.where(
-            spread > 1e-24, (product - mean * moments[-2]) / np.sqrt(spread), np.nan
-        )
-    return found
+        covariance = product - mean * moments[-2]
+        r: np.ndarray = np.where(spread > 1e-24, covariance / np.sqrt(spread), np.nan)
+    return r

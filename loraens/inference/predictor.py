@@ -1,24 +1,25 @@
 """A trained member or an ensemble, ready to predict: all members run in one packed pass over one
 backbone.
 
-Shape letters: M members, N texts, C outputs, K classes.
+Shape letters: M members, N texts, C outputs, D width of the encoder, K classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from loraens.data.files import Row
-from loraens.ensemble.combine import combine
-from loraens.ensemble.pool import Outcome, Pool
-from loraens.ensemble.prove import scaled
+from loraens.ensemble.pool import Pool
+from loraens.ensemble.record import EnsembleRecord
 from loraens.errors import InputError
-from loraens.store import ENSEMBLE, MANIFEST, MemberStore, checksum, find_member, read_ensemble
+from loraens.inference.combination import Combination
+from loraens.records import Epoch, Manifest
+from loraens.store import ENSEMBLE, MANIFEST, MemberStore, find_member
 from loraens.tasks import Task
 
 if TYPE_CHECKING:
@@ -28,76 +29,15 @@ if TYPE_CHECKING:
     from loraens.model.batch import PackedBatch
     from loraens.model.population import MemberModel
 
-
-@dataclass
-class Joint:
-    """How the members of an ensemble are joined.
-
-    Args:
-        rule: "vote", "logits" or "probs".
-        weights: `(M,)`.
-        ranks: `(M,)` ranks, and
-        places: `(M,)` places by dev score, which break ties of a vote.
-        temperature: Divides log probabilities; None for numbers and votes.
-    """
-
-    rule: Any
-    weights: np.ndarray
-    ranks: np.ndarray
-    places: np.ndarray
-    temperature: float | None
-
-    def outcome(self, pool: Pool) -> Outcome:
-        """Predictions, and for classes probabilities: at the ensemble's temperature, or shares of
-        the votes.
-        """
-        found = combine(pool, self.weights, self.rule, self.places)
-        if self.temperature is not None:
-            return scaled(found, self.temperature)
-        if pool.task.kind == "number":
-            return found
-        return Outcome(found.predictions, vote_shares(pool, self.weights))
+SHARED = ("backbone_fingerprint", "pooling", "targets", "mode", "adapter", "max_length")
 
 
-def vote_shares(pool: Pool, weights: np.ndarray) -> np.ndarray:
-    """Share of the votes that each class has, `(N, K)`."""
-    classes = np.arange(len(pool.task.class_names))
-    found: np.ndarray = np.tensordot(
-        weights / weights.sum(), pool.predictions[..., None] == classes, 1
-    )
-    return found
+class LoadedMember(NamedTuple):
+    """A member to load: its directory, its manifest, and the directory name of the epoch."""
 
-
-def uncertainty(pool: Pool, weights: np.ndarray, outcome: Outcome) -> dict[str, np.ndarray]:
-    """What only several members can tell, `(N,)` each.
-
-    For numbers `spread`, the members' weighted standard deviation. For classes, in nats: `entropy`
-    of the members' mean probability, `mutual_information`, the part of it that comes from their
-    disagreement (Depeweg et al. 2018), and `vote_share`, the share of the members that say what the
-    ensemble says.
-    """
-    shares = weights / weights.sum()
-    if pool.task.kind == "number":
-        mean = shares @ pool.predictions
-        return {"spread": np.sqrt(shares @ (pool.predictions - mean) ** 2)}
-    mean = np.tensordot(shares, pool.probabilities, 1)
-    total = _entropy(mean)
-    own = shares @ _entropy(pool.probabilities)
-    agreed = np.take_along_axis(
-        vote_shares(pool, weights), outcome.predictions[:, None].astype(np.int64), 1
-    )[:, 0]
-    return {
-        "entropy": total,
-        "mutual_information": np.maximum(total - own, 0),
-        "vote_share": agreed,
-    }
-
-
-def _entropy(shares: np.ndarray) -> np.ndarray:
-    found: np.ndarray = -(shares * np.log(np.maximum(shares, np.finfo(np.float64).tiny))).sum(
-        axis=-1
-    )
-    return found
+    directory: Path
+    manifest: Manifest
+    epoch: str
 
 
 @dataclass
@@ -110,7 +50,7 @@ class Predictor:
         tokenizer: The backbone's tokenizer.
         max_length: Longest sequence in tokens.
         batch_size: Texts in one batch, those of all members together.
-        joint: How the members are joined; None for a single member.
+        combination: How the members are combined; None for a single member.
     """
 
     model: MemberModel
@@ -118,17 +58,21 @@ class Predictor:
     tokenizer: PreTrainedTokenizerBase
     max_length: int
     batch_size: int
-    joint: Joint | None = None
+    combination: Combination | None = None
 
     @classmethod
     def load(
-        cls, path: str | Path, which: str = "best", batch_size: int = 64, device: str | None = None
+        cls,
+        path: str | Path,
+        epoch: Epoch = "best",
+        batch_size: int = 64,
+        device: str | None = None,
     ) -> Predictor:
         """Load a member of a run, or an ensemble.
 
         Args:
-            path: A member's directory, a run's that holds one member, or an ensemble's.
-            which: "best" or "last" epoch of a member; an ensemble names the epochs of its members.
+            path: A member's directory, a run's that has one member, or an ensemble's.
+            epoch: Epoch of a member; an ensemble names the epochs of its members.
             batch_size: Texts in one batch.
             device: Where to compute; a GPU if there is one, by default.
 
@@ -136,79 +80,76 @@ class Predictor:
             InputError: There is no such member, its files were altered, or its backbone cannot be
                 had or is another.
         """
-        if (
-            not (Path(path) / ENSEMBLE).is_file() or (Path(path) / MANIFEST).is_file()
-        ):  # a member, or a soup: both in one
-            directory = find_member(Path(path))
-            manifest = MemberStore(directory).manifest()
-            if which not in manifest["epochs"]:
-                raise InputError(
-                    f"{directory} has no weights: the member failed ({manifest.get('ended')}),"
-                    " choose another"
-                )
-            predictor = cls.of_members(
-                [(directory, manifest, manifest["epochs"][which])], batch_size, device
-            )
+        path = Path(path)
+        # a soup is both, and is loaded as the one member that it is
+        if not (path / ENSEMBLE).is_file() or (path / MANIFEST).is_file():
+            store = MemberStore(find_member(path))
+            manifest = store.manifest()
+            name = store.epoch(manifest, epoch).name
+            member = LoadedMember(store.directory, manifest, name)
+            predictor = cls.of_members([member], batch_size, device)
             predictor.model.fold()
             return predictor
-        record = read_ensemble(Path(path))
-        members = record["members"]
-        found = [_member_of(Path(path), member) for member in members]
-        predictor = cls.of_members(found, batch_size, device)
+        record = EnsembleRecord.read(path)
+        members = [
+            LoadedMember(*record.member_store(path, member), member.epoch)
+            for member in record.members
+        ]
+        predictor = cls.of_members(members, batch_size, device)
         if len(members) == 1:
             predictor.model.fold()
-        weights, ranks, places = (
-            np.array([member[key] for member in members]) for key in ("weight", "rank", "place")
-        )
-        predictor.joint = Joint(record["rule"], weights, ranks, places, record["temperature"])
-        predictor.tasks = {record["task"]["name"]: Task.from_dict(record["task"])}
+        predictor.combination = Combination.of_record(record)
+        predictor.tasks = {record.task.name: record.task}
         return predictor
 
     @classmethod
     def of_members(
-        cls,
-        members: Sequence[tuple[Path, dict[str, Any], str]],
-        batch_size: int = 64,
-        device: str | None = None,
+        cls, members: Sequence[LoadedMember], batch_size: int = 64, device: str | None = None
     ) -> Predictor:
-        """Load members (directory, manifest, epoch) onto one backbone, not joined.
+        """Load members onto one backbone, not combined.
 
         Raises:
             InputError: They cannot share one, or it cannot be had or is another than theirs.
         """
         import torch
 
-        from loraens.members import Member
         from loraens.model.backbone import fingerprint, load_encoder, load_tokenizer
         from loraens.model.population import MemberModel
         from loraens.model.weights import load_member
 
-        directory, manifest, _ = members[0]
-        settings = manifest["settings"]
-        for other, found, _ in members[1:]:
-            for name in ("backbone_fingerprint", "pooling", "targets", "mode", "max_length"):
-                if found["settings"][name] != settings[name]:
+        first = members[0]
+        settings = first.manifest.settings
+        for other in members[1:]:
+            for name in SHARED:
+                if getattr(other.manifest.settings, name) != getattr(settings, name):
                     raise InputError(
-                        f"{other} and {directory} differ in {name}: members that predict together"
-                        " must share it, so choose an ensemble of one sweep"
+                        f"{other.directory} and {first.directory} differ in {name}: members that"
+                        " predict together must share it, so choose an ensemble of one sweep"
                     )
-        encoder = load_encoder(settings["backbone"], pooler=settings["pooling"] == "pooler")
-        if fingerprint(encoder) != settings["backbone_fingerprint"]:
+        encoder = load_encoder(settings.backbone, pooler=settings.pooling == "pooler")
+        if fingerprint(encoder) != settings.backbone_fingerprint:
             raise InputError(
-                f"backbone {settings['backbone']!r} has other weights than the one that {directory}"
-                " was trained on: use the same version of it"
+                f"backbone {settings.backbone!r} has other weights than the one that"
+                f" {first.directory} was trained on: use the same version of it"
             )
-        tasks = [Task.from_dict(fields) for fields in settings["tasks"]]
-        options = {name: settings[name] for name in ("mode", "targets", "pooling")}
         model = MemberModel(
-            encoder, tasks, [Member(**found["member"]) for _, found, _ in members], **options
+            encoder,
+            settings.tasks,
+            [member.manifest.member for member in members],
+            mode=settings.mode,  # type: ignore[arg-type]
+            targets=settings.targets,
+            pooling=settings.pooling,  # type: ignore[arg-type]
+            adapter=settings.adapter,
         )
-        for index, (place, _, epoch) in enumerate(members):
-            load_member(model, index, place / epoch)
+        for index, member in enumerate(members):
+            load_member(model, index, member.directory / member.epoch)
         model.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        by_name = {task.name: task for task in tasks}
         return cls(
-            model, by_name, load_tokenizer(settings["backbone"]), settings["max_length"], batch_size
+            model=model,
+            tasks={task.name: task for task in settings.tasks},
+            tokenizer=load_tokenizer(settings.backbone),
+            max_length=settings.max_length,
+            batch_size=batch_size,
         )
 
     def task(self, name: str | None = None) -> Task:
@@ -221,8 +162,9 @@ class Predictor:
             return next(iter(self.tasks.values()))
         if name not in self.tasks:
             raise InputError(
-                f"--task {name or 'is missing'}: give one of the member's tasks"
-                f" {', '.join(self.tasks)}"
+                f"task {name or 'is missing'}: give one of the member's tasks"
+                f" {', '.join(self.tasks)}",
+                option="task",
             )
         return self.tasks[name]
 
@@ -231,18 +173,18 @@ class Predictor:
         return self._run(texts, task, self.model, task.num_outputs)
 
     def features(self, texts: Sequence[tuple[str, ...]], task: Task) -> np.ndarray:
-        """What the heads read of texts, `(M, N, D)`, in their order."""
+        """Pooled features of texts, which the heads read, `(M, N, D)`, in their order."""
         return self._run(texts, task, self.model.pooled, self.model.encoder.config.hidden_size)
 
     def _run(
         self,
         texts: Sequence[tuple[str, ...]],
         task: Task,
-        part: Callable[[PackedBatch], Tensor],
+        forward: Callable[[PackedBatch], Tensor],
         width: int,
     ) -> np.ndarray:
-        """What a part of the model makes of texts, `(M, N, width)`, in packed passes over texts of
-        like length.
+        """Outputs of a part of the model for texts, `(M, N, width)`, in packed passes over texts of
+        similar length.
         """
         import torch
 
@@ -250,36 +192,34 @@ class Predictor:
         from loraens.model.batch import pack
 
         members = len(self.model.members)
-        found = np.zeros((members, len(texts), width), np.float32)
+        outputs = np.zeros((members, len(texts), width), np.float32)
         if not texts:
-            return found
+            return outputs
         tokens = tokenise(list(texts), self.tokenizer, self.max_length)
         order = np.argsort(tokens.lengths, kind="stable")
         device = next(self.model.parameters()).device
         size = max(1, self.batch_size // members)
         with torch.inference_mode():
             for start in range(0, len(order), size):
-                rows = order[start : start + size]
-                places = np.tile(rows, (members, 1))
+                indices = order[start : start + size]
                 batch = pack(
-                    tokens.ids, tokens.types, tokens.offsets, places, None, task.name, "predict"
+                    tokens=tokens.ids,
+                    types=tokens.types,
+                    offsets=tokens.offsets,
+                    indices=np.tile(indices, (members, 1)),
+                    labels=None,
+                    task=task.name,
+                    split="predict",
                 )
-                found[:, rows] = part(batch.to(device)).float().cpu().numpy()
-        return found
+                outputs[:, indices] = forward(batch.to(device)).float().cpu().numpy()
+        return outputs
 
     def columns(self, task: Task) -> list[str]:
         """Names of the columns that predictions have."""
         columns = ["prediction", *(f"probability_{name}" for name in task.class_names)]
-        if self.joint is None:
-            return columns
-        return [
-            *columns,
-            *(
-                ["spread"]
-                if task.kind == "number"
-                else ["entropy", "mutual_information", "vote_share"]
-            ),
-        ]
+        if self.combination is not None:
+            columns += task.label_kind.uncertainties
+        return columns
 
     def rows(self, texts: Sequence[tuple[str, ...]], task: Task) -> list[Row]:
         """One row a text: prediction, for classes probabilities, and for ensembles their
@@ -288,54 +228,67 @@ class Predictor:
         Raises:
             InputError: A logit is not finite.
         """
+        if not texts:
+            return []
         logits = self.logits(texts, task)
         if not np.isfinite(logits).all():
             raise InputError(
                 "the member predicts values that are not finite: train it again at a lower rate"
             )
-        joint = self.joint or Joint(
-            "logits", np.ones(1), np.ones(1), np.zeros(1), None if task.kind == "number" else 1.0
-        )
+        combination = self.combination or Combination.of_one(task)
+        names = tuple(map(str, range(len(logits))))
         pool = Pool(
-            task,
-            tuple(map(str, range(len(logits)))),
-            joint.ranks,
-            logits,
-            np.full(len(texts), np.nan),
+            task=task,
+            names=names,
+            ranks=combination.ranks,
+            logits=logits,
+            labels=np.full(len(texts), np.nan),
         )
-        outcome = joint.outcome(pool)
-        values = outcome.predictions.tolist()
-        cells: list[list[Any]] = [
-            (
-                [round(value, 6) for value in values]
-                if task.kind == "number"
-                else [task.class_names[value] for value in values]
-            )
-        ]
+        outcome = combination.outcome(pool)
         numbers = [] if outcome.probabilities is None else list(outcome.probabilities.T)
-        if self.joint is not None:
-            numbers += uncertainty(pool, joint.weights, outcome).values()
+        if self.combination is not None:
+            uncertainty = task.label_kind.uncertainty(
+                predictions=pool.predictions,
+                probabilities=pool.probabilities,
+                weights=combination.weights,
+                outcome=outcome,
+            )
+            numbers += uncertainty.values()
+        cells: list[list[Any]] = [[task.format_label(value) for value in outcome.predictions]]
         cells += [[round(value, 6) for value in column.tolist()] for column in numbers]
-        return [dict(zip(self.columns(task), row, strict=True)) for row in zip(*cells, strict=True)]
+        columns = self.columns(task)
+        return [dict(zip(columns, row, strict=True)) for row in zip(*cells, strict=True)]
 
-    def predict(self, texts: Sequence[str | tuple[str, str]], task: str | None = None) -> list[Row]:
-        """Rows as `rows` gives them, of texts, or of pairs where the task takes two."""
-        return self.rows(
-            [(text,) if isinstance(text, str) else text for text in texts], self.task(task)
-        )
+    def predict(self, texts: Sequence[str | Sequence[str]], task: str | None = None) -> list[Row]:
+        """Predictions, one row a text, or a pair of texts where the task takes two.
+
+        Args:
+            texts: Texts, or pairs of texts.
+            task: Name of the task, where there are several.
+
+        Raises:
+            InputError: The texts are one bare string, or not what the task takes.
+        """
+        chosen = self.task(task)
+        return self.rows([_checked(text, chosen) for text in _listed(texts)], chosen)
 
 
-def _member_of(ensemble: Path, member: dict[str, Any]) -> tuple[Path, dict[str, Any], str]:
-    """A member of an ensemble, its files verified."""
-    directory = (ensemble / member["directory"]).resolve()
-    path = directory / MANIFEST
-    if not path.is_file():
+def _listed(texts: Sequence[Any]) -> Sequence[Any]:
+    if isinstance(texts, (str, bytes)):
+        raise InputError("texts is one string: give a list of texts")
+    return texts
+
+
+def _checked(text: str | Sequence[str], task: Task) -> tuple[str, ...]:
+    """One text or a pair of them, as the task takes."""
+    parts: tuple[str, ...] = ()
+    if isinstance(text, str):
+        parts = (text,)
+    elif isinstance(text, Iterable):
+        parts = tuple(text)
+    if len(parts) != len(task.text_columns) or not all(isinstance(part, str) for part in parts):
+        expected = "one text" if len(task.text_columns) == 1 else "a pair of texts"
         raise InputError(
-            f"{directory} is missing: ensemble {ensemble} needs it, restore it or make the ensemble"
-            " again"
+            f"task {task.name} takes {expected} ({', '.join(task.text_columns)}), got {text!r}"
         )
-    if checksum(path) != member["manifest_sha256"]:
-        raise InputError(
-            f"{path} has changed since ensemble {ensemble} was made: make the ensemble again"
-        )
-    return directory, MemberStore(directory).manifest(), str(member["epoch"])
+    return parts

@@ -7,34 +7,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 
 from loraens.errors import InputError
+from loraens.model.architectures import ARCHITECTURES, architecture_of
 from loraens.model.packed import ATTENTION
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PACKAGED = "minilm"
-MODEL_TYPES = (
-    "bert",
-    "camembert",
-    "distilbert",
-    "electra",
-    "roberta",
-    "xlm-roberta",
-)  # those that read our attention
 PACKAGED_HUB_NAME = "sentence-transformers/all-MiniLM-L6-v2"
 
 
 def locate(name: str) -> str:
-    """What `transformers` must be asked for: a directory or a hub name.
+    """The directory or hub name from which `transformers` loads a backbone.
 
     Raises:
-        InputError: The packaged backbone is asked for and its package is not installed.
+        InputError: The name is that of the packaged backbone, and its package is not installed.
     """
     if name != PACKAGED:
         return name
@@ -64,12 +58,13 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The backbone's fast tokenizer.
 
     Raises:
-        InputError: It cannot be had.
+        InputError: It cannot be loaded.
     """
     from transformers import AutoTokenizer
 
+    location = locate(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(locate(name), use_fast=True)
+        tokenizer = AutoTokenizer.from_pretrained(location, use_fast=True)
     except (OSError, ValueError, KeyError) as error:
         raise _unusable(name, error) from None
     if not tokenizer.is_fast or len(tokenizer) <= len(tokenizer.all_special_ids):
@@ -87,15 +82,17 @@ def load_encoder(name: str, pooler: bool) -> PreTrainedModel:
         pooler: Whether its pooler is needed.
 
     Raises:
-        InputError: It cannot be had, or the pooler is needed and the pre-trained weights have none.
+        InputError: It cannot be loaded, or the pooler is needed and the pre-trained weights have
+            none.
     """
     from transformers import AutoModel
 
+    location = locate(name)
     try:
         with _no_progress_bar():
             encoder: PreTrainedModel
             encoder, info = AutoModel.from_pretrained(
-                locate(name),
+                location,
                 dtype=torch.float32,
                 attn_implementation=ATTENTION,
                 use_safetensors=True,
@@ -103,24 +100,24 @@ def load_encoder(name: str, pooler: bool) -> PreTrainedModel:
             )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise _unusable(name, error) from None
-    if encoder.config.model_type not in MODEL_TYPES or getattr(encoder.config, "is_decoder", False):
+    usable = [kind for kind, architecture in ARCHITECTURES.items() if architecture.packed]
+    if encoder.config.model_type not in usable or getattr(encoder.config, "is_decoder", False):
         raise InputError(
             f"backbone {name!r} is of type {encoder.config.model_type}: an encoder of type"
-            f" {', '.join(MODEL_TYPES)} is expected"
+            f" {', '.join(usable)} is expected"
         )
-    missing = [key for key in info["missing_keys"] if not key.startswith("pooler.")]
+    architecture = architecture_of(encoder)
+    missing = [key for key in info["missing_keys"] if not architecture.is_in_pooler(key)]
     if missing:
         raise InputError(
             f"backbone {name!r} lacks weights ({missing[0]} and {len(missing) - 1} more): its files"
             " are incomplete"
         )
     if not pooler:
-        if hasattr(encoder, "pooler"):
-            setattr(encoder, "pooler", None)  # noqa: B010
-    elif getattr(encoder, "pooler", None) is None or info["missing_keys"]:
-        raise InputError(
-            f"backbone {name!r} has no pre-trained pooler: choose --model.pooling cls or mean"
-        )
+        if architecture.pooler is not None:
+            setattr(encoder, architecture.pooler, None)
+    elif pooler_of(encoder) is None or info["missing_keys"]:
+        raise InputError(f"backbone {name!r} has no pre-trained pooler: choose pooling cls or mean")
     return encoder
 
 
@@ -138,28 +135,25 @@ def _no_progress_bar() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def position_offset(encoder: PreTrainedModel) -> int:
-    """Position id of a sequence's first token: 0, but the padding index plus 1 in RoBERTa's
-    family.
-    """
-    embeddings: Any = encoder.embeddings
-    if hasattr(embeddings, "create_position_ids_from_input_ids"):
-        return int(embeddings.padding_idx) + 1
-    return 0
+def pooler_of(encoder: PreTrainedModel) -> nn.Module | None:
+    """The encoder's pre-trained pooler; None if its architecture has none or it was not loaded."""
+    name = architecture_of(encoder).pooler
+    return None if name is None else getattr(encoder, name, None)
 
 
 def max_positions(encoder: PreTrainedModel) -> int:
     """The longest sequence that the encoder can read, in tokens."""
-    return int(encoder.config.max_position_embeddings) - position_offset(encoder)
+    return architecture_of(encoder).max_positions(encoder.config)
 
 
 def fingerprint(encoder: PreTrainedModel) -> str:
-    """SHA-256 over names and values of the encoder's float32 weights, the pooler's left out (it is
-    not always loaded).
+    """SHA-256 over names and values of the encoder's float32 weights, without the pooler's, which
+    are not always loaded.
     """
     digest = hashlib.sha256()
+    architecture = architecture_of(encoder)
     for name, weight in sorted(encoder.state_dict().items()):
-        if not name.startswith("pooler."):
+        if not architecture.is_in_pooler(name):
             digest.update(name.encode())
             digest.update(weight.detach().cpu().contiguous().numpy().data)
     return digest.hexdigest()

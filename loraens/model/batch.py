@@ -23,7 +23,7 @@ class PackedBatch:
         position_ids: `(N,)` position in its own sequence, from 0.
         lengths: S sequence lengths; sequence s = m B + b is example b of member m.
         members: M.
-        rows: `(M, B)` row numbers in the data set.
+        indices: `(M, B)` examples of the split.
         labels: `(M, B)` class numbers or values; None without labels.
         task: Name of the task.
         split: Name of the split.
@@ -34,7 +34,7 @@ class PackedBatch:
     position_ids: Tensor
     lengths: list[int]
     members: int
-    rows: Tensor
+    indices: Tensor
     labels: Tensor | None
     task: str
     split: str
@@ -59,35 +59,35 @@ def pack(
     tokens: np.ndarray,
     types: np.ndarray,
     offsets: np.ndarray,
-    rows: np.ndarray,
+    indices: np.ndarray,
     labels: np.ndarray | None,
     task: str,
     split: str,
 ) -> PackedBatch:
-    """Gather rows of flat token arrays into one batch.
+    """Gather examples of flat token arrays into one batch.
 
     Args:
         tokens: Token ids of all examples, concatenated.
         types: Token types, likewise.
         offsets: Start of each example in `tokens`, and one more entry for the end.
-        rows: `(M, B)` examples of each member.
+        indices: `(M, B)` examples of each member.
         labels: Labels of all examples, or None.
         task: Name of the task.
         split: Name of the split.
     """
-    flat = rows.reshape(-1)
+    flat = indices.reshape(-1)
     lengths = offsets[flat + 1] - offsets[flat]
     ends = np.cumsum(lengths)
     positions = np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)
-    index = positions + np.repeat(offsets[flat], lengths)
+    gathered = positions + np.repeat(offsets[flat], lengths)
     return PackedBatch(
-        input_ids=torch.from_numpy(tokens[index].astype(np.int64)),
-        token_type_ids=torch.from_numpy(types[index].astype(np.int64)),
+        input_ids=torch.from_numpy(tokens[gathered].astype(np.int64)),
+        token_type_ids=torch.from_numpy(types[gathered].astype(np.int64)),
         position_ids=torch.from_numpy(positions),
         lengths=lengths.tolist(),
-        members=len(rows),
-        rows=torch.from_numpy(rows),
-        labels=None if labels is None else torch.from_numpy(labels[rows]),
+        members=len(indices),
+        indices=torch.from_numpy(indices),
+        labels=None if labels is None else torch.from_numpy(labels[indices]),
         task=task,
         split=split,
     )

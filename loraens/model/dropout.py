@@ -1,29 +1,35 @@
-"""Dropout whose masks are named by coordinates: the member's seed, a counter, the layer, the
-sequence, and the place in it.
+"""Dropout whose masks are derived from coordinates: the member's seed, a counter, the site (layer),
+the sequence, and the coordinates of a value in it.
 
 A mask is a hash of its coordinates, so it depends neither on the other members of a pack, nor on
-padding, nor on which places are computed at all: one that is left out changes no other.
+padding, nor on which values are computed at all: one that is left out changes no other.
 
-Shape letters: M members, B examples of a member, S = M B sequences, N tokens, H heads.
+Shape letters: M members, B examples of a member, S = M B sequences, N tokens, D width, H heads, Q
+queries and L keys of attention.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
-from typing import cast
+from typing import NamedTuple, cast
 from zlib import crc32
 
 import torch
 from torch import Tensor, nn
 
+from loraens.model.routing import Routing
 from loraens.seeding import derive_seed
 
-_INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16}
+_INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16}  # of the same size as a float
 
 
 def _signed(value: int, bits: int) -> int:
-    """The two's complement number of the lowest bits."""
+    """The lowest bits of an integer, read as a two's complement number.
+
+    torch has no arithmetic on unsigned integers; on signed ones sums and products wrap around to
+    the same bits.
+    """
     return ((value + (1 << bits - 1)) % (1 << bits)) - (1 << bits - 1)
 
 
@@ -31,29 +37,38 @@ _STRIDE, _FIRST, _SECOND = (_signed(value, 32) for value in (0x9E3779B1, 0x7FEB3
 _WIDE = tuple(
     _signed(value, 64) for value in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 )
+_COLUMN_BITS = 12  # of the coordinates of a token vector: column, then position above it
 
 
 def _mix64(x: Tensor) -> Tensor:
     """The finaliser of SplitMix64 (Steele et al. 2014) on int64."""
-    for shift, factor in ((30, _WIDE[1]), (27, _WIDE[2])):
-        x = (x ^ (x >> shift & (1 << 64 - shift) - 1)) * factor
+    # >> copies the sign bit into the bits that become free; the mask clears them, as an unsigned
+    # shift would
+    for shift, multiplier in ((30, _WIDE[1]), (27, _WIDE[2])):
+        x = (x ^ (x >> shift & (1 << 64 - shift) - 1)) * multiplier
     return x ^ (x >> 31 & (1 << 33) - 1)
 
 
-def places(*sizes: int, bits: Sequence[int], device: torch.device) -> Tensor:
-    """Hash inputs of a grid of places, int32 of shape `sizes`; axis a takes `bits[a]` bits, the
-    last axis the lowest.
+def coordinates(*sizes: int, bits: Sequence[int], device: torch.device) -> Tensor:
+    """Hash inputs of a grid of coordinates, int32 of shape `sizes`; axis a takes `bits[a]` bits,
+    the last axis the lowest.
     """
     total = sum(bits)
     index = torch.zeros((), dtype=torch.int64, device=device)
     for size, width in zip(sizes, bits, strict=True):
         total -= width
         index = index[..., None] + (torch.arange(size, device=device) << total)
+    # an odd stride maps the 2 ** 32 indices one to one; the conversion keeps the lowest 32 bits
     return (index * _STRIDE).to(torch.int32)
 
 
+def attention_coordinates(heads: int, queries: int, length: int, device: torch.device) -> Tensor:
+    """Hash inputs `(H, Q, L)` of attention weights: head, query, key."""
+    return coordinates(heads, queries, length, bits=(8, 12, 12), device=device)
+
+
 def keep(
-    place: Tensor, keys: tuple[Tensor, Tensor], p: float | Tensor, out: Tensor, scratch: Tensor
+    inputs: Tensor, keys: tuple[Tensor, Tensor], p: float | Tensor, out: Tensor, scratch: Tensor
 ) -> Tensor:
     """-1 (all bits set) where a value is kept and 0 where it is dropped, int32.
 
@@ -61,25 +76,30 @@ def keep(
     to 2 ** -31.
 
     Args:
-        place: Hash inputs, int32.
-        keys: Two int32 tensors that broadcast with `place`.
+        inputs: Hash inputs, int32.
+        keys: Two int32 tensors that broadcast with `inputs`.
         p: Probability of being dropped, in [0, 1); a tensor broadcasts too.
-        out: The result's place, int32.
-        scratch: A tensor like `out` that is written over.
+        out: Receives the result, int32.
+        scratch: A tensor like `out` that is overwritten.
     """
-    x = torch.add(place, keys[0], out=out)
+    # every operation writes into `out` or `scratch`: the masks are the largest tensors of a step
+    x = torch.add(inputs, keys[0], out=out)
     x.bitwise_xor_(torch.bitwise_right_shift(x, 15, out=scratch)).mul_(_FIRST).add_(keys[1])
     x.bitwise_xor_(torch.bitwise_right_shift(x, 14, out=scratch)).mul_(_SECOND)
-    below = (
+    threshold = (
         ((1 - p) * 2**31 - 2**30).round().to(torch.int32)
         if isinstance(p, Tensor)
         else round((1 - p) * 2**31 - 2**30)
     )
-    return x.bitwise_right_shift_(1).sub_(below).bitwise_right_shift_(31)
+    # x >> 1 is uniform in [-2^30, 2^30), so the difference cannot overflow; it is negative with
+    # probability 1 - p, and >> 31 copies its sign bit into all bits
+    return x.bitwise_right_shift_(1).sub_(threshold).bitwise_right_shift_(31)
 
 
 def drop(x: Tensor, mask: Tensor, out: Tensor) -> Tensor:
     """Values of x, dropped ones (NaN too) set to zero, without scaling; `out` may be x."""
+    # bitwise and on the floats' bits: all bits set keeps a value as it is, 0 gives +0.0; a narrower
+    # integer keeps -1 and 0
     integers = _INTEGERS[x.dtype.itemsize]
     torch.bitwise_and(
         x.view(integers),
@@ -90,209 +110,214 @@ def drop(x: Tensor, mask: Tensor, out: Tensor) -> Tensor:
 
 
 def factor(mask: Tensor, p: float | Tensor, dtype: torch.dtype) -> Tensor:
-    """What inverted dropout (Srivastava et al. 2014) multiplies with: 0, or 1 / (1 - p)."""
-    return mask.to(dtype) * (1 / (p - 1))
+    """The factor of inverted dropout (Srivastava et al. 2014): 0, or 1 / (1 - p)."""
+    return mask.to(dtype) * (1 / (p - 1))  # kept is -1, hence p - 1
 
 
-class MemberRows:
-    """Rows of concatenated members `(N, *)` and the same rows with padding, `(M, n, *)`.
+class _BatchKeys(NamedTuple):
+    """What the masks of one batch share."""
 
-    Args:
-        counts: Rows of each member.
-        device: Where the tensors are.
-    """
-
-    def __init__(self, counts: Sequence[int], device: torch.device) -> None:
-        counts_ = torch.tensor(counts)
-        column = torch.arange(int(counts_.max()))
-        starts = counts_.cumsum(0) - counts_
-        self._real = (column < counts_[:, None]).to(device)
-        self._index = torch.where(column < counts_[:, None], starts[:, None] + column, 0).to(device)
-        self._places = (torch.arange(len(counts))[:, None] * len(column) + column)[
-            column < counts_[:, None]
-        ].to(device)
-
-    def pad(self, x: Tensor) -> Tensor:
-        """`(N, I)` -> `(M, n, I)`, zero at padding."""
-        return torch.where(self._real[..., None], x[self._index], 0.0)
-
-    def unpad(self, x: Tensor) -> Tensor:
-        """`(M, n, I)` -> `(N, I)`."""
-        return x.flatten(0, 1).index_select(0, self._places)
-
-    def add(self, out: Tensor, x: Tensor) -> None:
-        """Add padded x `(M, n, I)` to `out` `(N, I)`."""
-        out.add_(self.unpad(x))
+    generation: int  # of the routing
+    first: Tensor  # (sites, S)
+    second: Tensor  # (sites, S)
+    sequence: Tensor  # (N,) sequence of each token
+    position: Tensor  # (N,) hash input of each token's position
 
 
-class Routing:
-    """What the layers must know of the running forward: which tokens are whose, and the names of
-    the dropout masks.
+class MaskGenerator:
+    """Dropout masks of the running forward.
 
-    The model sets it before a forward; all adapted layers and dropouts of the model share one.
+    The order of calls is: `seed`, `Routing.route`, then masks. A batch may be routed again without
+    a new seed and gets the same masks. `feature_mask` alone needs no routed batch.
 
     Args:
-        tokens: Number of tokens of each member; the tokens of member m follow those of member m -
-            1.
+        routing: The model's routing.
     """
 
-    def __init__(self, tokens: Sequence[int] = ()) -> None:
-        self.tokens = list(tokens)
-        self.batched = (
-            False  # whether the members' small products are taken all at once, as a GPU likes it
-        )
-        self.device: torch.device | None = None
-        self._rows: dict[tuple[int, ...], MemberRows] = {}
-        self._names: list[int] = []
-        self._members: list[int] = []
-        self._keys: tuple[Tensor, Tensor] | None = None  # (sites, S) each
+    def __init__(self, routing: Routing) -> None:
+        self.routing = routing
+        self._sites: list[int] = []
+        self._seeds: list[int] = []  # of each member, mixed with the counter
+        self._seeded = 0  # generation of the routing when the seeds were set
+        self._keys: _BatchKeys | None = None
+        self._columns: Tensor | None = None
         self._scratch = torch.empty(0, dtype=torch.int32)
-        self._held: Tensor | None = None
-        self._sequence: Tensor | None = None  # (N,) sequence of each token
-        self._position: Tensor | None = None  # (N,) hash input of its position
 
     def site(self, name: str) -> int:
-        """The number of a place in the model that drops values."""
-        self._names.append(crc32(name.encode()))
-        return len(self._names) - 1
+        """Register a layer that drops values; returns its number."""
+        self._sites.append(crc32(name.encode()))
+        return len(self._sites) - 1
 
     def seed(self, seeds: Sequence[int], *counter: int) -> None:
-        """Name the masks of the next forward by each member's seed and a counter."""
-        self._members = [_signed(derive_seed(seed, "dropout", *counter), 64) for seed in seeds]
-
-    def route(
-        self, tokens: Sequence[int], lengths: Tensor, positions: Tensor, training: bool
-    ) -> None:
-        """Take up a batch.
-
-        Args:
-            tokens: Tokens of each member.
-            lengths: `(S,)` tokens of each sequence.
-            positions: `(N,)` place of each token in its sequence.
-            training: Whether masks will be asked for.
+        """Set the members' seeds and a counter, from which the masks of the next forward are
+        derived.
         """
-        self.tokens = list(tokens)
-        self.batched = self.batched or lengths.device.type == "cuda"
-        self._rows.clear()
-        self.device = lengths.device
-        if not training:
-            return
-        device = lengths.device
-        self._keys = self._named(self._names, len(lengths) // len(self._members), device)
-        self._sequence = torch.repeat_interleave(torch.arange(len(lengths), device=device), lengths)
-        self._position = ((positions << 12) * _STRIDE).to(torch.int32)
-
-    def _named(
-        self, sites: Sequence[int], each: int, device: torch.device
-    ) -> tuple[Tensor, Tensor]:
-        """Two keys `(sites, S)` of every sequence, of which each member has `each`."""
-        member = torch.tensor(self._members, device=device)
-        site = torch.tensor(sites, device=device)
-        named = _mix64(
-            _mix64(member * _WIDE[0])[:, None] + torch.arange(each, device=device)
-        ).flatten()
-        mixed = _mix64(named + _mix64(site * _WIDE[0])[:, None])
-        return mixed.to(torch.int32), (mixed >> 32).to(torch.int32)
-
-    def member_rows(self, counts: Sequence[int]) -> MemberRows:
-        """Padded rows of the members; made once a forward."""
-        if (found := self._rows.get(tuple(counts))) is None:
-            assert self.device is not None
-            found = self._rows[tuple(counts)] = MemberRows(counts, self.device)
-        return found
-
-    def _of(self, site: int) -> tuple[Tensor, Tensor]:
-        assert self._keys is not None
-        return self._keys[0][site], self._keys[1][site]
+        self._seeds = [_signed(derive_seed(seed, "dropout", *counter), 64) for seed in seeds]
+        self._seeded = self.routing.generation
+        self._keys = None
 
     def token_mask(
         self, site: int, width: int, p: float, rows: Tensor | None = None, out: Tensor | None = None
     ) -> Tensor:
-        """Mask `(N, width)` of token vectors, or of some rows of them."""
-        assert self._sequence is not None
-        assert self._position is not None
-        sequence = self._sequence
-        position = self._position
+        """Mask `(N, width)` of token vectors, or of some rows of them.
+
+        Raises:
+            RuntimeError: `seed` and `Routing.route` were not called before, in this order.
+        """
+        keys = self._batch_keys()
+        sequence = keys.sequence
+        position = keys.position
         if rows is not None:
             sequence = sequence[rows]
             position = position[rows]
-        first, second = (key[sequence][:, None] for key in self._of(site))
-        return self._keep(
-            (len(sequence), width),
-            self._columns(width, sequence.device),
-            (first + position[:, None], second),
-            p,
-            out,
+        # (a + b) * stride = a * stride + b * stride: the position's part of the hash input is added
+        # to the key, so that no (N, width) tensor of inputs is made
+        first = keys.first[site][sequence][:, None] + position[:, None]
+        second = keys.second[site][sequence][:, None]
+        return self._mask(
+            shape=(len(sequence), width),
+            inputs=self._column_inputs(width, sequence.device),
+            keys=(first, second),
+            p=p,
+            out=out,
         )
 
     def attention_mask(
-        self, site: int, place: Tensor, sequences: Tensor, p: float, out: Tensor | None = None
+        self, site: int, inputs: Tensor, sequences: Tensor, p: float, out: Tensor | None = None
     ) -> Tensor:
-        """Mask `(s, H, Q, L)` of attention weights of some sequences; `place` is `attention_places`
-        of it.
+        """Mask `(s, H, Q, L)` of attention weights of some sequences; `inputs` are their
+        `attention_coordinates`.
+
+        Raises:
+            RuntimeError: `seed` and `Routing.route` were not called before, in this order.
         """
-        first, second = (key[sequences][:, None, None, None] for key in self._of(site))
-        return self._keep((len(sequences), *place.shape), place, (first, second), p, out)
+        keys = self._batch_keys()
+        first = keys.first[site][sequences][:, None, None, None]
+        second = keys.second[site][sequences][:, None, None, None]
+        shape = (len(sequences), *inputs.shape)
+        return self._mask(shape=shape, inputs=inputs, keys=(first, second), p=p, out=out)
 
     def feature_mask(self, site: int, each: int, width: int, p: Tensor) -> Tensor:
         """Mask `(M, B, width)` of features of the members' B = `each` sequences, with p of shape
         `(M, 1, 1)`.
+
+        Raises:
+            RuntimeError: `seed` was not called before.
         """
         first, second = (
-            key.view(len(p), each, 1) for key in self._named([self._names[site]], each, p.device)
+            key.view(len(p), each, 1)
+            for key in self._derive_keys([self._sites[site]], each, p.device)
         )
-        return self._keep(
-            (len(p), each, width), self._columns(width, p.device), (first, second), p, None
+        return self._mask(
+            shape=(len(p), each, width),
+            inputs=self._column_inputs(width, p.device),
+            keys=(first, second),
+            p=p,
+            out=None,
         )
 
-    def _columns(self, width: int, device: torch.device) -> Tensor:
-        """Hash inputs of the places in a vector; made once."""
-        if self._held is None or len(self._held) != width or self._held.device != device:
-            self._held = places(width, bits=(12,), device=device)
-        return self._held
+    def _batch_keys(self) -> _BatchKeys:
+        """Keys of the routed batch; derived for its first mask, and used again for the others."""
+        routing = self.routing
+        if self._keys is not None and self._keys.generation == routing.generation:
+            return self._keys
+        if not self._seeds:
+            raise RuntimeError("dropout masks have no seed: call seed, then route, then a mask")
+        if routing.generation == self._seeded or routing.lengths is None:
+            raise RuntimeError(
+                "no batch was routed since dropout masks were seeded: call seed, then route, then a"
+                " mask"
+            )
+        assert routing.positions is not None
+        if len(routing.tokens) != len(self._seeds):
+            raise RuntimeError(
+                f"dropout masks were seeded for {len(self._seeds)} members, and the batch has"
+                f" {len(routing.tokens)}"
+            )
+        lengths = routing.lengths
+        device = lengths.device
+        first, second = self._derive_keys(self._sites, len(lengths) // len(self._seeds), device)
+        sequence = torch.repeat_interleave(torch.arange(len(lengths), device=device), lengths)
+        position = ((routing.positions << _COLUMN_BITS) * _STRIDE).to(torch.int32)
+        self._keys = _BatchKeys(
+            generation=routing.generation,
+            first=first,
+            second=second,
+            sequence=sequence,
+            position=position,
+        )
+        return self._keys
 
-    def _keep(
+    def _derive_keys(
+        self, sites: Sequence[int], each: int, device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        """Two keys `(sites, S)` of every sequence, of which each member has `each`."""
+        if not self._seeds:
+            raise RuntimeError("dropout masks have no seed: call seed before a mask")
+        member = torch.tensor(self._seeds, device=device)
+        site = torch.tensor(sites, device=device)
+        sequence = _mix64(
+            _mix64(member * _WIDE[0])[:, None] + torch.arange(each, device=device)
+        ).flatten()
+        mixed = _mix64(sequence + _mix64(site * _WIDE[0])[:, None])
+        return mixed.to(torch.int32), (mixed >> 32).to(torch.int32)
+
+    def _column_inputs(self, width: int, device: torch.device) -> Tensor:
+        """Hash inputs of the columns of a vector; kept until the width changes."""
+        columns = self._columns
+        if columns is None or len(columns) != width or columns.device != device:
+            columns = self._columns = coordinates(width, bits=(_COLUMN_BITS,), device=device)
+        return columns
+
+    def _mask(
         self,
         shape: Sequence[int],
-        place: Tensor,
+        inputs: Tensor,
         keys: tuple[Tensor, Tensor],
         p: float | Tensor,
         out: Tensor | None,
     ) -> Tensor:
         size = prod(shape)
-        if self._scratch.numel() < size or self._scratch.device != place.device:
-            self._scratch = place.new_empty(size)
-        out = place.new_empty(size) if out is None else out
-        return keep(place, keys, p, out.view(*shape), self._scratch[:size].view(*shape))
-
-
-def attention_places(heads: int, queries: int, length: int, device: torch.device) -> Tensor:
-    """Hash inputs `(H, Q, L)` of attention weights: head, query, key."""
-    return places(heads, queries, length, bits=(8, 12, 12), device=device)
+        if self._scratch.numel() < size or self._scratch.device != inputs.device:
+            self._scratch = inputs.new_empty(size)  # grown on demand, used for every mask
+        out = inputs.new_empty(size) if out is None else out
+        return keep(
+            inputs=inputs,
+            keys=keys,
+            p=p,
+            out=out.view(*shape),
+            scratch=self._scratch[:size].view(*shape),
+        )
 
 
 class MemberDropout(nn.Module):
-    """Dropout of token vectors `(1, N, D)`, with members along N."""
+    """Dropout of token vectors `(1, N, D)`, with members along N.
 
-    def __init__(self, p: float, routing: Routing, name: str) -> None:
+    Args:
+        p: Probability of being dropped, in [0, 1).
+        masks: The model's mask generator.
+        name: Name of the layer, from which its masks are derived.
+    """
+
+    def __init__(self, p: float, masks: MaskGenerator, name: str) -> None:
         super().__init__()
         self.p = p
-        self.routing = routing
-        self.site = routing.site(name)
+        self.masks = masks
+        self.site = masks.site(name)
 
     def forward(self, x: Tensor) -> Tensor:
         """`(1, N, D)` -> `(1, N, D)`."""
         if not self.training or self.p == 0:
             return x
-        return x * factor(self.routing.token_mask(self.site, x.shape[-1], self.p), self.p, x.dtype)
+        return x * factor(self.masks.token_mask(self.site, x.shape[-1], self.p), self.p, x.dtype)
 
 
-def route_dropout(encoder: nn.Module, routing: Routing, enabled: bool) -> None:
-    """Replace every `nn.Dropout` by one whose masks have names, or, where not enabled, by one that
-    does nothing.
+def replace_dropout(encoder: nn.Module, masks: MaskGenerator, enabled: bool) -> None:
+    """Replace every `nn.Dropout` by a `MemberDropout`; where not enabled, by one that does
+    nothing.
     """
     for name, module in list(encoder.named_modules()):
         if isinstance(module, nn.Dropout):
             encoder.set_submodule(
-                name, cast(nn.Module, MemberDropout(module.p if enabled else 0.0, routing, name))
+                name, cast(nn.Module, MemberDropout(module.p if enabled else 0.0, masks, name))
             )

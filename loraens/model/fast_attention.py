@@ -1,8 +1,9 @@
 """Attention over a pack without autograd: sequences of similar length together, forward and
 backward by hand.
 
-Shape letters: S sequences, N tokens, Q tokens that ask, P padded places, H heads, K head width; a
-group has s sequences of at most L tokens, of which each asks Lq.
+Shape letters: S sequences, N tokens, Q query tokens, P padded slots of keys, Pq padded slots of
+queries, H heads, K head width; a group has s sequences of at most L tokens, of which Lq are query
+tokens.
 """
 
 from __future__ import annotations
@@ -14,15 +15,23 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from loraens.model.dropout import attention_places, drop
+from loraens.model.dropout import attention_coordinates, drop
 from loraens.model.packed import Layout
 
 
 class Buffers:
-    """Memory by name, which grows to the largest size asked for and is used again in every step."""
+    """Named scratch tensors, grown on demand, reused every step.
+
+    A name is valid until it is asked for again: what is kept for the backward has a name of its own
+    for each layer, what is needed for a moment shares one.
+
+    Attributes:
+        generation: Number of forwards so far; a backward checks that no later forward has
+            overwritten what it reads.
+    """
 
     def __init__(self) -> None:
-        self._held: dict[tuple[str, int], Tensor] = {}
+        self._tensors: dict[tuple[str, int], Tensor] = {}
         self.generation = 0
 
     def get(
@@ -33,26 +42,28 @@ class Buffers:
         like: Tensor,
         dtype: torch.dtype | None = None,
     ) -> Tensor:
-        """An uninitialised tensor of a shape; what the name held before is lost."""
+        """An uninitialised tensor of a shape; its former content is lost."""
         size = prod(shape)
-        held = self._held.get((name, layer))
+        tensor = self._tensors.get((name, layer))
         if (
-            held is None
-            or held.numel() < size
-            or held.dtype != (dtype or like.dtype)
-            or held.device != like.device
+            tensor is None
+            or tensor.numel() < size
+            or tensor.dtype != (dtype or like.dtype)
+            or tensor.device != like.device
         ):
-            self._held[name, layer] = held = like.new_empty(size + size // 8, dtype=dtype)
-        return held[:size].view(*shape)
+            # an eighth more than needed: packs vary a little in size from step to step
+            tensor = like.new_empty(size + size // 8, dtype=dtype)
+            self._tensors[name, layer] = tensor
+        return tensor[:size].view(*shape)
 
     @property
     def nbytes(self) -> int:
-        """Bytes held."""
-        return sum(held.numel() * held.element_size() for held in self._held.values())
+        """Bytes allocated."""
+        return sum(tensor.nbytes for tensor in self._tensors.values())
 
 
 class Span(NamedTuple):
-    """One group's place in the padded buffers, the first of its (sequence, head, token) rows."""
+    """Where one group is in the padded buffers, whose rows are (sequence, head, token)."""
 
     sequences: Tensor  # (s,)
     pairs: int  # s H
@@ -61,7 +72,7 @@ class Span(NamedTuple):
     q_start: int
     kv_start: int
     bias: Tensor | None  # (s, 1, 1, L)
-    places: Tensor | None  # (H, Lq, L) hash inputs of the dropout mask
+    coordinates: Tensor | None  # (H, Lq, L) hash inputs of the dropout mask
 
     def q(self, x: Tensor) -> Tensor:
         """The group's part `(s H, Lq, K)` of a padded buffer of queries `(H Pq, K)`."""
@@ -76,57 +87,79 @@ class Span(NamedTuple):
         )
 
 
-class Places:
-    """Where the heads of tokens stand in the padded buffers.
+class Slots:
+    """Where the heads of tokens are in the padded buffers.
 
     Args:
         layout: The pack's layout.
         heads: H.
-        first_only: Whether only the first token of each sequence asks.
+        first_only: Whether only the first token of each sequence is a query token.
         training: Whether dropout masks will be needed.
+
+    Attributes:
+        kv_padded: Index from the padded buffer of keys and values `(2, H P)` into `(N + 1, 2, H)`.
+        kv_packed: The inverse index, `(2 H N,)`.
+        q_padded: Index from the padded buffer of queries `(H Pq,)` into `(Q + 1, H)`.
+        q_packed: The inverse index, `(H Q,)`.
+        query_tokens: `(Q,)` tokens that are query tokens; None if all are.
+        spans: The groups.
     """
 
     def __init__(self, layout: Layout, heads: int, first_only: bool, training: bool) -> None:
-        device = layout.rows.device
-        tokens = len(layout.places)
+        device = layout.token_of_slot.device
+        tokens = len(layout.slot_of_token)
         head = torch.arange(heads, device=device)
         parts = [
-            layout.rows[g.start : g.end].view(-1, 1, g.length) * heads + head[:, None]
+            layout.token_of_slot[g.start : g.end].view(-1, 1, g.length) * heads + head[:, None]
             for g in layout.groups
         ]
-        padded = torch.cat(
-            [part.flatten() for part in parts]
-        )  # of (N + 1, H), the last row being zero
+        # index into (N + 1, H), of which the last row is zero and is what padding reads
+        padded = torch.cat([part.flatten() for part in parts])
         packed = _inverse(padded, (tokens + 1) * heads)[: tokens * heads]
-        row = padded // heads
+        token = padded // heads
         column = padded % heads
-        self.kv_padded = torch.cat(
-            [row * 2 * heads + column, (row * 2 + 1) * heads + column]
-        )  # of (N + 1, 2, H)
+        # a token's row holds its key's heads, then its value's
+        self.kv_padded = torch.cat([token * 2 * heads + column, (token * 2 + 1) * heads + column])
         self.kv_packed = torch.stack(
             [packed.view(-1, heads), packed.view(-1, heads) + len(padded)], 1
         ).flatten()
-        self.rows = layout.first if first_only else None
+        self.query_tokens = layout.first if first_only else None
         self.q_padded = padded
         self.q_packed = packed
         if first_only:
+            # one query token a sequence: nothing is padded, only the order is the groups'
             self.q_padded = (layout.order[:, None] * heads + head).flatten()
             self.q_packed = _inverse(self.q_padded, len(self.q_padded))
-        self.spans = []
-        q_start = 0
-        for g in layout.groups:
-            pairs = len(g.sequences) * heads
-            queries = 1 if first_only else g.length
-            places = attention_places(heads, queries, g.length, device) if training else None
-            self.spans.append(
-                Span(
-                    g.sequences, pairs, queries, g.length, q_start, g.start * heads, g.bias, places
-                )
+        self.spans = _spans(layout, heads, first_only, training)
+
+
+def _spans(layout: Layout, heads: int, first_only: bool, training: bool) -> list[Span]:
+    device = layout.token_of_slot.device
+    spans: list[Span] = []
+    q_start = 0
+    for g in layout.groups:
+        pairs = len(g.sequences) * heads
+        queries = 1 if first_only else g.length
+        spans.append(
+            Span(
+                sequences=g.sequences,
+                pairs=pairs,
+                queries=queries,
+                length=g.length,
+                q_start=q_start,
+                kv_start=g.start * heads,
+                bias=g.bias,
+                coordinates=(
+                    attention_coordinates(heads, queries, g.length, device) if training else None
+                ),
             )
-            q_start += pairs * queries
+        )
+        q_start += pairs * queries
+    return spans
 
 
 def _inverse(index: Tensor, size: int) -> Tensor:
+    """`(size,)`, at each index the position at which it occurs; 0 where it does not occur."""
     inverse = index.new_zeros(size)
     inverse[index] = torch.arange(len(index), device=index.device)
     return inverse
@@ -150,7 +183,7 @@ def attend(
         kv: `(2, H P, K)` padded keys and values.
         mask: `(s, H, Lq, L)` of dropout, or None.
         p: Probability of dropout.
-        buffers: For what is needed here alone.
+        buffers: Scratch tensors.
         weights: `(s H, Lq, L)`, written.
         out: `(H Pq, K)`, the group's part of it is written.
     """
@@ -161,10 +194,13 @@ def attend(
     )
     if span.bias is not None:
         scores.view(len(span.sequences), -1, *scores.shape[1:]).add_(span.bias)
+    # the operator behind softmax: unlike the public one it writes into a given tensor
     torch._softmax(scores, -1, False, out=weights)
     if mask is None:
         torch.bmm(weights, values, out=span.q(out))
         return
+    # the scores are not needed any more, their memory is reused; the weights are kept whole for the
+    # backward, and the scaling by 1 / (1 - p) is done by the product
     dropped = drop(weights, mask.view(weights.shape), out=scores)
     torch.baddbmm(span.q(out), dropped, values, beta=0, alpha=1 / (1 - p), out=span.q(out))
 
@@ -181,8 +217,8 @@ def attend_backward(
     q_grad: Tensor,
     kv_grad: Tensor,
 ) -> None:
-    """Gradients of `attend`: from `grad` `(H Pq, K)` into the group's parts of `q_grad` and
-    `kv_grad`.
+    """Gradients of `attend`: from `grad` `(H Pq, K)` into the group's parts of `q_grad`
+    `(H Pq, K)` and `kv_grad` `(2, H P, K)`; the other arguments are those of `attend`.
     """
     keys = span.kv(kv[0])
     values = span.kv(kv[1])
@@ -199,6 +235,7 @@ def attend_backward(
     torch.baddbmm(g_weights, g, values.transpose(1, 2), beta=0, alpha=scale, out=g_weights)
     if mask is not None:
         drop(g_weights, mask.view(weights.shape), out=g_weights)
+    # `dropped` was last read by the product above; the gradient of the scores takes its memory
     g_scores = torch._softmax_backward_data(
         g_weights, weights, -1, weights.dtype, grad_input=dropped
     )

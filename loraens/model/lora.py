@@ -1,5 +1,5 @@
-"""LoRA with a leading member axis: every member of a population has its own adapter on one frozen
-backbone.
+"""LoRA with a leading member axis: every member of a population has its own low-rank update on one
+frozen backbone.
 
 Shape letters: M members, N tokens of all sequences of all members, R largest rank, I inputs, O
 outputs.
@@ -9,17 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from loraens.model.dropout import Routing
+from loraens.members import Member
+from loraens.model.adapters import ADAPTERS, Adapter
+from loraens.model.routing import Routing
 from loraens.seeding import derive_seed
 
 
-class LoRALinear(nn.Module):
+class LoRALinear(Adapter):
     """A frozen linear layer plus the low-rank update of each member: y = W0 x + b + c B A x (Hu et
     al. 2021).
 
@@ -32,16 +35,19 @@ class LoRALinear(nn.Module):
         ranks: Rank of each member, at least 1.
         scales: Scale c = alpha / r of each member.
         routing: Which tokens belong to which member.
+
+    Attributes:
+        lora_A: `(M, R, I)`.
+        lora_B: `(M, O, R)`.
     """
+
+    rank_axes = {"lora_A": 1, "lora_B": 2}
+    supports_fast = True
 
     def __init__(
         self, base: nn.Linear, ranks: Sequence[int], scales: Sequence[float], routing: Routing
     ) -> None:
-        super().__init__()
-        self.base = base
-        self.ranks = tuple(ranks)
-        self.scales = tuple(scales)
-        self.routing = routing
+        super().__init__(base, ranks, scales, routing)
         weight = base.weight
         self._scale = torch.empty(0)
         self.lora_A = nn.Parameter(weight.new_zeros(len(ranks), max(ranks), base.in_features))
@@ -56,24 +62,19 @@ class LoRALinear(nn.Module):
         self.lora_B.zero_()
         for index, (rank, seed) in enumerate(zip(self.ranks, seeds, strict=True)):
             generator = torch.Generator().manual_seed(derive_seed(seed, "lora_A", name))
+            # drawn in float32 at the member's own rank: the start depends neither on the precision
+            # nor on the ranks of the pack
             start = torch.empty(rank, self.base.in_features, dtype=torch.float32).normal_(
                 0, std, generator=generator
             )
             self.lora_A[index, :rank] = start
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`(1, N, I)` -> `(1, N, O)`."""
-        y: Tensor = self.base(x)
-        if len(self.ranks) == 1:
-            return y + self._delta(x, 0)
-        parts = torch.split(x, self.routing.tokens, dim=1)
-        return y + torch.cat([self._delta(part, index) for index, part in enumerate(parts)], dim=1)
-
-    def _delta(self, x: Tensor, index: int) -> Tensor:
+    def delta(self, x: Tensor, y: Tensor, index: int) -> Tensor:
+        """The update c B A x of one member: `(1, n, I)` -> `(1, n, O)`."""
         return F.linear(F.linear(x, self.lora_A[index]) * self.scales[index], self.lora_B[index])
 
     @torch.no_grad()
-    def add_to(self, out: Tensor, x: Tensor, tokens: Sequence[int]) -> Tensor:
+    def add_delta(self, out: Tensor, x: Tensor, tokens: Sequence[int]) -> Tensor:
         """Add c B A x of each member to `out` `(N, O)`, without autograd; x is `(N, I)`, the result
         A x is `(N, R)`.
 
@@ -101,11 +102,11 @@ class LoRALinear(nn.Module):
         return down
 
     @torch.no_grad()
-    def backward_of_add(
-        self, grad: Tensor, x: Tensor, down: Tensor, tokens: Sequence[int], x_grad: Tensor | None
+    def add_delta_backward(
+        self, grad: Tensor, x: Tensor, saved: Tensor, tokens: Sequence[int], x_grad: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Gradients of A and B from that of `add_to`'s `out`; what belongs to x is added to
-        `x_grad`.
+        """Gradients of A and B from that of `add_delta`'s `out`; `saved` is A x, and the part of
+        the updates is added to `x_grad`.
         """
         down_weight = self.lora_A.to(x.dtype)
         up_weight = (self.lora_B * self._scale_tensor()).to(x.dtype)
@@ -114,7 +115,7 @@ class LoRALinear(nn.Module):
             g = rows.pad(grad)
             up = g @ up_weight
             a_grad = up.mT @ rows.pad(x)
-            b_grad = g.mT @ rows.pad(down)
+            b_grad = g.mT @ rows.pad(saved)
             if x_grad is not None:
                 rows.add(x_grad, up @ down_weight)
         else:
@@ -124,9 +125,10 @@ class LoRALinear(nn.Module):
             for index, (low, high) in enumerate(pairwise(starts)):
                 up = grad[low:high] @ up_weight[index]
                 torch.mm(up.t(), x[low:high], out=a_grad[index])
-                torch.mm(grad[low:high].t(), down[low:high], out=b_grad[index])
+                torch.mm(grad[low:high].t(), saved[low:high], out=b_grad[index])
                 if x_grad is not None:
                     x_grad[low:high].addmm_(up, down_weight[index])
+        # up_weight is c B, so the gradient of B is c times that of the product
         return a_grad.to(self.lora_A.dtype), b_grad.to(self.lora_B.dtype) * self._scale_tensor()
 
     def _scale_tensor(self) -> Tensor:
@@ -143,13 +145,33 @@ class LoRALinear(nn.Module):
         """The member's weight change c B A, `(O, I)`."""
         return self.scales[index] * self.lora_B[index] @ self.lora_A[index]
 
+    def member_tensors(self, index: int) -> dict[str, Tensor]:
+        """A `(r, I)` and B `(O, r)` of one member, under the ends of PEFT's keys."""
+        rank = self.ranks[index]
+        return {
+            "lora_A.weight": self.lora_A[index, :rank],
+            "lora_B.weight": self.lora_B[index, :, :rank],
+        }
+
+    @classmethod
+    def peft_config(cls, member: Member) -> dict[str, Any]:
+        """PEFT's `LoraConfig`; it scales by `lora_alpha / r`."""
+        return {
+            "peft_type": "LORA",
+            "r": member.rank,
+            "lora_alpha": member.scale * member.rank,
+            "lora_dropout": 0.0,
+            "bias": "none",
+            "fan_in_fan_out": False,
+        }
+
     @torch.no_grad()
-    def joined(self, weights: Sequence[float]) -> tuple[Tensor, Tensor]:
+    def combined(self, weights: Sequence[float]) -> tuple[Tensor, Tensor]:
         """B `(O, R)` and A `(R, I)` whose product is the sum of the members' weight changes, each
         times its weight.
 
         Exact: the members' matrices side by side, or, of more columns than B can need, their QR
-            decomposition.
+        decomposition.
         """
         chosen = [(index, weight) for index, weight in enumerate(weights) if weight]
         up = torch.cat(
@@ -163,73 +185,12 @@ class LoRALinear(nn.Module):
         return q, r @ down
 
     @torch.no_grad()
-    def merged(self, index: int) -> nn.Linear:
-        """A new linear layer of the weights W0 + c B A of one member; this layer is left as it
-        is.
+    def set_factors(self, index: int, up: Tensor, down: Tensor) -> None:
+        """Set B `(O, r)` and A `(r, I)` of one member, r being at most its rank; the rest of its
+        entries stay as they are.
         """
-        layer = nn.Linear(
-            self.base.in_features,
-            self.base.out_features,
-            self.base.bias is not None,
-            device=self.base.weight.device,
-        ).to(self.base.weight.dtype)
-        layer.weight.copy_(self.base.weight + self.delta_weight(index))
-        if self.base.bias is not None:
-            layer.bias.copy_(self.base.bias)
-        return layer
+        self.lora_A[index, : len(down)] = down
+        self.lora_B[index, :, : len(down)] = up
 
 
-def linear_names(encoder: nn.Module) -> list[str]:
-    """Last name components of the encoder's linear layers, each once, in order of occurrence."""
-    return list(dict.fromkeys(name.rsplit(".", 1)[-1] for name, _ in _linears(encoder)))
-
-
-def _linears(encoder: nn.Module) -> list[tuple[str, nn.Linear]]:
-    """The encoder's linear layers by name; a pooler is not among them, it stays frozen."""
-    modules = encoder.named_modules()
-    return [
-        (name, module)
-        for name, module in modules
-        if isinstance(module, nn.Linear) and not name.startswith("pooler.")
-    ]
-
-
-def inject(
-    encoder: nn.Module,
-    targets: Sequence[str],
-    ranks: Sequence[int],
-    scales: Sequence[float],
-    routing: Routing,
-) -> dict[str, LoRALinear]:
-    """Replace every linear layer whose name ends with a target by a `LoRALinear`; returns them by
-    full name.
-
-    A target is the tail of a dotted name: `query`, or `layer.0.attention.self.query`.
-
-    Raises:
-        ValueError: A target matches no linear layer; the message lists the names that are there.
-    """
-    if not targets:
-        raise ValueError("at least one name of a linear layer is expected")
-    found = _linears(encoder)
-    adapted: dict[str, LoRALinear] = {}
-    for target in targets:
-        matches = [(name, layer) for name, layer in found if f".{name}".endswith(f".{target}")]
-        if not matches:
-            raise ValueError(
-                f"target {target!r} matches no linear layer; the encoder has"
-                f" {', '.join(linear_names(encoder))}"
-            )
-        adapted.update({name: LoRALinear(layer, ranks, scales, routing) for name, layer in matches})
-    for name, layer in adapted.items():
-        encoder.set_submodule(name, layer)
-    return adapted
-
-
-def merge(encoder: nn.Module, index: int) -> None:
-    """Put W0 + c B A of one member in place of every `LoRALinear`; a second call finds none and
-    changes nothing.
-    """
-    for name, module in list(encoder.named_modules()):
-        if isinstance(module, LoRALinear):
-            encoder.set_submodule(name, module.merged(index))
+ADAPTERS.register("lora", LoRALinear)

@@ -4,14 +4,14 @@ The tokens of all sequences of all members are concatenated to `(1, N)`; linear 
 activations see only real tokens. Attention alone pads, sequences of similar length to the longest
 of them.
 
-Shape letters: M members, B examples of a member, S = M B sequences, N tokens, P padded places, H
-heads, K head width.
+Shape letters: M members, B examples of a member, S = M B sequences, N tokens, P padded slots of
+attention, H heads, K head width; a group has s sequences of at most L tokens.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from typing import Any, cast
 
@@ -19,11 +19,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AttentionMaskInterface
 
-from loraens.model.dropout import MemberDropout, Routing, attention_places, factor
+from loraens.model.dropout import MaskGenerator, MemberDropout, attention_coordinates, factor
 
 ATTENTION = "loraens_packed"
+# arguments that the stock encoders pass down and that attention need not read: the embeddings have
+# read the positions, and hooks capture the hidden states
+HARMLESS = frozenset({"output_hidden_states", "position_ids"})
 
 
 @dataclass
@@ -31,8 +34,8 @@ class Group:
     """Sequences of similar length that attention pads to the longest of them.
 
     Args:
-        start: First padded place of the group.
-        sequences: `(s,)` numbers of the sequences.
+        start: First padded slot of the group.
+        sequences: `(s,)` indices of the sequences.
         length: L, the longest one's length.
         bias: `(s, 1, 1, L)` 0 at real tokens, minus infinity at padding; None where no sequence is
             padded.
@@ -45,25 +48,25 @@ class Group:
 
     @property
     def end(self) -> int:
-        """The first padded place behind the group."""
+        """The first padded slot behind the group."""
         return self.start + len(self.sequences) * self.length
 
 
 @dataclass
 class Layout:
-    """Where the tokens of a pack stand in the padded layout that attention works in.
+    """Where the tokens of a pack are in the padded layout that attention works in.
 
     Args:
-        groups: Groups of sequences; their padded places follow each other.
-        rows: `(P,)` token at each padded place; N at padding.
-        places: `(N,)` padded place of each token.
+        groups: Groups of sequences; their padded slots follow each other.
+        token_of_slot: `(P,)` token at each padded slot; N at padding.
+        slot_of_token: `(N,)` padded slot of each token.
         order: `(S,)` sequences in the order of the groups.
         first: `(S,)` first token of each sequence.
     """
 
     groups: list[Group]
-    rows: Tensor
-    places: Tensor
+    token_of_slot: Tensor
+    slot_of_token: Tensor
     order: Tensor
     first: Tensor
 
@@ -73,41 +76,57 @@ def layout_of(lengths: list[int], device: torch.device, growth: float = 1.25) ->
 
     Sequences are sorted by length, and a new group begins where one is longer than `growth` times
     the group's first.
+
+    Args:
+        lengths: S sequence lengths, in the order of the pack.
+        device: Device of the tensors.
+        growth: 1 or more: 1 pads nothing, larger values make fewer groups.
     """
     sizes = np.array(lengths)
     order = np.argsort(sizes, kind="stable")
-    bounds = [0]
-    limit = sizes[order[0]] * growth
-    for place, size in enumerate(sizes[order]):
-        if size > limit:
-            bounds.append(place)
-            limit = size * growth
     offsets = np.concatenate([[0], np.cumsum(sizes)])
-    groups = []
-    rows = []
+    groups: list[Group] = []
+    tokens: list[np.ndarray] = []
     start = 0
-    for low, high in pairwise([*bounds, len(order)]):
+    for low, high in pairwise([*_group_starts(sizes[order], growth), len(order)]):
         chosen = order[low:high]
         longest = int(sizes[chosen].max())
         column = np.arange(longest)
         padding = column >= sizes[chosen][:, None]
-        rows.append(np.where(padding, offsets[-1], offsets[chosen][:, None] + column).ravel())
-        bias = None
-        if padding.any():
-            bias = (
-                torch.zeros(padding.shape)
-                .masked_fill_(torch.from_numpy(padding), float("-inf"))[:, None, None]
-                .to(device)
-            )
-        groups.append(Group(start, torch.from_numpy(chosen).to(device), longest, bias))
+        tokens.append(np.where(padding, offsets[-1], offsets[chosen][:, None] + column).ravel())
+        sequences = torch.from_numpy(chosen).to(device)
+        groups.append(Group(start, sequences, longest, _padding_bias(padding, device)))
         start = groups[-1].end
-    row = np.concatenate(rows)
-    places = np.empty(offsets[-1] + 1, np.int64)
-    places[row] = np.arange(start)
-    to = partial(torch.Tensor.to, device=device)
+    token_of_slot = np.concatenate(tokens)
+    # all padding writes to the one entry behind the last token, which is cut off
+    slot_of_token = np.empty(offsets[-1] + 1, np.int64)
+    slot_of_token[token_of_slot] = np.arange(start)
     return Layout(
-        groups, *(to(torch.from_numpy(x)) for x in (row, places[:-1], order, offsets[:-1]))
+        groups=groups,
+        token_of_slot=torch.from_numpy(token_of_slot).to(device),
+        slot_of_token=torch.from_numpy(slot_of_token[:-1]).to(device),
+        order=torch.from_numpy(order).to(device),
+        first=torch.from_numpy(offsets[:-1]).to(device),
     )
+
+
+def _group_starts(sizes: np.ndarray, growth: float) -> list[int]:
+    """Index of the first sequence of each group, of lengths in ascending order."""
+    starts = [0]
+    limit = sizes[0] * growth
+    for index, size in enumerate(sizes):
+        if size > limit:
+            starts.append(index)
+            limit = size * growth
+    return starts
+
+
+def _padding_bias(padding: np.ndarray, device: torch.device) -> Tensor | None:
+    """`(s, L)` of booleans -> `(s, 1, 1, L)` of 0 and minus infinity; None without padding."""
+    if not padding.any():
+        return None
+    bias = torch.zeros(padding.shape).masked_fill_(torch.from_numpy(padding), float("-inf"))
+    return bias[:, None, None].to(device)
 
 
 def packed_attention(
@@ -119,18 +138,22 @@ def packed_attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     *,
-    routing: Routing,
+    masks: MaskGenerator,
     layout: Layout,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention within each sequence of a packed batch, as `transformers` calls it.
 
-    `query`, `key` and `value` are `(1, H, N, K)`; the result is `(1, N, H, K)`. Other arguments
-    that the model hands down are not needed.
+    `query`, `key` and `value` are `(1, H, N, K)`; the result is `(1, N, H, K)`.
+
+    Raises:
+        NotImplementedError: The model passed an argument that would change the result and that is
+            not honoured here.
     """
+    _refuse_unsupported(module, attention_mask, kwargs)
     dropout = dropout if module.training else 0.0
     padded = [
-        _with_zero_row(x[0].transpose(0, 1)).index_select(0, layout.rows)
+        _with_zero_row(x[0].transpose(0, 1)).index_select(0, layout.token_of_slot)
         for x in (query, key, value)
     ]
     outputs = []
@@ -143,17 +166,53 @@ def packed_attention(
         else:
             scores = q @ k.transpose(2, 3) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
             weights = (scores if bias is None else scores + bias).softmax(-1)
-            place = attention_places(shape[2], group.length, group.length, q.device)
-            mask = routing.attention_mask(
-                cast(MemberDropout, module.dropout).site, place, group.sequences, dropout
-            )
+            inputs = attention_coordinates(shape[2], group.length, group.length, q.device)
+            site = cast(MemberDropout, module.dropout).site
+            mask = masks.attention_mask(site, inputs, group.sequences, dropout)
             mixed = (weights * factor(mask, dropout, weights.dtype)) @ v
         outputs.append(mixed.transpose(1, 2).flatten(0, 1))
-    return torch.cat(outputs).index_select(0, layout.places)[None], None
+    return torch.cat(outputs).index_select(0, layout.slot_of_token)[None], None
+
+
+def _refuse_unsupported(
+    module: nn.Module, attention_mask: Tensor | None, kwargs: Mapping[str, Any]
+) -> None:
+    """Refuse what would silently change the result; None and False mean "not given"."""
+    given = {name for name, value in kwargs.items() if value is not None and value is not False}
+    unsupported = sorted(given - HARMLESS)
+    if attention_mask is not None:
+        unsupported.insert(0, "attention_mask")
+    if getattr(module, "is_causal", False):
+        unsupported.append("is_causal")
+    if unsupported:
+        raise NotImplementedError(
+            f"packed attention does not support {', '.join(unsupported)}, which"
+            f" {type(module).__name__} passes: it attends to all tokens of the same sequence, and"
+            " padding comes from the layout"
+        )
+
+
+def refuse_padding_mask(
+    *args: Any, attention_mask: Tensor | None = None, **kwargs: Any
+) -> Tensor | None:
+    """The attention mask of packed batches, as `transformers` asks for it: none.
+
+    Without it, `transformers` would drop a mask that is given to the encoder.
+
+    Raises:
+        NotImplementedError: A mask is given.
+    """
+    if attention_mask is not None:
+        raise NotImplementedError(
+            "packed attention does not support attention_mask: a packed batch has no padding"
+        )
+    return None
 
 
 def _with_zero_row(x: Tensor) -> Tensor:
+    """`(N, *)` -> `(N + 1, *)`: padded slots read row N."""
     return torch.cat([x, x.new_zeros(1, *x.shape[1:])])
 
 
 AttentionInterface.register(ATTENTION, packed_attention)
+AttentionMaskInterface.register(ATTENTION, refuse_padding_mask)

@@ -1,7 +1,7 @@
 """One frozen backbone, the adapters of every member, and their heads.
 
-Shape letters: M members, B examples of a member, N tokens, D width of the encoder, C outputs of a
-task.
+Shape letters: M members, B examples of a member, S = M B sequences, N tokens, D width of
+the encoder, C outputs of a task.
 """
 
 from __future__ import annotations
@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from loraens.members import Member
-from loraens.model.backbone import position_offset
+from loraens.model.adapters import ADAPTERS, Adapter
+from loraens.model.architectures import architecture_of
+from loraens.model.backbone import pooler_of
 from loraens.model.batch import PackedBatch
-from loraens.model.dropout import Routing, factor, route_dropout
+from loraens.model.dropout import MaskGenerator, factor, replace_dropout
 from loraens.model.fast_encoder import FastEncoder, is_fast
-from loraens.model.lora import inject, merge
+from loraens.model.injection import inject, merge
 from loraens.model.packed import layout_of
+from loraens.model.routing import Routing
 from loraens.seeding import derive_seed
 from loraens.tasks import Task
 
@@ -38,11 +40,13 @@ class Heads(nn.Module):
     constant on their way there.
     """
 
-    def __init__(self, task: Task, width: int, members: Sequence[Member], routing: Routing) -> None:
+    def __init__(
+        self, task: Task, width: int, members: Sequence[Member], masks: MaskGenerator
+    ) -> None:
         super().__init__()
         self.dropouts = tuple(member.head_dropout for member in members)
-        self.routing = routing
-        self.site = routing.site(f"head {task.name}")
+        self.masks = masks
+        self.site = masks.site(f"head {task.name}")
         weights = []
         for member in members:
             generator = torch.Generator().manual_seed(derive_seed(member.seed, "head", task.name))
@@ -52,14 +56,16 @@ class Heads(nn.Module):
                 )
             )
         self.weight = nn.Parameter(torch.stack(weights))
-        self.bias = nn.Parameter(torch.full((len(members), task.num_outputs), task.midpoint))
+        self.bias = nn.Parameter(
+            torch.full((len(members), task.num_outputs), task.label_kind.initial_bias(task))
+        )
 
     def forward(self, pooled: Tensor) -> Tensor:
         """`(M, B, D)` -> `(M, B, C)`."""
         if self.training and any(self.dropouts):
             p = pooled.new_tensor(self.dropouts)[:, None, None]
             pooled = pooled * factor(
-                self.routing.feature_mask(self.site, pooled.shape[1], pooled.shape[2], p),
+                self.masks.feature_mask(self.site, pooled.shape[1], pooled.shape[2], p),
                 p,
                 pooled.dtype,
             )
@@ -80,9 +86,12 @@ class MemberModel(nn.Module):
             real tokens).
         init_std: Standard deviation of A at the start.
         encoder_dropout: Whether the backbone's own dropout is on while training.
-        fast: Whether to take the fast path where the backbone has one; the numbers are the same.
+        fast: Whether to take the fast path where backbone and adapters support it; the numbers are
+            the same.
+        adapter: Kind of the adapters, one of `adapters.ADAPTERS`.
 
     Raises:
+        KeyError: The kind of adapters is not registered.
         ValueError: A target matches no layer, or a mode that has no member axis got several
             members.
     """
@@ -98,6 +107,7 @@ class MemberModel(nn.Module):
         init_std: float = 0.02,
         encoder_dropout: bool = True,
         fast: bool = True,
+        adapter: str = "lora",
     ) -> None:
         super().__init__()
         if mode != "lora" and len(members) != 1:
@@ -106,28 +116,41 @@ class MemberModel(nn.Module):
         self.pooling = pooling
         self.members = tuple(members)
         self.routing = Routing()
+        self.masks = MaskGenerator(self.routing)
+        self.architecture = architecture_of(encoder)
         self.encoder = encoder.requires_grad_(mode == "full")
-        route_dropout(encoder, self.routing, enabled=encoder_dropout and mode != "frozen")
-        self.adapters = {}
-        if mode == "lora":
-            ranks = [member.rank for member in members]
-            scales = [member.scale for member in members]
-            self.adapters = inject(encoder, targets, ranks, scales, self.routing)
-            for name, layer in self.adapters.items():
-                layer.reset([member.seed for member in members], name, init_std)
+        replace_dropout(encoder, self.masks, enabled=encoder_dropout and mode != "frozen")
+        self.adapter_kind = ADAPTERS[adapter]
+        self.adapters = self._add_adapters(targets, adapter, init_std) if mode == "lora" else {}
         self.heads = {
-            task.name: Heads(task, encoder.config.hidden_size, members, self.routing)
+            task.name: Heads(task, encoder.config.hidden_size, members, self.masks)
             for task in tasks
         }
         for name, head in self.heads.items():
             self.add_module(f"head_{name}", head)
-        self.fast = (
-            FastEncoder(encoder, self.routing)
-            if fast and mode != "full" and is_fast(encoder, list(self.adapters))
-            else None
+        self.fast = self._fast_encoder() if fast and mode != "full" else None
+        self._position_offset = self.architecture.position_offset(encoder.config)
+        self._token_types = self.architecture.reads_token_types(encoder.config)
+
+    def _add_adapters(
+        self, targets: Sequence[str], adapter: str, init_std: float
+    ) -> dict[str, Adapter]:
+        adapters = inject(
+            encoder=self.encoder,
+            targets=targets,
+            ranks=[member.rank for member in self.members],
+            scales=[member.scale for member in self.members],
+            routing=self.routing,
+            adapter=adapter,
         )
-        self._offset = position_offset(encoder)
-        self._has_types = getattr(encoder.config, "type_vocab_size", 0) > 1
+        for name, layer in adapters.items():
+            layer.reset([member.seed for member in self.members], name, init_std)
+        return adapters
+
+    def _fast_encoder(self) -> FastEncoder | None:
+        if not is_fast(self.encoder, self.adapters):
+            return None
+        return FastEncoder(self.encoder, self.routing, self.masks)
 
     def trainable_parameters(self, index: int) -> int:
         """Trained numbers of one member, at its own rank."""
@@ -136,10 +159,7 @@ class MemberModel(nn.Module):
         )
         if self.mode == "full":
             return heads + sum(parameter.numel() for parameter in self.encoder.parameters())
-        adapters = self.adapters.values()
-        return heads + sum(
-            a.ranks[index] * (a.base.in_features + a.base.out_features) for a in adapters
-        )
+        return heads + sum(a.trainable_parameters(index) for a in self.adapters.values())
 
     @torch.no_grad()
     def fold(self) -> None:
@@ -149,13 +169,13 @@ class MemberModel(nn.Module):
         merge(self.encoder, 0)
         self.adapters = {}
         self.mode = "frozen"
-        self.fast = FastEncoder(self.encoder, self.routing) if is_fast(self.encoder, []) else None
+        self.fast = self._fast_encoder()
 
     def seed_dropout(self, *counter: int) -> None:
-        """Name the dropout masks of the next training forward; the same counter gives the same
-        masks.
+        """Seed the dropout masks of the next training forward, by the members' seeds and a counter;
+        the same counter gives the same masks.
         """
-        self.routing.seed([member.seed for member in self.members], *counter)
+        self.masks.seed([member.seed for member in self.members], *counter)
 
     def forward(self, batch: PackedBatch) -> Tensor:
         """Logits `(M, B, C)` of a packed batch."""
@@ -167,28 +187,15 @@ class MemberModel(nn.Module):
         return logits
 
     def pooled(self, batch: PackedBatch) -> Tensor:
-        """Features `(M, B, D)` of a packed batch, before the head."""
-        device = batch.input_ids.device
-        first_only = self.pooling != "mean"
-        lengths = torch.tensor(batch.lengths, device=device)
-        tokens = [sum(lengths) for lengths in batch.member_lengths]
-        self.routing.route(tokens, lengths, batch.position_ids, self.training)
-        layout = layout_of(
-            batch.lengths, device, growth=1.25 if device.type == "cpu" else 2.0
-        )  # a GPU likes few groups
-        embedded = {
-            "input_ids": batch.input_ids[None],
-            "position_ids": batch.position_ids[None] + self._offset,
-        }
-        if self._has_types:
-            embedded["token_type_ids"] = batch.token_type_ids[None]
-        if self.fast is not None:
-            hidden = self.fast(layout, first_only, **embedded)
-        else:
-            hidden = self.encoder(
-                **embedded, routing=self.routing, layout=layout
-            ).last_hidden_state[0]
-            hidden = hidden[layout.first] if first_only else hidden
+        """Features `(M, B, D)` of a packed batch, before the head.
+
+        Raises:
+            RuntimeError: In training mode, `seed_dropout` was not called before.
+        """
+        lengths = torch.tensor(batch.lengths, device=batch.input_ids.device)
+        tokens = [sum(member_lengths) for member_lengths in batch.member_lengths]
+        self.routing.route(tokens, lengths, batch.position_ids)
+        hidden = self._hidden(batch)
         if self.pooling == "mean":
             pooled = torch.segment_reduce(
                 hidden.float() if hidden.dtype.itemsize < 4 else hidden, "mean", lengths=lengths
@@ -196,15 +203,27 @@ class MemberModel(nn.Module):
         elif self.pooling == "cls":
             pooled = hidden
         else:
-            pooled = cast(nn.Module, self.encoder.pooler)(hidden[:, None])
+            # the stock pooler reads the first token of each sequence
+            pooled = cast(nn.Module, pooler_of(self.encoder))(hidden[:, None])
         return pooled.view(batch.members, -1, hidden.shape[-1])
 
-
-def member_losses(task: Task, logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean loss of each member, `(M,)`, of logits `(M, B, C)` and labels `(M, B)`."""
-    if task.loss == "cross_entropy":
-        return F.cross_entropy(logits.transpose(1, 2), labels.long(), reduction="none").mean(1)
-    targets = labels.to(logits.dtype)
-    if task.loss == "binary_cross_entropy":
-        return F.binary_cross_entropy_with_logits(logits[..., 0], targets, reduction="none").mean(1)
-    return F.mse_loss(logits[..., 0], targets, reduction="none").mean(1)
+    def _hidden(self, batch: PackedBatch) -> Tensor:
+        """Hidden states after the last layer: `(N, D)`, or `(S, D)` of the first tokens where
+        pooling reads nothing else.
+        """
+        first_only = self.pooling != "mean"
+        device = batch.input_ids.device
+        # padding costs a CPU more, and another group a GPU
+        layout = layout_of(batch.lengths, device, growth=1.25 if device.type == "cpu" else 2.0)
+        embedded = {
+            "input_ids": batch.input_ids[None],
+            "position_ids": batch.position_ids[None] + self._position_offset,
+        }
+        if self._token_types:
+            embedded["token_type_ids"] = batch.token_type_ids[None]
+        if self.fast is not None:
+            return self.fast(layout, first_only, **embedded)
+        hidden: Tensor = self.encoder(
+            **embedded, masks=self.masks, layout=layout
+        ).last_hidden_state[0]
+        return hidden[layout.first] if first_only else hidden

@@ -25,22 +25,20 @@ ENCODER = "encoder.safetensors"
 _PREFIX = "base_model.model."
 
 
-def _is_classifier(model: MemberModel) -> bool:
-    return (
-        model.pooling == "pooler"
-        and len(model.heads) == 1
-        and model.encoder.config.model_type == "bert"
-    )
+def _classifier_prefix(model: MemberModel) -> str | None:
+    """PEFT's prefix of a layer's name, if the model is a sequence classifier to PEFT; else None."""
+    if model.pooling != "pooler" or len(model.heads) != 1:
+        return None
+    return model.architecture.classifier_prefix
 
 
 def _adapter_tensors(model: MemberModel, index: int) -> dict[str, Tensor]:
-    """Matrices of one member at its own rank, under PEFT's keys."""
-    prefix = _PREFIX + ("bert." if _is_classifier(model) else "")
+    """The adapters of one member, under PEFT's keys."""
+    prefix = _PREFIX + (_classifier_prefix(model) or "")
     tensors = {}
     for name, layer in model.adapters.items():
-        rank = layer.ranks[index]
-        tensors[f"{prefix}{name}.lora_A.weight"] = layer.lora_A[index, :rank]
-        tensors[f"{prefix}{name}.lora_B.weight"] = layer.lora_B[index, :, :rank]
+        for end, tensor in layer.member_tensors(index).items():
+            tensors[f"{prefix}{name}.{end}"] = tensor
     return tensors
 
 
@@ -69,19 +67,13 @@ def member_files(
         return {ENCODER: _serialise(model.encoder.state_dict()), HEADS: _serialise(heads)}
     if model.mode == "frozen":
         return {HEADS: _serialise(heads)}
-    member = model.members[index]
-    classifier = _is_classifier(model)
+    classifier = _classifier_prefix(model) is not None
     config = {
-        "peft_type": "LORA",
+        **model.adapter_kind.peft_config(model.members[index]),
         "task_type": "SEQ_CLS" if classifier else "FEATURE_EXTRACTION",
         "base_model_name_or_path": hub_name(backbone),
-        "r": member.rank,
-        "lora_alpha": member.scale * member.rank,
-        "lora_dropout": 0.0,
         "target_modules": list(targets),
         "modules_to_save": ["classifier"] if classifier else None,
-        "bias": "none",
-        "fan_in_fan_out": False,
         "inference_mode": True,
     }
     tensors = _adapter_tensors(model, index)
@@ -96,37 +88,37 @@ def member_files(
 
 
 def load_member(model: MemberModel, index: int, directory: Path) -> None:
-    """Put a saved member's weights in place `index` of a model that was built for it.
+    """Load a saved member's weights into member `index` of a model that was built for it.
 
     Raises:
         InputError: A weight is missing, unknown or of another shape.
     """
-    places = _head_tensors(model, index)
+    targets = _head_tensors(model, index)  # views: copying into them sets the parameters
     saved: dict[str, Tensor] = {}
-    names = [name for name in (ADAPTER, HEADS) if (directory / name).is_file()]
-    for name in names:
-        saved.update(load_file(directory / name))
+    for name in (ADAPTER, HEADS):
+        if (directory / name).is_file():
+            saved.update(load_file(directory / name))
     if model.mode == "lora":
-        places.update(_adapter_tensors(model, index))
-        if _is_classifier(model):
+        targets.update(_adapter_tensors(model, index))
+        if _classifier_prefix(model) is not None:
             (task,) = model.heads
             for part in ("weight", "bias"):
-                places[f"{_PREFIX}classifier.{part}"] = places.pop(f"{task}.{part}")
+                targets[f"{_PREFIX}classifier.{part}"] = targets.pop(f"{task}.{part}")
     if model.mode == "full":
         _load_encoder(model.encoder, directory / ENCODER)
-    different = set(places) ^ set(saved)
+    different = set(targets) ^ set(saved)
     if different:
         raise InputError(
             f"{directory} does not fit its manifest: weight {sorted(different)[0]!r} is missing or"
             " unknown"
         )
-    for key, place in places.items():
-        if place.shape != saved[key].shape:
+    for key, target in targets.items():
+        if target.shape != saved[key].shape:
             raise InputError(
                 f"{directory}: weight {key!r} has shape {tuple(saved[key].shape)}, not"
-                f" {tuple(place.shape)}"
+                f" {tuple(target.shape)}"
             )
-        place.data.copy_(saved[key])
+        target.data.copy_(saved[key])
 
 
 def _load_encoder(encoder: nn.Module, path: Path) -> None:

@@ -5,29 +5,22 @@ Shape letters: M members, N examples.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from loraens.ensemble.combine import rules
-from loraens.ensemble.pool import metric
-from loraens.ensemble.prove import Candidate, HeldOut, cross_validate
-from loraens.ensemble.read import Candidates, read_runs
-from loraens.ensemble.select import SOUPS, Options
+from loraens.ensemble.cross_validation import Candidate, HeldOut, cross_validate
+from loraens.ensemble.methods import METHODS
+from loraens.ensemble.read import PoolMembers, read_runs
+from loraens.ensemble.record import EnsembleRecord
 from loraens.errors import InputError
-from loraens.store import ENSEMBLE, MANIFEST, MemberStore, checksum, find_members, read_ensemble
-from loraens.tasks import LOWER_IS_BETTER, Task
+from loraens.members import Member
+from loraens.records import Epoch
+from loraens.store import ENSEMBLE, MANIFEST, MemberStore, checksum, find_members
+from loraens.tasks import Task
 
-METRIC_NAMES = {
-    "pearson": "Pearson's r",
-    "spearman": "Spearman's rho",
-    "mse": "mean squared error",
-    "nll": "NLL",
-    "macro_f1": "macro F1",
-}
 MODES = {"frozen": "frozen backbone, heads alone", "full": "all weights trained"}
 
 
@@ -37,165 +30,172 @@ class Content:
 
     Args:
         task: The task.
-        found: Its LoRA members.
+        members: Its LoRA members.
         baselines: Scores of the modes `frozen` and `full`: mode -> the task's metric on dev, of the
             best such member.
-        entries: Its ensembles, as `ensemble.json` holds them.
+        ensembles: Its ensembles.
         backbone: Name of the backbone.
-        which: "best" or "last" epoch of each member.
     """
 
     task: Task
-    found: Candidates
+    members: PoolMembers
     baselines: dict[str, float]
-    entries: list[dict[str, Any]]
+    ensembles: list[EnsembleRecord]
     backbone: str
-    which: str
 
     @property
     def metric(self) -> str:
-        """The task's metric in words."""
-        return METRIC_NAMES.get(self.task.metric, self.task.metric.replace("_", " "))
+        """The task's metric in prose."""
+        return self.task.main_metric.title
 
     @property
-    def members(self) -> list[dict[str, Any]]:
+    def settings(self) -> list[Member]:
         """Settings of each member."""
-        return [manifest["member"] for manifest in self.found.manifests]
+        return [manifest.member for manifest in self.members.manifests]
 
     @property
     def dev(self) -> np.ndarray:
         """The task's metric of each member on dev `(M,)`; NaN where it is not defined."""
-        pool = self.found.dev
-        return np.array(
-            [
-                metric(self.task, self.task.metric, pool.outcome(m), pool.labels)
-                for m in range(len(pool))
-            ]
-        )
+        pool = self.members.dev
+        metric = self.task.main_metric
+        return np.array([metric(pool.outcome(m), pool.labels) for m in range(len(pool))])
 
     @property
     def test(self) -> float | None:
         """The best member's score on test, where labels are there."""
-        pool = self.found.test
-        if pool is None or np.isnan(pool.labels[0]):
+        pool = self.members.labelled_test
+        if pool is None:
             return None
-        return metric(
-            self.task, self.task.metric, pool.outcome(int(self.found.dev.order[0])), pool.labels
-        )
+        best = int(self.members.dev.order[0])
+        return self.task.main_metric(pool.outcome(best), pool.labels)
 
-    def paper(self) -> list[dict[str, Any]]:
-        """The ensembles joined by the paper's rule, and the soups."""
-        return [entry for entry in self.entries if entry["rule"] in (rules(self.task)[0], "merged")]
+    def paper(self) -> list[EnsembleRecord]:
+        """The ensembles combined by the paper's rule, and the soups."""
+        rules = (self.task.label_kind.rules[0], "merged")
+        return [record for record in self.ensembles if record.rule in rules]
 
-    def winner(self) -> dict[str, Any] | None:
+    def winner(self) -> EnsembleRecord | None:
         """The ensemble with the best cross-validated score; None without ensembles. One member, or
-        any, is not one.
+        a random choice, is not one.
         """
-        sign = -1 if self.task.metric in LOWER_IS_BETTER else 1
-        several = [entry for entry in self.paper() if entry["method"] not in ("best", "random")]
-        return max(several, key=lambda entry: sign * entry["interval"]["value"], default=None)
+        several = [record for record in self.paper() if record.method not in ("best", "random")]
+        return max(several, key=lambda r: self.task.utility(r.interval.value), default=None)
 
-    def chosen(self, entry: dict[str, Any]) -> list[int]:
-        """Places of an ensemble's members."""
-        return [self.found.dev.names.index(member["name"]) for member in entry["members"]]
+    def indices(self, record: EnsembleRecord) -> list[int]:
+        """Indices of an ensemble's members in the pool."""
+        return [self.members.dev.names.index(member.name) for member in record.members]
 
-    def held_out(self, entry: dict[str, Any], rule: Any = None) -> HeldOut:
-        """An ensemble's cross-validated outcomes on dev, by its own rule or another one."""
-        candidate = Candidate(entry["method"], rule or entry["rule"], Options(**entry["options"]))
-        return cross_validate(self.found.dev, [candidate])[0]
+    def held_out(self, record: EnsembleRecord) -> HeldOut:
+        """An ensemble's cross-validated outcomes on dev."""
+        candidate = Candidate(record.method, record.rule, record.options)
+        return cross_validate(self.members.dev, [candidate])[0]
 
 
 def read(
     runs: Sequence[Path],
     tasks: Sequence[str] | None = None,
-    which: str | None = None,
-    say: Callable[[str], None] = print,
+    epoch: Epoch | None = None,
+    report: Callable[[str], None] = print,
 ) -> dict[str, Content]:
     """Everything of some runs, by task.
 
     Args:
         runs: Directories of runs, sweeps or members; ensembles are those in `RUN/ensembles`.
         tasks: Names of tasks; all by default.
-        which: "best" or "last" epoch of each member; by default that of the ensembles, or the best.
-        say: Is told what was left out.
+        epoch: Epoch of each member; by default that of the ensembles, or the best.
+        report: Called with a sentence for each thing that is skipped.
 
     Raises:
         InputError: As `read_runs`; or an ensemble is older than its members.
     """
-    folders = sorted(
-        path.parent for run in runs for path in Path(run).glob(f"ensembles/*/{ENSEMBLE}")
-    )
-    records = [(folder, read_ensemble(folder)) for folder in folders]
-    kinds = {record["which"] for _, record in records}
-    which = which or (kinds.pop() if len(kinds) == 1 else "best")
-    found = {}
-    for name, candidates in read_runs(runs, tasks, which, say, mode="lora").items():
-        if np.isnan(candidates.dev.labels[0]):
+    folders: list[Path] = []
+    for run in runs:
+        folders += (path.parent for path in Path(run).glob(f"ensembles/*/{ENSEMBLE}"))
+    records = {folder: EnsembleRecord.read(folder) for folder in sorted(folders)}
+    epochs = {record.epoch for record in records.values()}
+    if epoch is None:
+        epoch = epochs.pop() if len(epochs) == 1 else "best"
+    contents = {}
+    for name, members in read_runs(runs, tasks, epoch, report, mode="lora").items():
+        if np.isnan(members.dev.labels[0]):
             raise InputError(f"task {name} has no labels on dev: there is nothing to report")
-        places = {path.resolve(): index for index, path in enumerate(candidates.directories)}
-        entries = []
-        for folder, entry in records:
-            if entry["task"]["name"] != name:
-                continue
-            if entry["which"] != which:
-                say(
-                    f"{folder} is left out: it joins the members' {entry['which']} epochs, the"
-                    f" report is of the {which} ones"
-                )
-            elif _is_of(folder, entry, places, candidates, say):
-                entries.append(entry)
-        task = candidates.dev.task
-        backbone = candidates.manifests[0]["settings"]["backbone"]
-        order = {method: place for place, method in enumerate(("best", "omni", "dicor"))}
-        entries.sort(
-            key=lambda entry: (
-                order.get(entry["method"], 3),
-                entry["method"] in SOUPS,
-                entry["method"],
-                entry["rule"],
+        of_task = {folder: r for folder, r in records.items() if r.task.name == name}
+        task = members.dev.task
+        contents[name] = Content(
+            task=task,
+            members=members,
+            baselines=_baselines(runs, task, epoch),
+            ensembles=_ensembles(of_task, members, report),
+            backbone=Path(members.manifests[0].settings.backbone).name,
+        )
+    return contents
+
+
+def _ensembles(
+    records: Mapping[Path, EnsembleRecord],
+    members: PoolMembers,
+    report: Callable[[str], None],
+) -> list[EnsembleRecord]:
+    """The ensembles of the members that were read, in the order in which they are shown."""
+    indices = {path.resolve(): index for index, path in enumerate(members.directories)}
+    shown = []
+    for folder, record in records.items():
+        if record.epoch != members.epoch:
+            report(
+                f"{folder} is skipped: it combines the members' {record.epoch} epochs, the report"
+                f" is of the {members.epoch} ones"
             )
+            continue
+        renamed = _with_names(
+            folder=folder,
+            record=record,
+            indices=indices,
+            members=members,
+            report=report,
         )
-        found[name] = Content(
-            task,
-            candidates,
-            _baselines(runs, task, which),
-            entries,
-            Path(str(backbone)).name,
-            which,
-        )
-    return found
+        if renamed is not None:
+            shown.append(renamed)
+    order = {method: number for number, method in enumerate(("best", "omni", "dicor"))}
+    return sorted(
+        shown,
+        key=lambda r: (order.get(r.method, 3), METHODS[r.method].merges, r.method, r.rule),
+    )
 
 
-def _is_of(
+def _with_names(
     folder: Path,
-    entry: dict[str, Any],
-    places: dict[Path, int],
-    candidates: Candidates,
-    say: Callable[[str], None],
-) -> bool:
-    """Whether an ensemble's members are all here; they get the names that they have here."""
-    for member in entry["members"]:
-        directory = (folder / member["directory"]).resolve()
-        if directory not in places:
-            say(f"{folder} is left out: its member {directory} is not among the runs")
-            return False
-        if checksum(directory / MANIFEST) != member["manifest_sha256"]:
+    record: EnsembleRecord,
+    indices: Mapping[Path, int],
+    members: PoolMembers,
+    report: Callable[[str], None],
+) -> EnsembleRecord | None:
+    """An ensemble whose members have the names that they have here; None where one is missing."""
+    renamed = []
+    for member in record.members:
+        directory = (folder / member.directory).resolve()
+        if directory not in indices:
+            report(f"{folder} is skipped: its member {directory} is not among the runs")
+            return None
+        if checksum(directory / MANIFEST) != member.manifest_sha256:
             raise InputError(
                 f"{directory} has changed since ensemble {folder} was made: make it again with"
                 " `loraens ensemble`"
             )
-        member["name"] = candidates.dev.names[places[directory]]
-    return True
+        renamed.append(replace(member, name=members.dev.names[indices[directory]]))
+    return replace(record, members=tuple(renamed))
 
 
-def _baselines(runs: Sequence[Path], task: Task, which: str) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for path in [path for run in runs for path in find_members(Path(run))]:
+def _baselines(runs: Sequence[Path], task: Task, epoch: Epoch) -> dict[str, float]:
+    baselines: dict[str, float] = {}
+    directories: list[Path] = []
+    for run in runs:
+        directories += find_members(Path(run))
+    for path in directories:
         manifest = MemberStore(path).read()  # `read_runs` has verified its files
-        mode = manifest["settings"]["mode"]
-        scores = manifest["dev"].get(which, {}).get(task.name)
-        if mode in MODES and scores and scores[task.metric] is not None:
-            sign = -1 if task.metric in LOWER_IS_BETTER else 1
-            if mode not in found or sign * scores[task.metric] > sign * found[mode]:
-                found[mode] = scores[task.metric]
-    return found
+        mode = manifest.settings.mode
+        score = manifest.score(task, epoch)
+        if mode not in MODES or score is None:
+            continue
+        if mode not in baselines or task.utility(score) > task.utility(baselines[mode]):
+            baselines[mode] = score
+    return baselines

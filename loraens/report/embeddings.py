@@ -1,4 +1,4 @@
-"""Maps of what two members make of dev: their pooled embeddings, by t-SNE.
+"""Maps of two members' pooled embeddings of dev, by t-SNE.
 
 Shape letters: N examples, D width of the encoder.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from loraens.ensemble.read import Candidates
+from loraens.ensemble.read import PoolMembers
 from loraens.store import MANIFEST, checksum, write_atomically
 
 FOLDER = "embeddings"  # beside the members of a run
@@ -20,61 +20,56 @@ PERPLEXITY = 30
 MOST = 3000
 
 
-def low_and_high(found: Candidates) -> list[int]:
+def low_and_high(members: PoolMembers) -> list[int]:
     """The best member of the lowest rank and that of the highest one; one alone where all have the
     same.
     """
-    ranks = found.dev.ranks
-    order = found.dev.order
+    ranks = members.dev.ranks
     ends = dict.fromkeys((int(ranks.min()), int(ranks.max())))
-    return [next(int(member) for member in order if ranks[member] == rank) for rank in ends]
+    return [next(int(m) for m in members.dev.order if ranks[m] == rank) for rank in ends]
 
 
 def embeddings(
-    found: Candidates, members: Sequence[int], texts: list[tuple[str, ...]], which: str
+    members: PoolMembers, chosen: Sequence[int], texts: list[tuple[str, ...]]
 ) -> list[np.ndarray]:
-    """What the heads of some members read of dev, `(N, D)` each: computed in one packed pass, once,
-    and kept beside the run.
+    """Pooled features of dev, which the heads of some members read, `(N, D)` each: computed in one
+    packed pass, once, and kept beside the run.
     """
-    from loraens.inference.predictor import Predictor
+    from loraens.inference.predictor import LoadedMember, Predictor
 
-    places = [_place(found, member, which) for member in members]
-    if not all(place.is_file() for place in places):
-        chosen = [
-            (found.directories[m], found.manifests[m], found.manifests[m]["epochs"][which])
-            for m in members
-        ]
-        for place, features in zip(
-            places, Predictor.of_members(chosen).features(texts, found.dev.task), strict=True
-        ):
+    paths = [_path(members, index) for index in chosen]
+    if not all(path.is_file() for path in paths):
+        loaded = []
+        for index in chosen:
+            manifest = members.manifests[index]
+            epoch = manifest.epochs[members.epoch]
+            loaded.append(LoadedMember(members.directories[index], manifest, epoch))
+        features = Predictor.of_members(loaded).features(texts, members.dev.task)
+        for path, of_member in zip(paths, features, strict=True):
             buffer = io.BytesIO()
-            np.save(buffer, features)
-            write_atomically(place, buffer.getvalue())
-    return [np.load(place, allow_pickle=False) for place in places]
+            np.save(buffer, of_member)
+            write_atomically(path, buffer.getvalue())
+    return [np.load(path, allow_pickle=False) for path in paths]
 
 
-def _place(found: Candidates, member: int, which: str) -> Path:
+def _path(members: PoolMembers, index: int) -> Path:
     """Named by the member's manifest, which names its weights and the data."""
-    directory = found.directories[member]
+    directory = members.directories[index]
     digest = checksum(directory / MANIFEST)[:12]
-    return (
-        directory.parent
-        / FOLDER
-        / f"{directory.name}-{found.dev.task.name}-dev-{which}-{digest}.npy"
-    )
+    name = f"{directory.name}-{members.dev.task.name}-dev-{members.epoch}-{digest}.npy"
+    return directory.parent / FOLDER / name
 
 
 def tsne(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows that were mapped, and their places `(rows, 2)` (t-SNE, van der Maaten and Hinton 2008;
-    scikit-learn).
+    """Indices `(n,)` of the examples that were mapped, and their coordinates `(n, 2)` (t-SNE, van
+    der Maaten and Hinton 2008; scikit-learn).
     """
     from sklearn.manifold import TSNE
 
-    rows = np.arange(len(features))
-    if len(rows) > MOST:
-        rows = np.sort(np.random.default_rng(0).permutation(len(features))[:MOST])
-    perplexity = min(PERPLEXITY, max(1, (len(rows) - 1) // 3))
-    places: np.ndarray = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(
-        features[rows]
-    )
-    return rows, places
+    indices = np.arange(len(features))
+    if len(indices) > MOST:
+        indices = np.sort(np.random.default_rng(0).permutation(len(features))[:MOST])
+    perplexity = min(PERPLEXITY, max(1, (len(indices) - 1) // 3))
+    mapping = TSNE(perplexity=perplexity, init="pca", random_state=0)
+    coordinates: np.ndarray = mapping.fit_transform(features[indices])
+    return indices, coordinates

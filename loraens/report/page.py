@@ -10,8 +10,8 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from loraens.ensemble.significance import Interval
-from loraens.report.figures import svg
-from loraens.report.sections import Missing, Picture, Section
+from loraens.report.drawing import svg
+from loraens.report.elements import Missing, Picture, Section
 
 
 def page(
@@ -21,7 +21,7 @@ def page(
 
     Args:
         title: Its title.
-        verdicts: Sentences that say what won.
+        verdicts: One sentence a task, on what won.
         parts: Sections by the title of the part that they belong to.
         footer: How it was made.
     """
@@ -31,10 +31,10 @@ def page(
     laid_out = [
         {
             "title": name,
-            "anchor": f"part-{place}",
+            "anchor": f"part-{index}",
             "sections": [_section(name, section) for section in sections],
         }
-        for place, (name, sections) in enumerate(parts.items())
+        for index, (name, sections) in enumerate(parts.items())
     ]
     return template.render(title=title, verdicts=verdicts, parts=laid_out, footer=footer)
 
@@ -47,7 +47,7 @@ def _section(part: str, section: Section) -> dict[str, Any]:
         drawn = Markup(svg(section.drawn, f"{part}-{section.name}"))
         return {"kind": "picture", **shared, "alt": section.alt, "svg": drawn}
     rows = [[_cell(value, section.digits) for value in row] for row in section.rows]
-    numbers = [any(row[place]["number"] for row in rows) for place in range(len(section.columns))]
+    numbers = [any(row[index]["number"] for row in rows) for index in range(len(section.columns))]
     columns = [
         {"name": name, "number": number}
         for name, number in zip(section.columns, numbers, strict=True)

@@ -6,252 +6,267 @@ Shape letters: M members, N examples.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
-from matplotlib.figure import Figure
 
-from loraens.ensemble.combine import rules
+from loraens.ensemble.cross_validation import Advance, Candidate
 from loraens.ensemble.diversity import similarity
-from loraens.ensemble.prove import Candidate, prove
-from loraens.ensemble.select import SOUPS, Options
-from loraens.report import figures
+from loraens.ensemble.options import Options
+from loraens.ensemble.prove import prove
+from loraens.ensemble.record import EnsembleRecord
+from loraens.report import diagnostics, figures
 from loraens.report.content import Content
+from loraens.report.elements import Missing, Picture, Rows, Section
 from loraens.report.embeddings import embeddings, low_and_high, tsne
 
 LINES = ("random", "topk", "dicor")
-Advance = Callable[[], Any]
 Texts = list[tuple[str, ...]]
-
-
-@dataclass
-class Picture:
-    """A figure with a name for its file, what it shows, and what it says to who cannot see it."""
-
-    name: str
-    title: str
-    caption: str
-    alt: str
-    drawn: Figure
-
-
-@dataclass
-class Rows:
-    """A table that can be sorted; numbers and intervals are shown with `digits`."""
-
-    title: str
-    caption: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[Any]]
-    digits: int = 4
-
-
-@dataclass
-class Missing:
-    """A section that is left out, and why."""
-
-    title: str
-    why: str
-
-
-Section = Picture | Rows | Missing
 
 
 def _upper(words: str) -> str:
     return words[:1].upper() + words[1:]
 
 
-def likeness(content: Content) -> tuple[str, np.ndarray]:
-    """Name of the paper's measure for the task, and how alike members are `(M, M)`."""
-    name = "pearson" if content.task.kind == "number" else "cosine"
-    label = (
-        "Pearson's r of predictions" if name == "pearson" else "cosine similarity of predictions"
-    )
-    return label, similarity(content.found.dev, name)
+def similarities(content: Content) -> tuple[str, np.ndarray]:
+    """Name of the paper's measure for the task, and similarities of members `(M, M)`."""
+    name = content.task.label_kind.similarity
+    titles = {"pearson": "Pearson's r", "cosine": "cosine similarity"}
+    label = f"{titles.get(name, name)} of predictions"
+    return label, similarity(content.members.dev, name)
 
 
 def heatmap(content: Content) -> Section:
     """Figure 1."""
-    title = "How alike members are"
-    pool = content.found.dev
+    title = "Similarity of members"
+    pool = content.members.dev
     if len(pool) < 2:
         return Missing(title, "there is one member only")
-    label, alike = likeness(content)
-    order = figures.cluster_order(alike)
-    sides = {"rank": pool.ranks, "scale": np.array([member["scale"] for member in content.members])}
-    mean = alike[~np.eye(len(pool), dtype=bool)].mean()
+    label, matrix = similarities(content)
+    order = figures.cluster_order(matrix)
+    scales = np.array([member.scale for member in content.settings])
+    mean = matrix[~np.eye(len(pool), dtype=bool)].mean()
     caption = (
-        f"{_upper(label)} on dev of each pair of {len(pool)} members, mean {mean:.3f}; like ones"
-        " lie together."
+        f"{_upper(label)} on dev of each pair of {len(pool)} members, mean {mean:.3f}; similar"
+        " members are next to each other."
     )
-    drawn = figures.heatmap(alike, order, pool.names, sides, label)
-    return Picture("likeness", title, caption, f"Clustered heatmap. {caption}", drawn)
+    sides = {"rank": pool.ranks, "scale": scales}
+    drawn = figures.heatmap(
+        matrix=matrix,
+        order=order,
+        names=pool.names,
+        sides=sides,
+        label=label,
+    )
+    return Picture(
+        name="similarity",
+        title=title,
+        caption=caption,
+        alt=f"Clustered heatmap. {caption}",
+        drawn=drawn,
+    )
 
 
 def diversity(content: Content) -> Section:
     """Diversity against rank and scale."""
     title = "Diversity against rank and scale"
     settings = {
-        name: np.array([member[name] for member in content.members]) for name in ("rank", "scale")
+        name: np.array([getattr(member, name) for member in content.settings])
+        for name in ("rank", "scale")
     }
     varied = {name: values for name, values in settings.items() if len(np.unique(values)) > 1}
     if not varied:
         return Missing(title, "all members have the same rank and scale")
-    label, alike = likeness(content)
-    others = (alike.sum(axis=1) - 1) / (len(alike) - 1)
-    least = content.found.dev.names[int(others.argmin())]
+    label, matrix = similarities(content)
+    means = (matrix.sum(axis=1) - 1) / (len(matrix) - 1)
+    least = content.members.dev.names[int(means.argmin())]
     caption = (
-        f"Mean likeness of each member to all others ({label}); lines are means. The least alike"
-        f" member is {least}."
+        f"Mean similarity of each member to all others ({label}); lines are means. The least"
+        f" similar member is {least}."
     )
-    drawn = figures.alikeness(others, varied, "mean likeness to the others")
-    return Picture("diversity", title, caption, f"Points for each member. {caption}", drawn)
+    drawn = figures.mean_similarities(means, varied, "mean similarity to the others")
+    return Picture(
+        name="diversity",
+        title=title,
+        caption=caption,
+        alt=f"Points for each member. {caption}",
+        drawn=drawn,
+    )
 
 
 def scores(content: Content) -> Section:
     """Figure 3."""
     title = "Score against rank and scale"
-    ranks, scales = (
-        np.array([member[name] for member in content.members]) for name in ("rank", "scale")
-    )
+    ranks = np.array([member.rank for member in content.settings])
+    scales = np.array([member.scale for member in content.settings])
     if len(np.unique(ranks)) < 2:
         return Missing(title, "all members have the same rank")
-    chosen = {"best": [int(content.found.dev.order[0])]}
-    winner = content.winner()
-    dicor = next((entry for entry in content.paper() if entry["method"] == "dicor"), winner)
+    marked = {"best": [int(content.members.dev.order[0])]}
+    dicor = _first(content.paper(), "dicor") or content.winner()
     if dicor is not None:
-        chosen[dicor["method"]] = content.chosen(dicor)
-    cells = {(rank, scale) for rank, scale in zip(ranks.tolist(), scales.tolist(), strict=True)}
+        marked[dicor.method] = content.indices(dicor)
+    points = set(zip(ranks.tolist(), scales.tolist(), strict=True))
     band = "the band is all members of one rank and scale (seeds, learning rates)"
-    one = "one member for each rank and scale, so there is no band"
-    caption = (
-        f"{_upper(content.metric)} on dev, a line for each scale;"
-        f" {one if len(cells) == len(ranks) else band}. Marked:"
-        f" {', '.join(f'{name} ({len(members)})' for name, members in chosen.items())}."
+    if len(points) == len(ranks):
+        band = "one member for each rank and scale, so there is no band"
+    names = ", ".join(f"{name} ({len(members)})" for name, members in marked.items())
+    caption = f"{_upper(content.metric)} on dev, a line for each scale; {band}. Marked: {names}."
+    drawn = figures.scores(
+        ranks=ranks,
+        scales=scales,
+        values=content.dev,
+        chosen=marked,
+        label=f"{content.metric} on dev",
     )
-    drawn = figures.scores(ranks, scales, content.dev, chosen, f"{content.metric} on dev")
-    return Picture("scores", title, caption, f"Line chart. {caption}", drawn)
+    return Picture(
+        name="scores",
+        title=title,
+        caption=caption,
+        alt=f"Line chart. {caption}",
+        drawn=drawn,
+    )
+
+
+def _first(
+    records: Sequence[EnsembleRecord], method: str, rule: str | None = None
+) -> EnsembleRecord | None:
+    """The first ensemble of a method, and of a rule where one is given."""
+    matches = (r for r in records if r.method == method and rule in (None, r.rule))
+    return next(matches, None)
 
 
 def maps(content: Content, texts: Texts) -> Section:
     """Figure 4."""
     title = "Embeddings of low and high rank"
-    members = low_and_high(content.found)
-    pool = content.found.dev
-    if len(members) < 2:
+    chosen = low_and_high(content.members)
+    pool = content.members.dev
+    if len(chosen) < 2:
         return Missing(title, "all members have the same rank")
-    found = [
-        tsne(features) for features in embeddings(content.found, members, texts, content.which)
-    ]
-    rows = found[0][0]
+    mapped = [tsne(features) for features in embeddings(content.members, chosen, texts)]
+    indices = mapped[0][0]
     panels = {
-        f"rank {pool.ranks[member]} ({pool.names[member]})": places
-        for member, (_, places) in zip(members, found, strict=True)
+        f"rank {pool.ranks[member]} ({pool.names[member]})": coordinates
+        for member, (_, coordinates) in zip(chosen, mapped, strict=True)
     }
     caption = (
-        f"t-SNE of what the head reads, {len(rows):,} examples of dev, by label; best member of the"
-        " lowest and highest rank."
+        f"t-SNE of the pooled features, {len(indices):,} examples of dev, by label; best member of"
+        " the lowest and highest rank."
     )
-    drawn = figures.embedding_maps(panels, pool.labels[rows], content.task.class_names)
-    return Picture("embeddings", title, caption, f"Two scatter plots. {caption}", drawn)
+    drawn = figures.embedding_maps(panels, pool.labels[indices], content.task.class_names)
+    return Picture(
+        name="embeddings",
+        title=title,
+        caption=caption,
+        alt=f"Two scatter plots. {caption}",
+        drawn=drawn,
+    )
 
 
 def frontier(content: Content, advance: Advance = lambda: None) -> Section:
     """Score against number of members."""
     title = "Score against number of members"
-    pool = content.found.dev
-    rule = rules(content.task)[0]
+    pool = content.members.dev
+    rule = content.task.label_kind.rules[0]
     if len(pool) < 3:
         return Missing(title, f"there are {len(pool)} members only")
     sizes = range(1, min(11, len(pool)) + 1)
-    asked = [Candidate(method, rule, Options(size=size)) for method in LINES for size in sizes]
-    needed = [Candidate(method, rule, Options()) for method in ("best", "omni")]
-    proofs = prove(pool, [*needed, *asked], advance)[2:]
+    sized = [Candidate(method, rule, Options(size=size)) for method in LINES for size in sizes]
+    references = [Candidate(method, rule, Options()) for method in ("best", "omni")]
+    proofs = prove(pool, [*references, *sized], advance)[len(references) :]
     values = [(proof.interval.value, proof.interval.low, proof.interval.high) for proof in proofs]
-    rows = np.column_stack([list(sizes) * len(LINES), values]).reshape(len(LINES), len(sizes), 4)
-    points = {
-        entry["method"]: np.array(
-            [len(entry["members"]), *(entry["interval"][key] for key in ("value", "low", "high"))]
-        )
-        for entry in content.paper()
-        if entry["method"] not in LINES
-    }
+    lines = np.column_stack([list(sizes) * len(LINES), values]).reshape(len(LINES), len(sizes), 4)
+    points = {}
+    for record in content.paper():
+        if record.method not in LINES:
+            interval = record.interval
+            point = [record.size, interval.value, interval.low, interval.high]
+            points[record.method] = np.array(point)
     caption = (
-        f"Cross-validated {content.metric} with 95 % intervals: lines are methods that were told"
-        " the number of members, points are the others. Merged soups cost one member, whatever the"
+        f"Cross-validated {content.metric} with 95 % intervals: lines are methods with a given"
+        " number of members, points are the others. Merged soups cost one member, whatever the"
         " number."
     )
-    for method in points.keys() & SOUPS.keys():
-        points[method][0] = 1
-    drawn = figures.frontier(
-        dict(zip(LINES, rows, strict=True)), points, f"{content.metric}, cross-validated"
+    by_method = dict(zip(LINES, lines, strict=True))
+    drawn = figures.frontier(by_method, points, f"{content.metric}, cross-validated")
+    return Picture(
+        name="frontier",
+        title=title,
+        caption=caption,
+        alt=f"Line chart. {caption}",
+        drawn=drawn,
     )
-    return Picture("frontier", title, caption, f"Line chart. {caption}", drawn)
 
 
 def reliability(content: Content) -> Section:
     """Calibration before and after temperature scaling, held out."""
     title = "Calibration"
-    if content.task.kind == "number":
+    if not content.task.label_kind.categorical:
         return Missing(title, "the task predicts a number, not classes")
-    entry = next(
-        (
-            entry
-            for entry in content.entries
-            if entry["method"] == "omni" and entry["rule"] == "probs"
-        ),
-        None,
-    )
-    if entry is None:
+    record = _first(content.ensembles, "omni", "probs")
+    if record is None:
         return Missing(
             title,
             "there is no ensemble `omni` with the rule `probs`: make it with `loraens ensemble`",
         )
-    held = content.held_out(entry)
-    labels = content.found.dev.labels
+    held_out = content.held_out(record)
+    labels = content.members.dev.labels
     panels = {}
-    errors = []
-    for when, cooled in (("before", False), ("after", True)):
-        shares = held.outcome(0, cooled).probabilities
-        assert shares is not None
-        panels[f"{when} temperature scaling"] = (
-            shares.max(axis=1),
-            (shares.argmax(axis=1) == labels).astype(float),
-        )
-        errors.append((entry["calibrated"] if cooled else entry["held_out"])["calibration_error"])
+    for when in ("before", "after"):
+        probabilities = held_out.outcome(0, calibrated=when == "after").probabilities
+        assert probabilities is not None
+        correct = (probabilities.argmax(axis=1) == labels).astype(float)
+        panels[f"{when} temperature scaling"] = probabilities.max(axis=1), correct
+    before = record.held_out["calibration_error"]
+    after = record.calibrated["calibration_error"]
     caption = (
         "Mean probability of all members (omni, probs), each example scored by folds that did not"
-        f" see it; the dotted line is perfect. Expected calibration error {errors[0]:.3f} before"
-        f" and {errors[1]:.3f} after."
+        " see it; the dotted line is perfect. Expected calibration error"
+        f" {before:.3f} before and {after:.3f} after."
     )
-    drawn = figures.reliability(panels)
-    return Picture("calibration", title, caption, f"Reliability diagrams. {caption}", drawn)
+    drawn = diagnostics.reliability(panels)
+    return Picture(
+        name="calibration",
+        title=title,
+        caption=caption,
+        alt=f"Reliability diagrams. {caption}",
+        drawn=drawn,
+    )
 
 
 def outcomes(content: Content) -> Section:
-    """What the winner says against the labels, held out."""
+    """Predictions of the winner against the labels, held out."""
     title = "Predictions against labels"
     winner = content.winner()
-    pool = content.found.dev
-    if winner is None or winner["method"] in SOUPS:
-        winner = next((entry for entry in content.paper() if entry["method"] == "omni"), None)
+    labels = content.members.dev.labels
+    if winner is None or winner.rule == "merged":
+        winner = _first(content.paper(), "omni")
     if winner is None:
         return Missing(title, "there are no ensembles: make them with `loraens ensemble`")
     predicted = content.held_out(winner).predictions[0]
     caption = (
-        f"What {winner['method']} ({winner['rule']}) says of examples of dev that it was not"
-        " chosen on."
+        f"Predictions of {winner.method} ({winner.rule}) for examples of dev that it was not chosen"
+        " on."
     )
-    if content.task.kind == "number":
-        drawn = figures.against_labels(pool.labels, predicted)
-        return Picture("outcomes", title, caption, f"Scatter plot. {caption}", drawn)
+    if not content.task.label_kind.categorical:
+        drawn = diagnostics.against_labels(labels, predicted)
+        return Picture(
+            name="outcomes",
+            title=title,
+            caption=caption,
+            alt=f"Scatter plot. {caption}",
+            drawn=drawn,
+        )
     size = len(content.task.class_names)
     counts = np.zeros((size, size), int)
-    np.add.at(counts, (pool.labels.astype(int), predicted.astype(int)), 1)
-    drawn = figures.confusion(counts, content.task.class_names)
-    return Picture("outcomes", title, caption, f"Confusion matrix. {caption}", drawn)
+    np.add.at(counts, (labels.astype(int), predicted.astype(int)), 1)
+    drawn = diagnostics.confusion(counts, content.task.class_names)
+    return Picture(
+        name="outcomes",
+        title=title,
+        caption=caption,
+        alt=f"Confusion matrix. {caption}",
+        drawn=drawn,
+    )
 
 
 def curves(content: Content) -> Section:
@@ -259,11 +274,8 @@ def curves(content: Content) -> Section:
     metric = content.task.metric
     name = content.task.name
     histories = []
-    for manifest in content.found.manifests:
-        rows = [
-            (e["epoch"], e["train_loss"], e["dev"][name][metric])
-            for e in manifest.get("history", [])
-        ]
+    for manifest in content.members.manifests:
+        rows = [(e.epoch, e.train_loss, e.dev[name][metric]) for e in manifest.history]
         table = np.array(rows, dtype=float).reshape(-1, 3)
         histories.append((table[:, 0], table[:, 1], table[:, 2]))
     if max(len(epochs) for epochs, _, _ in histories) < 2:
@@ -271,85 +283,69 @@ def curves(content: Content) -> Section:
     caption = (
         f"Mean training loss and {content.metric} on dev after each epoch, a line for each member."
     )
-    drawn = figures.curves(histories, content.found.dev.ranks, f"{content.metric} on dev")
-    return Picture("curves", "Training curves", caption, f"Line charts. {caption}", drawn)
+    drawn = diagnostics.curves(histories, content.members.dev.ranks, f"{content.metric} on dev")
+    return Picture(
+        name="curves",
+        title="Training curves",
+        caption=caption,
+        alt=f"Line charts. {caption}",
+        drawn=drawn,
+    )
 
 
 def gains(content: Content) -> Section:
     """The paper's formula beside what was observed."""
-    title = "What joining gives, by the paper's formula and observed"
-    kind = "error_variance" if content.task.kind == "number" else "vote_error"
-    several = [e for e in content.paper() if len(e["members"]) > 1 and e["method"] not in SOUPS]
+    title = "Gain of combining, by the paper's formula and observed"
+    several = [record for record in content.paper() if record.size > 1]
     if not several:
         return Missing(
             title, "there are no ensembles of several members: make them with `loraens ensemble`"
         )
-    names = [f"{entry['method']} ({len(entry['members'])})" for entry in several]
-    predicted, observed = (
-        [e["diversity"][f"{kind}_{what}"] for e in several] for what in ("predicted", "observed")
-    )
-    label = "variance of the mean's error" if kind == "error_variance" else "error of the vote"
+    measure = "error_variance"
+    label = "variance of the mean's error"
+    if content.task.label_kind.categorical:
+        measure = "vote_error"
+        label = "error of the vote"
+    names = [f"{record.method} ({record.size})" for record in several]
+    predicted = [record.diversity[f"{measure}_predicted"] for record in several]
+    observed = [record.diversity[f"{measure}_observed"] for record in several]
     caption = (
         f"{_upper(label)} on dev, each ensemble's members with equal weights; the formula takes"
         " their mean error and the mean correlation of their errors."
     )
-    drawn = figures.gains(names, predicted, observed, label)
-    return Picture("gains", title, caption, f"Dot plot. {caption}", drawn)
+    drawn = diagnostics.gains(names, predicted, observed, label)
+    return Picture(
+        name="gains",
+        title=title,
+        caption=caption,
+        alt=f"Dot plot. {caption}",
+        drawn=drawn,
+    )
 
 
 def hardest(content: Content, texts: Texts, count: int = 8) -> Iterator[Section]:
     """Where members disagree most, and where all are wrong."""
     task = content.task
-    pool = content.found.dev
-    columns = [*task.text_columns, "label"]
-    if task.kind == "number":
-        spread = pool.predictions.std(axis=0)
-        errors = np.abs(pool.predictions - pool.labels).min(axis=0)
-        said = [
-            f"{low:.2f} to {high:.2f}"
-            for low, high in zip(
-                pool.predictions.min(axis=0), pool.predictions.max(axis=0), strict=True
-            )
-        ]
-        labels = [f"{value:g}" for value in pool.labels]
-    else:
-        votes = np.stack(
-            [(pool.predictions == number).mean(axis=0) for number in range(len(task.class_names))],
-            axis=1,
-        )
-        spread = -(votes * np.log(np.maximum(votes, 1e-12))).sum(axis=1)
-        wrong = (pool.predictions != pool.labels).all(axis=0)
-        errors = np.where(wrong, pool.probabilities.mean(axis=0).max(axis=1), 0.0)
-        shown = [
-            [(share, name) for share, name in zip(row, task.class_names, strict=True) if share]
-            for row in votes
-        ]
-        said = [
-            ", ".join(f"{name} {share:.0%}" for share, name in sorted(row, reverse=True))
-            for row in shown
-        ]
-        labels = [task.class_names[int(value)] for value in pool.labels]
+    pool = content.members.dev
+    kind = task.label_kind
+    predictions = kind.describe(task, pool.predictions)
+    labels = [f"{task.format_label(value)}" for value in pool.labels]
+    common_error = kind.common_error(pool.predictions, pool.probabilities, pool.labels)
     parts = (
-        (
-            "Where members disagree most",
-            spread,
-            "spread" if task.kind == "number" else "vote entropy (nats)",
-        ),
-        (
-            "Where all are wrong",
-            errors,
-            "least error" if task.kind == "number" else "mean confidence",
-        ),
+        ("Where members disagree most", kind.disagreement(task, pool.predictions)),
+        ("Where all are wrong", common_error),
     )
-    for title, values, name in parts:
-        rows = [
-            [*texts[row], labels[row], said[row], float(values[row])]
-            for row in np.argsort(-values, kind="stable")[:count]
-        ]
-        kept = [row for row in rows if row[-1] > 0]
-        if kept:
-            yield Rows(
-                title, f"Examples of dev, by {name}.", [*columns, "members say", name], kept, 3
-            )
-        else:
+    for title, (name, values) in parts:
+        indices = [i for i in np.argsort(-values, kind="stable")[:count] if values[i] > 0]
+        if not indices:
             yield Missing(title, "there is no such example on dev")
+            continue
+        rows = [[*texts[i], labels[i], predictions[i], float(values[i])] for i in indices]
+        columns = [*task.text_columns, "label", "members predict", name]
+        yield Rows(
+            title=title,
+            caption=f"Examples of dev, by {name}.",
+            columns=columns,
+            rows=rows,
+            digits=3,
+        )

@@ -5,13 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from loraens.ensemble.pool import metric
-from loraens.ensemble.select import SOUPS
-from loraens.ensemble.significance import Interval
 from loraens.metrics import overall
 from loraens.report.content import MODES, Content
-from loraens.report.sections import Rows
-from loraens.tasks import LOWER_IS_BETTER
+from loraens.report.elements import Rows
 
 PAPER = "paper (BERT-base)"
 # Tables 1 (dev) and 2 (test) of the paper: row -> task -> score
@@ -42,37 +38,23 @@ COLUMNS = (
 
 def scores(content: Content) -> Rows:
     """Tables 1 and 2 for one task: baselines, the best member and the ensembles."""
-    name = content.task.name
     task = content.task
     columns = [*COLUMNS, f"{PAPER} dev", f"{PAPER} test"]
-
-    def paper(row: str) -> list[float | None]:
-        return [table.get(row, {}).get(name) for table in (PAPER_DEV, PAPER_TEST)]
-
     rows: list[list[Any]] = []
     for mode in MODES:
-        size = 1 if mode in content.baselines else None
-        rows.append(
-            [NAMES[mode], None, size, content.baselines.get(mode), None, None, None, *paper(mode)]
-        )
-    entries = content.paper()
-    if not any(entry["method"] == "best" for entry in entries):
-        pool = content.found.dev
-        dev = metric(task, task.metric, pool.outcome(int(pool.order[0])), pool.labels)
-        rows.append([NAMES["best"], None, 1, dev, None, None, content.test, *paper("best")])
-    for entry in entries:
-        method = entry["method"]
-        size = 1 if entry["method"] in SOUPS else len(entry["members"])
-        to_best = None if method == "best" else Interval(**entry["to_best"])
-        row = [
-            NAMES.get(method, method),
-            entry["rule"],
-            size,
-            entry["dev"][task.metric],
-            Interval(**entry["interval"]),
-            to_best,
-        ]
-        rows.append([*row, entry["test"], *paper(method)])
+        dev = content.baselines.get(mode)
+        size = None if dev is None else 1
+        rows.append([NAMES[mode], None, size, dev, None, None, None, *_of_paper(task.name, mode)])
+    records = content.paper()
+    if not any(record.method == "best" for record in records):
+        best = content.dev[int(content.members.dev.order[0])]
+        paper = _of_paper(task.name, "best")
+        rows.append([NAMES["best"], None, 1, best, None, None, content.test, *paper])
+    for record in records:
+        name = NAMES.get(record.method, record.method)
+        to_best = None if record.method == "best" else record.to_best
+        row = [name, record.rule, record.size, record.score, record.interval, to_best]
+        rows.append([*row, record.test, *_of_paper(task.name, record.method)])
     caption = (
         f"{content.metric[:1].upper()}{content.metric[1:]}; backbone of all but the last two"
         f" columns: {content.backbone}. Dev is what the choice was made on; cross-validated scores"
@@ -84,12 +66,24 @@ def scores(content: Content) -> Rows:
             f" Not trained here: {', '.join(missing)} (`loraens fit` with configs/frozen.yaml or"
             " configs/full.yaml)."
         )
-    place = columns.index("test")
-    if all(row[place] is None for row in rows):
+    if _without_empty(columns, rows, "test"):
         caption += " Test has no labels here, so there is no column for it."
-        for cells in (columns, *rows):
-            del cells[place]
     return Rows("Scores", caption, columns, rows)
+
+
+def _of_paper(task: str, row: str) -> list[float | None]:
+    """The paper's scores of a row on dev and test."""
+    return [table.get(row, {}).get(task) for table in (PAPER_DEV, PAPER_TEST)]
+
+
+def _without_empty(columns: list[str], rows: list[list[Any]], name: str) -> bool:
+    """Remove a column if it is empty; whether it was."""
+    index = columns.index(name)
+    empty = all(row[index] is None for row in rows)
+    if empty:
+        for cells in (columns, *rows):
+            del cells[index]
+    return empty
 
 
 def overall_scores(contents: Mapping[str, Content]) -> Rows | None:
@@ -98,32 +92,16 @@ def overall_scores(contents: Mapping[str, Content]) -> Rows | None:
     """
     if not {"sst", "quora", "sts"} <= contents.keys():
         return None
+    methods: dict[str, None] = dict.fromkeys(MODES)
+    for content in contents.values():
+        methods.update(dict.fromkeys(record.method for record in content.paper()))
     rows: list[list[Any]] = []
-    for method in (
-        "frozen",
-        "full",
-        *dict.fromkeys(e["method"] for c in contents.values() for e in c.paper()),
-    ):
-        parts: list[dict[str, float]] = [{}, {}, {}]
-        for name, content in contents.items():
-            if method in MODES:
-                if method in content.baselines:
-                    parts[0][name] = content.baselines[method]
-                continue
-            for entry in (entry for entry in content.paper() if entry["method"] == method):
-                found = entry["dev"][content.task.metric], entry["interval"]["value"], entry["test"]
-                for part, value in zip(parts, found, strict=True):
-                    if value is not None:
-                        part[name] = value
-        values = [overall(part) for part in parts]
+    for method in methods:
+        values = _overall_values(contents, method)
         if any(value is not None for value in values):
-            known = [table.get(method, {}).get("overall") for table in (PAPER_DEV, PAPER_TEST)]
-            rows.append([NAMES.get(method, method), *values, *known])
+            rows.append([NAMES.get(method, method), *values, *_of_paper("overall", method)])
     columns = [
-        "model",
-        "dev (chosen on)",
-        "cross-validated",
-        "test",
+        *("model", "dev (chosen on)", "cross-validated", "test"),
         f"{PAPER} dev",
         f"{PAPER} test",
     ]
@@ -132,11 +110,26 @@ def overall_scores(contents: Mapping[str, Content]) -> Rows | None:
         "(SST accuracy + Quora accuracy + (1 + STS Pearson) / 2) / 3; the paper's are BERT-base,"
         f" others {backbones}."
     )
-    if all(row[3] is None for row in rows):
+    if _without_empty(columns, rows, "test"):
         caption += " Test has no labels here for all three, so there is no column for it."
-        for cells in (columns, *rows):
-            del cells[3]
     return Rows("Overall score", caption, columns, rows)
+
+
+def _overall_values(contents: Mapping[str, Content], method: str) -> list[float | None]:
+    """Overall score of a mode or method on dev, cross-validated, and on test."""
+    dev: dict[str, float] = {}
+    held_out: dict[str, float] = {}
+    test: dict[str, float] = {}
+    for name, content in contents.items():
+        if method in content.baselines:
+            dev[name] = content.baselines[method]
+        for record in content.paper():
+            if record.method == method:
+                dev[name] = record.score
+                held_out[name] = record.interval.value
+                if record.test is not None:
+                    test[name] = record.test
+    return [overall(scores) for scores in (dev, held_out, test)]
 
 
 def verdict(content: Content) -> str:
@@ -144,24 +137,20 @@ def verdict(content: Content) -> str:
     task = content.task
     winner = content.winner()
     if winner is None:
-        best = content.found.dev.names[int(content.found.dev.order[0])]
+        names = content.members.dev.names
+        best = names[int(content.members.dev.order[0])]
         return (
-            f"{task.name}: no ensemble was made yet; the best of {len(content.found.dev)} members"
-            f" on dev is {best}."
+            f"{task.name}: no ensemble was made yet; the best of {len(names)} members on dev is"
+            f" {best}."
         )
-    value = winner["interval"]
-    gap = winner["to_best"]
-    excludes = gap["low"] > 0 or gap["high"] < 0
-    size = len(winner["members"])
-    lower = "lowest" if task.metric in LOWER_IS_BETTER else "highest"
-    held, against = (
-        f"[{found['low']:{sign}.4f}, {found['high']:{sign}.4f}]"
-        for found, sign in ((value, ""), (gap, "+"))
-    )
+    score = winner.interval
+    gain = winner.to_best
+    excludes = "excludes" if gain.low > 0 or gain.high < 0 else "does not exclude"
+    end = "highest" if task.main_metric.higher_is_better else "lowest"
     return (
-        f"{task.name}: {winner['method']} ({winner['rule']}, {size} of {winner['pool_size']}"
-        f" members) has the {lower} cross-validated {content.metric} of {len(content.paper())}"
-        f" models, {value['value']:.4f} {held}; against the best single member that is"
-        f" {gap['value']:+.4f} {against}, an interval that"
-        f" {'excludes' if excludes else 'does not exclude'} zero."
+        f"{task.name}: {winner.method} ({winner.rule}, {len(winner.members)} of"
+        f" {winner.pool_size} members) has the {end} cross-validated {content.metric} of"
+        f" {len(content.paper())} models, {score.value:.4f} [{score.low:.4f}, {score.high:.4f}];"
+        f" against the best single member that is {gain.value:+.4f} [{gain.low:+.4f},"
+        f" {gain.high:+.4f}], an interval that {excludes} zero."
     )

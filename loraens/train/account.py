@@ -1,4 +1,4 @@
-"""Whether W&B can be reached, found out without a question, and by which id a run is met again."""
+"""W&B mode without prompting, and stable run ids."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def wandb_mode() -> dict[str, str]:
         )
     except wandb.errors.Error as error:
         raise InputError(
-            f"W&B does not let you in ({error}): mend the key, or set WANDB_MODE=offline"
+            f"W&B rejected the API key ({error}): fix it, or set WANDB_MODE=offline"
         ) from None
 
 

@@ -1,107 +1,217 @@
-"""Checkpoints of populations, taken apart and put together by member.
+"""Checkpoints of packs, regrouped by member.
 
-A pack that loses members (early stopping, halving, too little memory) goes on from the checkpoint
+A pack that loses members (early stopping, halving, too little memory) continues from the checkpoint
 of those that are left.
+
+Shape letters: M members.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-_RANK_AXIS = {"lora_A": 1, "lora_B": 2}
-FAILURES = ("failures.step", "failures.loss")
-# keys of what our module and our member writer put there
+from loraens.members import Member
+from loraens.model.injection import padded_axis
+from loraens.store import write_atomically
+
+# keys of what our module and our member writer put into a checkpoint
 MODULE = "loraens"
 WRITER = "loraens.members"
+_FAILURE_STEP = "failures.step"  # (M,) step at which a member failed; -1 where it has not
+_FAILURES = (_FAILURE_STEP, "failures.loss")
+Regroup = Callable[[str, Sequence[Tensor]], Tensor]  # name of a tensor, the checkpoints' tensors
 
 
-def members_of(checkpoint: dict[str, Any]) -> list[dict[str, Any]]:
-    """Settings of a checkpoint's members."""
-    found: list[dict[str, Any]] = checkpoint[MODULE]["members"]
-    return found
+@dataclass(frozen=True)
+class Progress:
+    """How a member has done so far.
+
+    Args:
+        names: Of its validations, in order.
+        epochs: The epoch of each.
+        scores: The dev score of each, higher is better.
+        best: Name of the validation with the best score; None before the first.
+    """
+
+    names: tuple[str, ...]
+    epochs: tuple[int, ...]
+    scores: tuple[float, ...]
+    best: str | None
+
+    @classmethod
+    def of(cls, entry: dict[str, Any]) -> Progress:
+        """Read what the member writer puts into a checkpoint."""
+        history = entry["history"]
+        return cls(
+            names=tuple(item["name"] for item in history),
+            epochs=tuple(int(item["epoch"]) for item in history),
+            scores=tuple(float(item["score"]) for item in history),
+            best=entry["best"],
+        )
+
+    def stalled(self, patience: int | None) -> bool:
+        """Whether there was no better dev score for `patience` epochs."""
+        if patience is None or self.best is None:
+            return False
+        return len(self.names) - 1 - self.names.index(self.best) >= patience
 
 
-def progress_of(checkpoint: dict[str, Any]) -> list[dict[str, Any]]:
-    """History of a checkpoint's members, as the member writer keeps it."""
-    found: list[dict[str, Any]] = checkpoint["callbacks"][WRITER]["progress"]
-    return found
+@dataclass(frozen=True)
+class PackCheckpoint:
+    """Lightning's checkpoint of a pack.
+
+    Args:
+        content: The checkpoint as Lightning reads and writes it.
+    """
+
+    content: dict[str, Any]
+
+    @classmethod
+    def load(cls, path: Path) -> PackCheckpoint:
+        """Read a pack's file, without running any code in it."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return cls(torch.load(path, map_location="cpu", weights_only=True))
+
+    def save(self, path: Path) -> None:
+        """Write a pack's file, all of it or nothing."""
+        buffer = io.BytesIO()
+        torch.save(self.content, buffer)
+        write_atomically(path, buffer.getvalue())
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """The pack's members."""
+        return tuple(Member(**settings) for settings in self.content[MODULE]["members"])
+
+    @property
+    def adapter(self) -> str:
+        """Kind of the members' adapters."""
+        return str(self.content[MODULE].get("adapter", "lora"))
+
+    @property
+    def progress(self) -> tuple[Progress, ...]:
+        """How each member has done."""
+        return tuple(map(Progress.of, self._progress_entries))
+
+    @property
+    def failed(self) -> tuple[bool, ...]:
+        """Whether the numbers of each member became NaN or infinite."""
+        steps: list[int] = self.content["state_dict"][_FAILURE_STEP].tolist()
+        return tuple(step >= 0 for step in steps)
+
+    @property
+    def epochs_done(self) -> int:
+        """Whole epochs that the pack is trained; members that failed have fewer."""
+        return max(progress.epochs[-1] for progress in self.progress if progress.epochs)
+
+    @property
+    def _progress_entries(self) -> list[dict[str, Any]]:
+        entries: list[dict[str, Any]] = self.content["callbacks"][WRITER]["progress"]
+        return entries
+
+    def select(self, indices: Sequence[int]) -> PackCheckpoint:
+        """The checkpoint of some of the pack's members, as if it had never had others.
+
+        Args:
+            indices: Of members, in the order in which they shall be.
+        """
+        chosen = list(indices)
+        ranks = [member.rank for member in self.members]
+        rank = max(ranks[index] for index in chosen)
+
+        def regroup(name: str, tensors: Sequence[Tensor]) -> Tensor:
+            return _resized(tensors[0][chosen], padded_axis(name, self.adapter), rank)
+
+        return _regrouped([self], regroup, [chosen])
 
 
-def take(checkpoint: dict[str, Any], indices: Sequence[int]) -> dict[str, Any]:
-    """The checkpoint of some of a population's members, as if it had never had others."""
-    rank = max(members_of(checkpoint)[index]["rank"] for index in indices)
-    return _rebuilt(
-        [checkpoint],
-        lambda name, parts: _resized(parts[0][list(indices)], name, rank),
-        [list(indices)],
-    )
-
-
-def join(checkpoints: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The checkpoint of several populations' members side by side; they must have come equally
+def concatenate(checkpoints: Sequence[PackCheckpoint]) -> PackCheckpoint:
+    """The checkpoint of several packs' members side by side; the packs must have come equally
     far.
     """
-    rank = max(member["rank"] for checkpoint in checkpoints for member in members_of(checkpoint))
-    return _rebuilt(
-        checkpoints,
-        lambda name, parts: torch.cat([_resized(part, name, rank) for part in parts]),
-        [list(range(len(members_of(checkpoint)))) for checkpoint in checkpoints],
-    )
+    rank = max(member.rank for checkpoint in checkpoints for member in checkpoint.members)
+
+    def regroup(name: str, tensors: Sequence[Tensor]) -> Tensor:
+        axis = padded_axis(name, checkpoints[0].adapter)
+        return torch.cat([_resized(tensor, axis, rank) for tensor in tensors])
+
+    everyone = [list(range(len(checkpoint.members))) for checkpoint in checkpoints]
+    return _regrouped(checkpoints, regroup, everyone)
 
 
-def _resized(tensor: Tensor, name: str, rank: int) -> Tensor:
-    """Padded to, or cut to, another largest rank; what is beyond a member's own rank is zero."""
-    axis = _RANK_AXIS.get(name.rpartition(".")[2])
+def _resized(tensor: Tensor, axis: int | None, rank: int) -> Tensor:
+    """Padded with zeros to, or cut to, another largest rank.
+
+    What is beyond a member's own rank is zero, so nothing is lost where no member's rank is larger.
+
+    Args:
+        tensor: `(M, ...)`.
+        axis: Axis of the largest rank, if it has one.
+        rank: Length of that axis in the result.
+    """
     if axis is None or tensor.shape[axis] == rank:
         return tensor
     if tensor.shape[axis] > rank:
-        return tensor.narrow(axis, 0, rank).clone()
+        return tensor.narrow(axis, 0, rank).clone()  # a view would keep the whole tensor in memory
     shape = list(tensor.shape)
     shape[axis] = rank - tensor.shape[axis]
     return torch.cat([tensor, tensor.new_zeros(shape)], axis)
 
 
-def _rebuilt(
-    checkpoints: Sequence[dict[str, Any]], combine: Any, kept: list[list[int]]
-) -> dict[str, Any]:
-    first = checkpoints[0]
-    names = list(first["state_dict"])
-    state = {
-        name: combine(name, [checkpoint["state_dict"][name] for checkpoint in checkpoints])
-        for name in names
-    }
-    trained = [name for name in names if name not in FAILURES]
-    optimizer = first["optimizer_states"][0]
+def _regrouped(
+    checkpoints: Sequence[PackCheckpoint], regroup: Regroup, kept: Sequence[Sequence[int]]
+) -> PackCheckpoint:
+    """A checkpoint made of several; what is not a member's own is the first one's.
+
+    Args:
+        checkpoints: Of packs.
+        regroup: Makes a tensor of the checkpoints' tensors.
+        kept: For each checkpoint the indices of the members that `regroup` keeps.
+    """
+    first = checkpoints[0].content
+    states = [checkpoint.content["state_dict"] for checkpoint in checkpoints]
+    members: list[dict[str, Any]] = []
+    progress: list[dict[str, Any]] = []
+    for checkpoint, indices in zip(checkpoints, kept, strict=True):
+        members += [checkpoint.content[MODULE]["members"][index] for index in indices]
+        progress += [checkpoint._progress_entries[index] for index in indices]
+    writer = {**first["callbacks"][WRITER], "progress": progress}
+    return PackCheckpoint(
+        {
+            **first,
+            "state_dict": {
+                name: regroup(name, [state[name] for state in states])
+                for name in first["state_dict"]
+            },
+            "optimizer_states": [_regrouped_optimizer(checkpoints, regroup)],
+            "callbacks": {**first["callbacks"], WRITER: writer},
+            MODULE: {**first[MODULE], "members": members},
+        }
+    )
+
+
+def _regrouped_optimizer(checkpoints: Sequence[PackCheckpoint], regroup: Regroup) -> dict[str, Any]:
+    """The optimiser's state; it numbers the trained tensors in the order of the module's state."""
+    states = [checkpoint.content["optimizer_states"][0] for checkpoint in checkpoints]
+    trained = [name for name in checkpoints[0].content["state_dict"] if name not in _FAILURES]
     moments: dict[int, dict[str, Any]] = {}
-    for place, entry in optimizer["state"].items():
-        others = [checkpoint["optimizer_states"][0]["state"][place] for checkpoint in checkpoints]
-        moments[place] = {
+    for number, entry in states[0]["state"].items():
+        entries = [state["state"][number] for state in states]
+        moments[number] = {
             key: (
-                combine(trained[place], [other[key] for other in others])
+                regroup(trained[number], [other[key] for other in entries])
                 if isinstance(value, Tensor)
                 else value
             )
             for key, value in entry.items()
         }
-    chosen = list(zip(checkpoints, kept, strict=True))
-    writer = first["callbacks"][WRITER]
-    return {
-        **first,
-        "state_dict": state,
-        "optimizer_states": [{**optimizer, "state": moments}],
-        "callbacks": {
-            **first["callbacks"],
-            WRITER: {
-                **writer,
-                "progress": [progress_of(c)[index] for c, indices in chosen for index in indices],
-            },
-        },
-        MODULE: {
-            **first[MODULE],
-            "members": [members_of(c)[index] for c, indices in chosen for index in indices],
-        },
-    }
+    return {**states[0], "state": moments}

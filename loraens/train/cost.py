@@ -18,7 +18,7 @@ from lightning.pytorch import Trainer
 
 from loraens.data.modules import TextData
 from loraens.members import Member, packs
-from loraens.model.population import MemberModel, member_losses
+from loraens.model.population import MemberModel
 from loraens.train.module import Population
 
 SHARE = 0.7  # of the free memory that a pack may take
@@ -57,7 +57,7 @@ def free_memory(device: torch.device) -> int:
     )
 
 
-def bytes_of_formula(model: MemberModel, lengths: np.ndarray) -> int:
+def formula_bytes(model: MemberModel, lengths: np.ndarray) -> int:
     """Bytes that the fast path needs beside the backbone to train one member, without what it uses
     for a moment only.
 
@@ -81,58 +81,99 @@ def bytes_of_formula(model: MemberModel, lengths: np.ndarray) -> int:
     return int(4 * (activations + 4 * trained))
 
 
+class _Trial:
+    """A pack on its device, for training steps that change no weight.
+
+    Args:
+        module: The population; it is built here.
+        data: The texts, set up.
+        trainer: Gives the device and the precision.
+    """
+
+    def __init__(self, module: Population, data: TextData, trainer: Trainer) -> None:
+        module.build(data.max_length)
+        self.device = trainer.strategy.root_device
+        self.precision = trainer.precision_plugin
+        module = self.precision.convert_module(module).to(self.device)  # type: ignore[assignment]
+        self.model = module.model.train()
+        self.splits = data.of("train")
+        self.batch_size = data.batch_size
+
+    def step(self, index: int, indices: np.ndarray) -> None:
+        """One forward and backward pass.
+
+        Args:
+            index: Of the task.
+            indices: `(M, B)` examples of its training split.
+        """
+        batch = self.splits[index].batch(indices).to(self.device)
+        self.model.seed_dropout(0)
+        assert batch.labels is not None
+        with self.precision.forward_context():
+            task = self.splits[index].task
+            losses = task.member_losses(self.model(batch), batch.labels)
+        losses.sum().backward()
+        self.model.zero_grad()
+
+    def seconds(self, index: int, indices: np.ndarray) -> float:
+        """Time of one step."""
+        started = time.perf_counter()
+        self.step(index, indices)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter() - started
+
+    def saved_bytes(self) -> int:
+        """Bytes that autograd keeps in a step on the longest texts."""
+        saved = 0
+
+        def count(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal saved
+            saved += tensor.nbytes
+            return tensor
+
+        longest_of = [float(split.tokens.lengths.max()) for split in self.splits]
+        index = max(range(len(self.splits)), key=longest_of.__getitem__)
+        order = np.argsort(-self.splits[index].tokens.lengths, kind="stable")
+        indices = np.tile(order[: self.batch_size], (len(self.model.members), 1))
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            self.step(index, indices)
+        return saved
+
+    def weight_bytes(self, trained: bool) -> int:
+        """Bytes of the weights that are trained, or of those that are frozen."""
+        return sum(p.nbytes for p in self.model.parameters() if p.requires_grad == trained)
+
+
 def measure(
     build: Build, members: Sequence[Member], data: TextData, trainer: Trainer, steps: int = 2
 ) -> Cost:
     """Train a pack for a few steps, on usual batches for the time and on one of the longest texts
     for the memory.
+
+    Args:
+        build: Makes the population.
+        members: The pack.
+        data: The texts, set up.
+        trainer: Gives the device and the precision.
+        steps: Steps whose time is taken.
     """
-    module = build(members)
-    module.build(data.max_length)
-    device = trainer.strategy.root_device
-    precision = trainer.precision_plugin
-    module = precision.convert_module(module).to(device)  # type: ignore[assignment]
-    model = module.model.train()
-    splits = data.of("train")
-    saved = 0
-    cuda = device.type == "cuda"
-    before = torch.cuda.memory_allocated(device) if cuda else 0
-
-    def note(tensor: torch.Tensor) -> torch.Tensor:
-        nonlocal saved
-        saved += tensor.nbytes
-        return tensor
-
-    def step(index: int, rows: np.ndarray) -> None:
-        batch = splits[index].batch(rows).to(device)
-        model.seed_dropout(0)
-        assert batch.labels is not None
-        with precision.forward_context():
-            loss = member_losses(splits[index].task, model(batch), batch.labels).sum()
-        loss.backward()
-        model.zero_grad()
-
-    widest = max(range(len(splits)), key=lambda index: float(splits[index].tokens.lengths.max()))
-    longest = np.argsort(-splits[widest].tokens.lengths, kind="stable")[: data.batch_size]
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        step(widest, np.tile(longest, (len(members), 1)))
-    seconds = []
-    for index, rows in islice(data.sampler(members), steps):
-        started = time.perf_counter()
-        step(index, rows)
-        if cuda:
-            torch.cuda.synchronize(device)
-        seconds.append(time.perf_counter() - started)
-    used = saved + (model.fast.buffers.nbytes if model.fast is not None else 0)
+    trial = _Trial(build(members), data, trainer)
+    cuda = trial.device.type == "cuda"
+    before = torch.cuda.memory_allocated(trial.device) if cuda else 0
+    used = trial.saved_bytes()
+    seconds = [
+        trial.seconds(index, indices) for index, indices in islice(data.sampler(members), steps)
+    ]
     if cuda:
-        used = torch.cuda.max_memory_allocated(device) - before
-    trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
-    frozen = sum(p.nbytes for p in model.parameters() if not p.requires_grad)
+        used = torch.cuda.max_memory_allocated(trial.device) - before
+    elif trial.model.fast is not None:
+        used += trial.model.fast.buffers.nbytes  # the fast path keeps some tensors itself
     return Cost(
-        len(members),
-        float(np.median(seconds)) / len(members),
-        (used + 4 * trained) // len(members),
-        frozen,
+        size=len(members),
+        seconds=float(np.median(seconds)) / len(members),
+        member_bytes=(used + 4 * trial.weight_bytes(trained=True)) // len(members),
+        backbone_bytes=trial.weight_bytes(trained=False),
     )
 
 
@@ -141,12 +182,22 @@ def choose_pack(
     members: Sequence[Member],
     data: TextData,
     trainer: Trainer,
-    say: Callable[[str], None],
+    report: Callable[[str], None],
 ) -> Cost:
     """The cost of the pack size that is best: doubled while that makes it faster and the memory
     allows it.
 
     Measured on the members of the highest ranks, which cost most.
+
+    Args:
+        build: Makes the population.
+        members: The grid.
+        data: The texts, set up.
+        trainer: Gives the device and the precision.
+        report: Is told each size's cost in words.
+
+    Raises:
+        torch.OutOfMemoryError: One member alone does not fit.
     """
     best: Cost | None = None
     size = 1
@@ -158,7 +209,7 @@ def choose_pack(
             break
         finally:
             gc.collect()
-        say(
+        report(
             f"packs of {size}: {1 / cost.seconds:.1f} member-steps a second,"
             f" {cost.total_bytes / 2**20:,.0f} MiB"
         )
@@ -166,11 +217,8 @@ def choose_pack(
         if faster and (best is None or cost.total_bytes < SHARE * free):
             best = cost
         double = min(2 * size, len(members))
-        if (
-            not faster
-            or double == size
-            or cost.backbone_bytes + double * cost.member_bytes > SHARE * free
-        ):
+        predicted = cost.backbone_bytes + double * cost.member_bytes
+        if not faster or double == size or predicted > SHARE * free:
             break
         size = double
     if best is None:

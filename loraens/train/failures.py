@@ -1,4 +1,4 @@
-"""Members whose numbers stopped being finite: when, why, and that the others go on.
+"""Members whose numbers stopped being finite: when and why; the others stay active.
 
 Shape letters: M members.
 """
@@ -16,7 +16,7 @@ LOOK_EVERY = 20  # steps between looks at a GPU's memory
 
 
 class PopulationError(InputError):
-    """No member of a population can go on: the numbers of each became NaN or infinite."""
+    """No member of a population is active any more: the numbers of each became NaN or infinite."""
 
 
 class Failures(nn.Module):
@@ -34,8 +34,8 @@ class Failures(nn.Module):
         self.register_buffer("loss", torch.zeros(members))
 
     @property
-    def alive(self) -> Tensor:
-        """`(M,)` members that go on."""
+    def active(self) -> Tensor:
+        """`(M,)` active members: those that did not fail."""
         return self.step < 0
 
     def note(
@@ -53,15 +53,13 @@ class Failures(nn.Module):
         Raises:
             PopulationError: No member is left.
         """
-        new = ~finite & self.alive
+        new = ~finite & self.active
         if losses is not None:
             self.loss.copy_(torch.where(new, losses.detach().to(self.loss.dtype), self.loss))
         self.step.copy_(torch.where(new, step, self.step))
         look = look or self.step.device.type == "cpu" or step % LOOK_EVERY == 0
-        if look and (first := self.of(0)) is not None and not bool(self.alive.any()):
-            raise PopulationError(
-                f"{first[1]} at step {first[0]}: choose a lower --model.lr or --model.scale"
-            )
+        if look and (first := self.of(0)) is not None and not bool(self.active.any()):
+            raise PopulationError(f"{first[1]} at step {first[0]}: choose a lower lr or scale")
 
     def of(self, index: int) -> tuple[int, str] | None:
         """Step and reason of a member's failure, if it failed."""

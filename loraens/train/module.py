@@ -7,31 +7,31 @@ encoder.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
-from tqdm import tqdm
 from transformers import get_scheduler
 
 from loraens.data.modules import TextData
-from loraens.data.sampling import eval_loader
 from loraens.errors import InputError
 from loraens.members import Member
-from loraens.metrics import overall, scores
+from loraens.model.adapters import ADAPTERS
 from loraens.model.backbone import fingerprint, load_encoder, max_positions
 from loraens.model.batch import PackedBatch
-from loraens.model.population import MemberModel, Mode, Pooling, member_losses
+from loraens.model.population import MemberModel, Mode, Pooling
+from loraens.records import OLDER_SETTINGS, Scores, Settings
 from loraens.tasks import Task
+from loraens.train.evaluation import Evaluation, overall_score, undefined_scores
 from loraens.train.failures import Failures
+from loraens.train.features import SplitName, frozen_features
 from loraens.train.optimizer import MemberAdamW, gradient_norms, scale_gradients
 
 Schedule = Literal["constant", "linear", "cosine"]
-Key = tuple[str, str]  # task, split
 
 
 class Population(LightningModule):
@@ -53,6 +53,7 @@ class Population(LightningModule):
         encoder_dropout: Whether the backbone's own dropout is on while training.
         schedule: Learning rate after the warm-up: constant, or linear or cosine decay to zero.
         warmup: Share of the steps in which the learning rate rises from zero, in [0, 1).
+        adapter: Adapter kind: "lora", or one that was registered in `model.adapters.ADAPTERS`.
 
     Raises:
         InputError: An option is out of range or does not fit the backbone.
@@ -70,18 +71,23 @@ class Population(LightningModule):
         encoder_dropout: bool = True,
         schedule: Schedule = "constant",
         warmup: float = 0.0,
+        adapter: str = "lora",
     ) -> None:
         super().__init__()
         if not 0 <= warmup < 1:
             raise InputError(
-                f"--model.warmup {warmup:g} is not a share of the steps: a number from 0 to below 1"
-                " is expected"
+                f"warmup {warmup:g} is not a share of the steps: a number from 0 to below 1"
+                " is expected",
+                option="model.warmup",
             )
         if mode == "lora" and any(member.rank < 1 for member in members):
-            raise InputError("--model.rank must be at least 1 in mode lora")
+            raise InputError("rank must be at least 1 in mode lora", option="model.rank")
+        if adapter not in ADAPTERS:
+            names = ", ".join(ADAPTERS)
+            raise InputError(f"adapter {adapter!r} is none of {names}", option="model.adapter")
         if init_std <= 0:
-            raise InputError(f"--model.init_std {init_std:g} must be positive")
-        self.strict_loading = False  # checkpoints hold no frozen weights
+            raise InputError(f"init_std {init_std:g} must be positive", option="model.init_std")
+        self.strict_loading = False  # checkpoints have no frozen weights
         self.members = tuple(members)
         self.tasks = tuple(tasks)
         self.options: dict[str, Any] = {
@@ -90,25 +96,20 @@ class Population(LightningModule):
             "pooling": pooling,
             "init_std": init_std,
             "encoder_dropout": encoder_dropout,
+            "adapter": adapter,
         }
         self.backbone = backbone
         self.schedule = schedule
         self.warmup = warmup
         self.model: MemberModel
         self.backbone_fingerprint = ""
-        self.outputs: dict[Key, Tensor] = {}  # (M, N, C) of the last evaluation
-        self.rows: dict[Key, np.ndarray] = {}  # (N,) rows of the split that were evaluated
-        self.scores: list[
-            dict[str, dict[str, float]]
-        ] = []  # by member, task, metric: of dev, last evaluation
+        self.evaluation = Evaluation()
+        self.scores: list[Scores] = []  # of each member on dev, last evaluation
         self.failures = Failures(len(members))
-        self.train_losses = torch.zeros(
-            len(members)
-        )  # (M,) sums since the last validation, of so many steps:
-        self._steps = 0
+        self.train_losses = torch.zeros(len(members))  # (M,) sums since the last validation
+        self._steps = 0  # that they are sums of
         self._fresh = True
-        self._parts: dict[Key, list[tuple[Tensor, Tensor]]] = defaultdict(list)
-        self._features: dict[Key, Tensor] = {}
+        self._features: dict[SplitName, Tensor] = {}
 
     @property
     def data(self) -> TextData:
@@ -124,8 +125,8 @@ class Population(LightningModule):
         """
         if str(self.trainer.precision) == "16-mixed":
             raise InputError(
-                "--trainer.precision 16-mixed: one loss scale would tie the members together, use"
-                " bf16-mixed"
+                "precision 16-mixed: one loss scale would tie the members together, use bf16-mixed",
+                option="trainer.precision",
             )
         self.build(self.data.max_length)
 
@@ -143,13 +144,14 @@ class Population(LightningModule):
         self.backbone_fingerprint = fingerprint(encoder)
         if max_length > max_positions(encoder):
             raise InputError(
-                f"--data.max_length {max_length} is more than backbone {self.backbone!r} can read: "
-                f"at most {max_positions(encoder)} is expected"
+                f"max_length {max_length} is more than backbone {self.backbone!r} can read: "
+                f"at most {max_positions(encoder)} is expected",
+                option="data.max_length",
             )
         try:
             self.model = MemberModel(encoder, self.tasks, self.members, **self.options)
         except ValueError as error:
-            raise InputError(f"--model.targets: {error}") from None
+            raise InputError(f"targets: {error}", option="model.targets") from None
 
     def configure_optimizers(self) -> Any:
         """AdamW with the members' rates and decays, and the schedule stepped every batch."""
@@ -179,41 +181,38 @@ class Population(LightningModule):
         steps = self.trainer.estimated_stepping_batches
         if math.isinf(steps):
             raise InputError(
-                "--model.schedule and --model.warmup need an end: give --trainer.max_epochs or"
-                " max_steps"
+                "schedule and warmup need an end: give max_epochs or max_steps",
+                option="model.schedule",
             )
         return int(steps)
 
-    def settings(self) -> dict[str, Any]:
-        """Everything that a member's weights depend on beside its own settings, as JSON can hold
-        it.
-        """
-        return {
-            **self.fixed_settings(self.data, self.trainer),
-            "scheduled_steps": self._scheduled_steps(),
-        }
+    def settings(self) -> Settings:
+        """All that a member's weights depend on beside its own settings."""
+        fixed = self.fixed_settings(self.data, self.trainer)
+        return replace(fixed, scheduled_steps=self._scheduled_steps())
 
-    def fixed_settings(self, data: TextData, trainer: Trainer) -> dict[str, Any]:
-        """Those of the settings that are known before training; the model must be built."""
-        return {
-            **self.options,
-            "backbone": self.backbone,
-            "backbone_fingerprint": self.backbone_fingerprint,
-            "schedule": self.schedule,
-            "warmup": self.warmup,
-            "tasks": [task.to_dict() for task in self.tasks],
-            "batch_size": data.batch_size,
-            "max_length": data.max_length,
-            "temperature": data.temperature,
-            "precision": str(trainer.precision),
-            "accumulate_grad_batches": trainer.accumulate_grad_batches,
-            "gradient_clip_val": trainer.gradient_clip_val,
-            "gradient_clip_algorithm": str(trainer.gradient_clip_algorithm or "norm"),
-            "limit_train_batches": trainer.limit_train_batches,
-            "data": {
-                f"{task}-{split}": part.fingerprint for (task, split), part in data.splits.items()
-            },
+    def fixed_settings(self, data: TextData, trainer: Trainer) -> Settings:
+        """The settings as far as they are known before training; the model must be built."""
+        fingerprints = {
+            f"{t}-{split}": part.fingerprint for (t, split), part in data.splits.items()
         }
+        return Settings(
+            **self.options,
+            backbone=self.backbone,
+            backbone_fingerprint=self.backbone_fingerprint,
+            schedule=self.schedule,
+            warmup=self.warmup,
+            tasks=self.tasks,
+            batch_size=data.batch_size,
+            max_length=data.max_length,
+            temperature=data.temperature,
+            precision=str(trainer.precision),
+            accumulate_grad_batches=trainer.accumulate_grad_batches,
+            gradient_clip_val=trainer.gradient_clip_val,
+            gradient_clip_algorithm=str(trainer.gradient_clip_algorithm or "norm"),
+            limit_train_batches=trainer.limit_train_batches,
+            data=fingerprints,
+        )
 
     @property
     def mean_losses(self) -> list[float]:
@@ -230,44 +229,33 @@ class Population(LightningModule):
         mode.
         """
         if self.options["mode"] == "frozen":
-            self._compute_features()
+            self._features = frozen_features(
+                model=self.model,
+                splits=self.data.splits,
+                batch_size=self.data.eval_batch_size,
+                trainer=self.trainer,
+                dtype=self.dtype,  # type: ignore[arg-type]
+            )
         self.model.train()
-
-    @torch.no_grad()
-    def _compute_features(self) -> None:
-        self.model.eval()
-        for key, part in self.data.splits.items():
-            found = []
-            for batch in tqdm(
-                eval_loader(part, self.data.eval_batch_size, members=1),
-                f"features of {' '.join(key)}",
-                disable=None,
-            ):
-                with self.trainer.precision_plugin.forward_context():
-                    found.append(
-                        (batch.rows[0], self.model.pooled(batch.to(self.device))[0].float())
-                    )
-            rows, features = (torch.cat(column) for column in zip(*found, strict=True))
-            self._features[key] = features[rows.argsort().to(features.device)].to(self.dtype)
 
     def _logits(self, batch: PackedBatch) -> Tensor:
         features = self._features.get((batch.task, batch.split))
         if features is None:
             logits: Tensor = self.model(batch)
             return logits
-        return self.model.head(features[batch.rows], batch.task)
+        return self.model.head(features[batch.indices], batch.task)
 
     def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
-        """Sum of the losses of the members that go on.
+        """Sum of the losses of the active members.
 
         Raises:
             PopulationError: There are none.
         """
         self.model.seed_dropout(self.current_epoch, batch_idx)
         assert batch.labels is not None
-        losses = member_losses(self._task(batch.task), self._logits(batch), batch.labels)
+        losses = self._task(batch.task).member_losses(self._logits(batch), batch.labels)
         self.failures.note(losses.isfinite(), self.global_step, losses)
-        losses = torch.where(self.failures.alive, losses, 0.0)
+        losses = torch.where(self.failures.active, losses, 0.0)
         if self._fresh:
             self.train_losses = torch.zeros_like(losses, requires_grad=False)
             self._steps = 0
@@ -276,12 +264,12 @@ class Population(LightningModule):
         self._steps += 1
         self.log(
             "train/loss",
-            losses.sum() / self.failures.alive.sum(),
+            losses.sum() / self.failures.active.sum(),
             prog_bar=True,
-            batch_size=batch.rows.numel(),
+            batch_size=batch.indices.numel(),
         )
         if len(self.tasks) > 1:
-            self.log(f"train/{batch.task}/loss", losses.mean(), batch_size=batch.rows.numel())
+            self.log(f"train/{batch.task}/loss", losses.mean(), batch_size=batch.indices.numel())
         return losses.sum()
 
     def configure_gradient_clipping(
@@ -296,89 +284,65 @@ class Population(LightningModule):
         parameters = optimizer.param_groups[0]["params"]
         norms = gradient_norms(parameters, len(self.members))
         self.failures.note(norms.isfinite(), self.global_step)
-        alive = self.failures.alive
+        active = self.failures.active
         factor = torch.ones_like(norms)
         if gradient_clip_val and str(gradient_clip_algorithm or "norm").endswith("norm"):
             factor = (gradient_clip_val / (norms + 1e-6)).clamp(max=1)
         elif gradient_clip_val:
             torch.nn.utils.clip_grad_value_(parameters, gradient_clip_val)
-        if gradient_clip_val or self.device.type != "cpu" or not bool(alive.all()):
-            scale_gradients(parameters, factor, alive)
+        if gradient_clip_val or self.device.type != "cpu" or not bool(active.all()):
+            scale_gradients(parameters, factor, active)
         inner = getattr(optimizer, "optimizer", optimizer)
-        inner.alive = alive
+        inner.active = active
 
     def _task(self, name: str) -> Task:
         return next(task for task in self.tasks if task.name == name)
 
     # Evaluation
 
-    def _eval_step(self, batch: PackedBatch) -> None:
-        logits = self._logits(batch)
-        self._parts[batch.task, batch.split].append((batch.rows[0].cpu(), logits.float().cpu()))
-
     def validation_step(self, batch: PackedBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Keep the logits of one batch."""
-        self._eval_step(batch)
+        self.evaluation.add(batch, self._logits(batch))
 
     def test_step(self, batch: PackedBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Keep the logits of one batch."""
-        self._eval_step(batch)
+        self.evaluation.add(batch, self._logits(batch))
 
     def on_validation_epoch_end(self) -> None:
         """Score dev, and keep the logits of all splits for the callbacks."""
-        self._finish("dev")
+        self._score("dev")
         self._fresh = True
 
     def on_test_epoch_end(self) -> None:
         """Score test."""
-        self._finish("test")
+        self._score("test")
 
-    def _finish(self, scored: str) -> None:
-        for key, parts in self._parts.items():
-            rows = torch.cat([rows for rows, _ in parts])
-            order = rows.argsort()
-            self.rows[key] = rows[order].numpy()
-            self.outputs[key] = torch.cat([logits for _, logits in parts], dim=1)[:, order]
-        self._parts.clear()
-        finite = torch.stack(
-            [logits.isfinite().flatten(1).all(1) for logits in self.outputs.values()]
-        ).all(0)
+    def _score(self, split: str) -> None:
+        """Score every member on a split, and log the means of the active ones."""
+        finite = self.evaluation.finish()
         self.failures.note(finite.to(self.device), self.global_step, look=True)
-        self.scores = [self._member_scores(index, scored) for index in range(len(self.members))]
+        labels = [self._labels(task, split) for task in self.tasks]
+        self.scores = [undefined_scores(self.tasks)] * len(self.members)
+        active = [m for m in range(len(self.members)) if self.failures.of(m) is None]
+        for member in active:
+            self.scores[member] = self.evaluation.member_scores(self.tasks, labels, split, member)
         for task in self.tasks:
-            going = [
-                found[task.name]
-                for index, found in enumerate(self.scores)
-                if self.failures.of(index) is None
-            ]
-            for metric in going[0]:
-                mean = float(np.mean([found[metric] for found in going]))
-                self.log(f"{scored}/{task.name}/{metric}", mean, prog_bar=metric == task.metric)
-        together = [
-            self.overall(index)
-            for index in range(len(self.members))
-            if self.failures.of(index) is None
-        ]
-        if together[0] is not None:
-            self.log(f"{scored}/overall", float(np.mean(together)), prog_bar=True)  # type: ignore[arg-type]
+            of_task = [self.scores[member][task.name] for member in active]
+            for metric in of_task[0]:
+                mean = float(np.mean([scores[metric] for scores in of_task]))
+                self.log(f"{split}/{task.name}/{metric}", mean, prog_bar=metric == task.metric)
+        overall = [self.overall(member) for member in active]
+        if overall[0] is not None:
+            self.log(f"{split}/overall", float(np.mean(overall)), prog_bar=True)  # type: ignore[arg-type]
 
-    def _member_scores(self, index: int, split: str) -> dict[str, dict[str, float]]:
-        found = {}
-        for task in self.tasks:
-            labels = self.data.splits[task.name, split].split.labels
-            assert labels is not None
-            logits = self.outputs[task.name, split][index].numpy()
-            if self.failures.of(index) is None:
-                found[task.name] = scores(task, logits, labels[self.rows[task.name, split]])
-            else:
-                found[task.name] = {task.metric: math.nan}
-        return found
+    def _labels(self, task: Task, split: str) -> np.ndarray:
+        labels = self.data.splits[task.name, split].split.labels
+        assert labels is not None
+        return labels
 
-    def overall(self, index: int) -> float | None:
+    def overall(self, member: int) -> float | None:
         """The paper's overall score of a member over the three tasks, if all are there."""
-        return overall(
-            {task.name: self.scores[index][task.name][task.metric] for task in self.tasks}
-        )
+        return overall_score(self.tasks, self.scores[member])
 
     # Checkpoints
 
@@ -389,10 +353,12 @@ class Population(LightningModule):
         checkpoint["state_dict"] = {
             k: v for k, v in checkpoint["state_dict"].items() if k in trained
         }
-        checkpoint["loraens"] = {
-            "members": [member.to_dict() for member in self.members],
-            **self.settings(),
-        }
+        checkpoint["loraens"] = self._identity()
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same when training is resumed from a checkpoint."""
+        members = [member.to_json() for member in self.members]
+        return {"members": members, **self.settings().to_json()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of other settings or data.
@@ -400,15 +366,17 @@ class Population(LightningModule):
         Raises:
             InputError: It names the first difference.
         """
-        found = checkpoint.get("loraens")
-        if found is None:
+        saved = checkpoint.get("loraens")
+        if saved is None:
             raise InputError(
-                "--ckpt_path is not a checkpoint of loraens: give the last.ckpt of a run"
+                "ckpt_path is not a checkpoint of loraens: give the last.ckpt of a run",
+                option="ckpt_path",
             )
-        expected = {"members": [member.to_dict() for member in self.members], **self.settings()}
-        for name, value in expected.items():
-            if found.get(name) != value:
+        saved = {**OLDER_SETTINGS, **saved}
+        for name, value in self._identity().items():
+            if saved.get(name) != value:
                 raise InputError(
-                    f"--ckpt_path was written with {name} {found.get(name)!r}, now it is {value!r}:"
-                    " use the run's config.yaml and data, or start a new run without --ckpt_path"
+                    f"ckpt_path was written with {name} {saved.get(name)!r}, now it is {value!r}:"
+                    " use the run's config.yaml and data, or start a new run without --ckpt_path",
+                    option="ckpt_path",
                 )

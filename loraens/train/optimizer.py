@@ -34,11 +34,11 @@ class MemberAdamW(torch.optim.Optimizer):
         super().__init__(params, {"lr": 1.0})
         first: Tensor = self.param_groups[0]["params"][0]
         self.rates, self.decays = (first.new_tensor(values)[:, None] for values in (rates, decays))
-        self.alive: Tensor | None = None  # (M,) members that move; all, if None
+        self.active: Tensor | None = None  # (M,) members that move; all, if None
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of every member that is alive; the gradients of the others must be zero, and
+        """One step of every member that is active; the gradients of the others must be zero, and
         they stay where they are.
         """
         loss = None
@@ -62,8 +62,8 @@ class MemberAdamW(torch.optim.Optimizer):
             )
         state["step"] += 1
         rates = self.rates * lr
-        if self.alive is not None:
-            rates = torch.where(self.alive[:, None], rates, 0.0)
+        if self.active is not None:
+            rates = torch.where(self.active[:, None], rates, 0.0)
         first = state["exp_avg"].view(members, -1)
         second = state["exp_avg_sq"].view(members, -1)
         first.lerp_(grad, 1 - BETAS[0])
@@ -82,11 +82,11 @@ def gradient_norms(parameters: Iterable[Tensor], members: int) -> Tensor:
     return total
 
 
-def scale_gradients(parameters: Iterable[Tensor], factor: Tensor, alive: Tensor) -> None:
-    """Multiply each member's gradients by its factor `(M,)`; those of a member that is not alive
+def scale_gradients(parameters: Iterable[Tensor], factor: Tensor, active: Tensor) -> None:
+    """Multiply each member's gradients by its factor `(M,)`; those of a member that is not active
     become zero, NaN too.
     """
     for parameter in parameters:
         if parameter.grad is not None:
-            grad = parameter.grad.view(len(alive), -1)
-            grad.copy_(torch.where(alive[:, None], grad * factor[:, None], 0.0))
+            grad = parameter.grad.view(len(active), -1)
+            grad.copy_(torch.where(active[:, None], grad * factor[:, None], 0.0))

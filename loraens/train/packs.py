@@ -1,176 +1,203 @@
-"""A pack of a sweep: what it is trained with, its file, and when its training stops.
-
-Shape letters: M members.
-"""
+"""Packs of a sweep: members trained together, the result, the file, and regrouping at a halving."""
 
 from __future__ import annotations
 
-import io
-import warnings
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-
-from loraens.data.modules import TextData
-from loraens.errors import InputError
 from loraens.members import Member
-from loraens.store import write_atomically
-from loraens.train.callbacks import MemberWriter
-from loraens.train.checkpoints import progress_of
-from loraens.train.module import Population
+from loraens.members import packs as packs_of
+from loraens.train.checkpoints import PackCheckpoint, concatenate
 
-TRAINER: dict[str, Any] = {  # what a sweep does itself, for all packs
-    "logger": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-}
+PACKS = "packs"
 
 
-@dataclass
-class Options:
-    """How the members are trained together.
+Status = Literal["trained", "finished", "stopped", "failed", "population_failed", "out_of_memory"]
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Members to train together.
 
     Args:
-        pack_size: Members that share each forward and backward pass, or "auto": measured.
-        patience: Stop a member after so many epochs without a better dev score.
-        halving_factor: Successive halving: after `halving_epochs`, and that times the factor, and
-            so on, keep the best 1 / factor of the members by their last dev score.
-        halving_epochs: Epochs before the first halving.
+        members: The members; those of the checkpoint, where there is one.
+        checkpoint: The pack's file, from which its training is resumed and to which it is saved.
+        until: Epoch after which the training ends.
+        patience: Epochs without a better dev score after which a member stops.
+        epochs_done: Whole epochs behind the checkpoint.
     """
 
-    pack_size: int | Literal["auto"] = "auto"
+    members: tuple[Member, ...]
+    checkpoint: Path
+    until: int
     patience: int | None = None
-    halving_factor: float | None = None
-    halving_epochs: int = 1
-
-    def __post_init__(self) -> None:
-        minima = {"pack_size": 1, "patience": 1, "halving_epochs": 1}
-        for name, least in minima.items():
-            value = getattr(self, name)
-            if isinstance(value, int) and value < least:
-                raise InputError(
-                    f"--sweep.{name} {value} is too small: at least {least} is expected"
-                )
-        if self.halving_factor is not None and self.halving_factor <= 1:
-            raise InputError(f"--sweep.halving_factor {self.halving_factor:g} must be above 1")
-
-    def rungs(self, epochs: int) -> list[int]:
-        """Epochs after which members are compared; the last is the end."""
-        found = []
-        rung = float(self.halving_epochs)
-        while self.halving_factor is not None and round(rung) < epochs:
-            found.append(round(rung))
-            rung *= self.halving_factor
-        return [*dict.fromkeys(found), epochs]
+    epochs_done: int = 0
 
 
-@dataclass
-class Setup:
-    """What every pack is trained with.
+@dataclass(frozen=True)
+class MemberResult:
+    """What became of one member of a pack.
+
+    Args:
+        name: The member's name.
+        status: "trained": until the pack's epoch, and not done. "finished", "stopped" (no better
+            score for the patience), "failed" (its numbers became NaN or infinite) and
+            "population_failed" (those of all members): done, and so marked in its manifest.
+            "out_of_memory": to be trained in a smaller pack.
+        epochs: Whole epochs that it is trained.
+    """
+
+    name: str
+    status: Status
+    epochs: int
+
+
+@dataclass(frozen=True)
+class PackResult:
+    """What became of a pack.
+
+    Args:
+        pack: The pack as it was given.
+        members: One result a member of the pack.
+        seconds: Time that the worker took.
+        problem: Why no member could continue, if so: what failed, or what memory was asked for.
+    """
+
+    pack: Pack
+    members: tuple[MemberResult, ...]
+    seconds: float
+    problem: str | None = None
+
+    @property
+    def out_of_memory(self) -> bool:
+        """Whether the pack has to be split."""
+        return any(member.status == "out_of_memory" for member in self.members)
+
+
+Report = Callable[[Pack, int], None]  # is told a pack and the member-steps that it has just done
+
+
+@dataclass(frozen=True)
+class PackFiles:
+    """The checkpoints of packs, `packs/<rung>-<member>.ckpt`; each is named after a member that is
+    or was in it.
 
     Args:
         directory: The sweep's directory.
-        members: The grid.
-        data: The texts, set up.
-        build: Makes the population of some members.
-        trainer: Makes a trainer from callbacks and further arguments.
-        epochs: Epochs of a member that is not stopped.
-        logger: The trainer's `logger` as configured; members are logged to it one by one.
-        resume: The command that goes on after an interruption.
-        bar: Whether to show the progress bar.
     """
 
     directory: Path
-    members: Sequence[Member]
-    data: TextData
-    build: Callable[[Sequence[Member]], Population]
-    trainer: Callable[..., Trainer]
-    epochs: int
-    logger: Any = False
-    resume: str = "the same command again"
-    bar: bool = True
+
+    @property
+    def folder(self) -> Path:
+        """The directory of the checkpoints."""
+        return self.directory / PACKS
+
+    def path(self, rung: int, member: str) -> Path:
+        """The file of a pack that begins with a member in a rung."""
+        return self.folder / f"{rung}-{member}.ckpt"
+
+    def paths(self, rung: int) -> list[Path]:
+        """The files of a rung, by name."""
+        return sorted(self.folder.glob(f"{rung}-*.ckpt"))
+
+    def remove_others(self, rung: int) -> None:
+        """Remove all files but those of a rung."""
+        current = set(self.paths(rung))
+        for path in self.folder.glob("*"):
+            if path not in current:
+                path.unlink()
+
+    def clean(self, rung: int, damaged: Set[str]) -> None:
+        """Remove packs of another rung, half written ones, those with damaged members, and what was
+        written of a split that did not come to its end.
+
+        A split writes the second half first, and replaces the whole pack by its first half last: so
+        a pack whose members are all in a larger one is a second half whose first is missing.
+
+        Args:
+            rung: The current rung.
+            damaged: Names of members whose files are not whole.
+        """
+        self.remove_others(rung)
+        names = {
+            path: {member.name for member in PackCheckpoint.load(path).members}
+            for path in self.paths(rung)
+        }
+        in_packs: set[str] = set()
+        for path in sorted(names, key=lambda path: (-len(names[path]), path)):
+            if names[path] & damaged or names[path] <= in_packs:
+                path.unlink()
+            in_packs |= names[path]
+
+    def split(self, path: Path, rung: int, half: int) -> Path:
+        """Replace a pack by two, the first with `half` members; returns the second one's file.
+
+        The first half's file replaces the whole pack's, last: killed in between, `clean` removes
+        the second half, and no member is lost.
+        """
+        checkpoint = PackCheckpoint.load(path)
+        members = checkpoint.members
+        second = self.path(rung, members[half].name)
+        checkpoint.select(range(half, len(members))).save(second)
+        checkpoint.select(range(half)).save(path)
+        return second
 
 
-class Watch(Callback):
-    """Keeps a pack's checkpoint, counts its steps, and ends its training where members have to be
-    looked at.
+@dataclass(frozen=True)
+class Standing:
+    """A member at the end of a rung.
 
     Args:
-        checkpoint: The pack's file.
-        until: Epoch after which the training ends.
-        patience: Epochs without a better dev score after which a member stops.
-        advance: Is told the members of every step.
+        member: The member.
+        score: Its last dev score, higher is better.
+        number: Of its pack among the rung's checkpoints.
+        index: Of the member in that pack.
     """
 
-    def __init__(
-        self, checkpoint: Path, until: int, patience: int | None, advance: Callable[[int], Any]
-    ) -> None:
-        self.checkpoint = checkpoint
-        self.until = until
-        self.patience = patience
-        self.advance = advance
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """Move the bar."""
-        self.advance(len(pl_module.members))  # type: ignore[arg-type]
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the pack after its members' epoch was written."""
-        beside = self.checkpoint.with_suffix(".part")
-        trainer.save_checkpoint(beside, weights_only=False)
-        beside.replace(self.checkpoint)
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        writer = next(callback for callback in callbacks if isinstance(callback, MemberWriter))
-        if trainer.current_epoch + 1 == self.until or any(
-            stalled(found, self.patience) for found in writer.progress
-        ):
-            trainer.should_stop = True
+    member: Member
+    score: float
+    number: int
+    index: int
 
 
-def stalled(progress: dict[str, Any], patience: int | None) -> bool:
-    """Whether a member has had no better dev score for `patience` epochs."""
-    if patience is None or not progress["history"]:
-        return False
-    names = [entry["name"] for entry in progress["history"]]
-    return len(names) - 1 - names.index(progress["best"]) >= patience
+def ranked(checkpoints: Sequence[PackCheckpoint]) -> list[Standing]:
+    """The members of a rung that have not failed, the best first; of equals the first one first."""
+    standings = []
+    for number, checkpoint in enumerate(checkpoints):
+        members = zip(checkpoint.members, checkpoint.progress, checkpoint.failed, strict=True)
+        standings += [
+            Standing(member, progress.scores[-1], number, index)
+            for index, (member, progress, failed) in enumerate(members)
+            if not failed
+        ]
+
+    def score(standing: Standing) -> float:
+        return -math.inf if math.isnan(standing.score) else standing.score
+
+    return sorted(standings, key=score, reverse=True)
 
 
-def name_of(member: dict[str, Any]) -> str:
-    """A member's name, from its settings."""
-    return Member(**member).name
+def regrouped(
+    checkpoints: Sequence[PackCheckpoint], kept: Sequence[Standing], pack_size: int
+) -> Iterator[tuple[str, PackCheckpoint]]:
+    """Packs of the members that continue.
 
+    Args:
+        checkpoints: Of the rung's packs.
+        kept: The members that continue.
+        pack_size: Most members of a pack.
 
-def epochs_done(checkpoint: dict[str, Any]) -> int:
-    """Whole epochs behind a pack's checkpoint."""
-    return max(
-        int(progress["history"][-1]["epoch"])
-        for progress in progress_of(checkpoint)
-        if progress["history"]
-    )
-
-
-def load(path: Path) -> dict[str, Any]:
-    """Read a pack's checkpoint, without running any code in it."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    return found
-
-
-def save(path: Path, checkpoint: dict[str, Any]) -> None:
-    """Write a pack's checkpoint, all of it or nothing."""
-    buffer = io.BytesIO()
-    torch.save(checkpoint, buffer)
-    write_atomically(path, buffer.getvalue())
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on a GPU or not."""
-    return isinstance(
-        error, (MemoryError, torch.OutOfMemoryError)
-    ) or "can't allocate memory" in str(error)
+    Yields:
+        The name of each pack's first member, and the pack's checkpoint.
+    """
+    standings = {standing.member: standing for standing in kept}
+    for members in packs_of(list(standings), pack_size):
+        parts = [
+            checkpoints[standings[member].number].select([standings[member].index])
+            for member in members
+        ]
+        yield members[0].name, concatenate(parts)

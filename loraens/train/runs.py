@@ -21,8 +21,9 @@ from lightning.pytorch.loggers import WandbLogger
 from loraens.errors import InputError
 from loraens.store import CHECKPOINT
 from loraens.train.account import wandb_mode
-from loraens.train.callbacks import MemberWriter, WandbRun
+from loraens.train.callbacks import MemberWriter
 from loraens.train.module import Population
+from loraens.train.wandb_run import WandbRun
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "devices": 1,
@@ -82,7 +83,7 @@ def run_name(module: Population) -> str:
 
 
 def run_directory(root: str, given: str | None, default: str, ckpt_path: str | None) -> Path:
-    """The directory of a run: that of the checkpoint which it goes on from, else one below `root`
+    """The directory of a run: that of the checkpoint it is resumed from, else one below `root`
     that holds no run yet.
 
     Raises:
@@ -92,18 +93,21 @@ def run_directory(root: str, given: str | None, default: str, ckpt_path: str | N
     if ckpt_path:
         if not Path(ckpt_path).parent.joinpath("config.yaml").is_file():
             raise InputError(
-                f"--ckpt_path {ckpt_path} is not in its run's directory: give RUN/{CHECKPOINT},"
-                " where config.yaml is"
+                f"ckpt_path {ckpt_path} is not in its run's directory: give RUN/{CHECKPOINT},"
+                " where config.yaml is",
+                option="ckpt_path",
             )
         return Path(ckpt_path).parent
     if given is not None:
         if is_run(directory := Path(root) / given):
             resume = (
-                f", or go on with --ckpt_path {directory / CHECKPOINT}"
+                f", or resume with --ckpt_path {directory / CHECKPOINT}"
                 if (directory / CHECKPOINT).exists()
                 else ""
             )
-            raise InputError(f"--store.run {directory} holds a run: choose another name{resume}")
+            raise InputError(
+                f"run {directory} holds a run: choose another name{resume}", option="store.run"
+            )
         return directory
     names = (default if number == 1 else f"{default}-{number}" for number in count(1))
     return next(directory for name in names if not is_run(directory := Path(root) / name))
@@ -123,20 +127,23 @@ def check_checkpoint(path: str) -> None:
         InputError: It says what is wrong.
     """
     if not Path(path).is_file():
-        raise InputError(f"--ckpt_path {path} does not exist: give the {CHECKPOINT} of a run")
+        raise InputError(
+            f"ckpt_path {path} does not exist: give the {CHECKPOINT} of a run", option="ckpt_path"
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError):
-        found = None
+        checkpoint = None
     if (
-        not isinstance(found, dict)
-        or not {"loraens", "state_dict", "pytorch-lightning_version"} <= found.keys()
+        not isinstance(checkpoint, dict)
+        or not {"loraens", "state_dict", "pytorch-lightning_version"} <= checkpoint.keys()
     ):
         raise InputError(
-            f"--ckpt_path {path} is not a whole checkpoint of loraens: give the {CHECKPOINT} of"
-            " a run"
+            f"ckpt_path {path} is not a whole checkpoint of loraens: give the {CHECKPOINT} of"
+            " a run",
+            option="ckpt_path",
         )
 
 

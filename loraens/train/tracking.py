@@ -2,69 +2,74 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
 from loraens.errors import InputError
+from loraens.records import Manifest
 from loraens.train.account import run_id
-from loraens.train.callbacks import wandb_summary
 from loraens.train.runs import default_logger
+from loraens.train.wandb_run import wandb_summary
 
-KNOWN: dict[str, type[Logger]] = {
+LOGGERS: dict[str, type[Logger]] = {
     kind.__name__: kind for kind in (CSVLogger, TensorBoardLogger, WandbLogger)
 }
 
 
-def check_logger(given: Any) -> None:
-    """Refuse what cannot log members one by one.
+def check_logger(configured: Any) -> None:
+    """Refuse a logger that cannot log members one by one.
+
+    Args:
+        configured: The trainer's `logger` as configured.
 
     Raises:
-        InputError: It names what can.
+        InputError: It names the loggers that can.
     """
-    if isinstance(given, list) or not (given in (None, True, False) or _kind(given) in KNOWN):
+    if configured in (None, True, False):
+        return
+    if isinstance(configured, list) or _class_name(configured) not in LOGGERS:
         raise InputError(
-            f"--trainer.logger: a sweep logs to one of {', '.join(KNOWN)}, or with false to none"
+            f"logger: a sweep logs to one of {', '.join(LOGGERS)}, or with false to none",
+            option="trainer.logger",
         )
 
 
-def _kind(given: Any) -> str:
-    return str(given["class_path"]).rpartition(".")[2]
+def _class_name(configured: Any) -> str:
+    path = configured if isinstance(configured, str) else configured.get("class_path", "")
+    return str(path).rpartition(".")[2]
 
 
-def log_member(given: Any, directory: Path, manifest: dict[str, Any]) -> None:
+def log_member(configured: Any, directory: Path, manifest: Manifest) -> None:
     """Log a member's settings, its training curve and its best scores.
 
     W&B gets one run a member, of job type `member` and in the sweep's group, under an id that a
     repetition meets again.
 
     Args:
-        given: The trainer's `logger` as configured: None or True for W&B, False for none, or a
-            class path with arguments.
+        configured: The trainer's `logger` as configured: None or True for W&B, False for none, or
+            a class path with arguments.
         directory: The sweep's directory.
         manifest: The member's manifest.
     """
-    if given is False:
+    if configured is False:
         return
-    logger = _logger(given, directory, manifest["name"])
-    settings = {
-        name: value for name, value in manifest["settings"].items() if name not in ("data", "tasks")
-    }
-    tasks = [task["name"] for task in manifest["settings"]["tasks"]]
+    logger = _logger(configured, directory, manifest.name)
+    settings = manifest.settings.to_json()
+    for name in ("data", "tasks"):
+        del settings[name]
+    tasks = "-".join(task.name for task in manifest.settings.tasks)
     logger.log_hyperparams(
-        {**manifest["member"], **settings, "task": "-".join(tasks), "sweep": directory.name}
+        {**manifest.member.to_json(), **settings, "task": tasks, "sweep": directory.name}
     )
-    for entry in manifest["history"]:
-        scores = {
-            f"dev/{task}/{name}": value
-            for task, found in entry["dev"].items()
-            for name, value in found.items()
-        }
-        known = {name: value for name, value in scores.items() if value is not None}
-        logger.log_metrics(
-            {"epoch": entry["epoch"], "train/loss": entry["train_loss"], **known}, entry["step"]
-        )
+    for entry in manifest.history:
+        metrics = {"epoch": entry.epoch, "train/loss": entry.train_loss}
+        for task, scores in entry.dev.items():
+            defined = {name: value for name, value in scores.items() if not math.isnan(value)}
+            metrics |= {f"dev/{task}/{name}": value for name, value in defined.items()}
+        logger.log_metrics(metrics, entry.step)
     logger.save()
     if isinstance(logger, WandbLogger):
         logger.experiment.summary.update(wandb_summary(manifest))
@@ -73,17 +78,23 @@ def log_member(given: Any, directory: Path, manifest: dict[str, Any]) -> None:
         logger.finalize("success")
 
 
-def _logger(given: Any, directory: Path, name: str) -> Logger:
-    arguments = {} if given in (None, True) else dict(given.get("init_args") or {})
-    if given not in (None, True) and (kind := KNOWN[_kind(given)]) is not WandbLogger:
+def _logger(configured: Any, directory: Path, name: str) -> Logger:
+    """The logger of one member."""
+    arguments: dict[str, Any] = {}
+    kind: type[Logger] = WandbLogger
+    if configured not in (None, True):
+        kind = LOGGERS[_class_name(configured)]
+        if not isinstance(configured, str):
+            arguments = dict(configured.get("init_args") or {})
+    if kind is not WandbLogger:
         return kind(**{**arguments, "name": "", "version": name})
-    ours = {
+    fixed = {
         "name": name,
         "version": run_id(directory, name),
         "group": directory.name,
         "job_type": "member",
     }
     if not arguments:
-        return default_logger(directory, **ours)
-    directory.mkdir(parents=True, exist_ok=True)
-    return WandbLogger(**{**arguments, "save_dir": directory, **ours})
+        return default_logger(directory, **fixed)
+    directory.mkdir(parents=True, exist_ok=True)  # where it is not there, W&B writes elsewhere
+    return WandbLogger(**{**arguments, "save_dir": directory, **fixed})

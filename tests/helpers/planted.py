@@ -1,13 +1,17 @@
-"""Runs whose members were not trained: logits, labels and scores are made up."""
+"""Runs whose members were not trained: logits and labels are made up."""
 
 import numpy as np
 
+from helpers.records import make_manifest, make_settings
+from loraens.members import Member
 from loraens.store import Logits, MemberStore, logits_to_bytes
 from loraens.tasks import QUORA
 
 
 def plant(directory, task, members=6, examples=(120, 60), seed=0, test_labels=True, **changes):
-    """A run of members that see the truth through noise of their own."""
+    """A run of members that see the truth through noise of their own; `changes` are fields of their
+    settings.
+    """
     rng = np.random.default_rng(seed)
     splits = {}
     for split, size in zip(("dev", "test"), examples, strict=True):
@@ -16,8 +20,12 @@ def plant(directory, task, members=6, examples=(120, 60), seed=0, test_labels=Tr
             rng.integers(0, classes, size).astype(float) if classes else rng.uniform(0, 5, size)
         )
         splits[split] = labels, np.array([f"{split}-{row}" for row in range(size)])
+    data = {f"{task.name}-{split}": f"{split} of {seed}" for split in ("train", "dev", "test")}
+    data |= changes.pop("data", {})
+    settings = make_settings(**{"tasks": (task,), **changes, "data": data})
     for index in range(members):
         files = {}
+        scores = {}
         for split, (labels, ids) in splits.items():
             noise = rng.normal(0, 1 + index / 5, (len(labels), task.num_outputs))
             truth = (
@@ -28,24 +36,12 @@ def plant(directory, task, members=6, examples=(120, 60), seed=0, test_labels=Tr
             logits = (truth * (2 if task is QUORA else 1) - (task is QUORA) + noise).astype(
                 np.float32
             )
+            scores[split] = task.scores(logits, labels)
             given = labels if split == "dev" or test_labels else None
             files[f"{task.name}-{split}.npz"] = logits_to_bytes(Logits(logits, ids, given))
-        settings = {
-            "tasks": [task.to_dict()],
-            "backbone": "minilm",
-            "backbone_fingerprint": "b",
-            "data": {
-                f"{task.name}-{split}": f"{split} of {seed}" for split in ("train", "dev", "test")
-            },
-        }
-        settings["data"].update(changes.get("data", {}))
-        settings.update({name: value for name, value in changes.items() if name != "data"})
-        manifest = {
-            "status": "finished",
-            "member": {"rank": index + 1, "scale": 1.0},
-            "settings": settings,
-            "epochs": {"best": "epoch-001", "last": "epoch-001"},
-            "dev": {},
-        }
-        MemberStore(directory / f"r{index + 1}").write({"epoch-001": files}, manifest)
+        dev = {epoch: {task.name: scores["dev"]} for epoch in ("best", "last")}
+        name = f"r{index + 1}"
+        member = Member(index + 1, 1.0)
+        manifest = make_manifest(name=name, member=member, settings=settings, dev=dev)
+        MemberStore(directory / name).write({"epoch-001": files}, manifest)
     return directory

@@ -1,0 +1,5 @@
+"""`python -m loraens`: the command line."""
+
+from loraens.cli import main
+
+main()

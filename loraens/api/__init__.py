@@ -1,0 +1,1 @@
+"""The Python interface: sweeps, proofs and estimators, which the commands are thin layers over."""

@@ -1,0 +1,250 @@
+"""Choose and combine members of runs, and prove the worth of each ensemble."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from loraens.ensemble.combine import MERGED
+from loraens.ensemble.cross_validation import FOLDS, Candidate
+from loraens.ensemble.diversity import SIMILARITIES
+from loraens.ensemble.methods import METHODS, REPEATS, names
+from loraens.ensemble.options import Options
+from loraens.ensemble.prove import Proof
+from loraens.ensemble.prove import prove as prove_pool
+from loraens.ensemble.read import PoolMembers, read_runs
+from loraens.ensemble.record import EnsembleRecord, make_record
+from loraens.errors import InputError
+from loraens.records import Epoch
+from loraens.report import ensembles as tables
+from loraens.tasks import Task
+
+if TYPE_CHECKING:
+    import pandas
+
+    from loraens.inference.soup import Soup
+
+Progress = Callable[[str, int], Callable[[], Any]]
+
+
+class HasDirectory(Protocol):
+    """What was trained into a directory, such as a `Sweep`."""
+
+    @property
+    def directory(self) -> Path:
+        """The run's directory."""
+
+
+Runs = str | Path | HasDirectory
+
+
+@dataclass(frozen=True)
+class ProvedEnsemble:
+    """One ensemble with its scores.
+
+    Args:
+        proof: Its scores, and the members' weights.
+        members: The pool that it was chosen from.
+        soup: What merges the members, for soups.
+    """
+
+    proof: Proof
+    members: PoolMembers
+    soup: Soup | None = None
+
+    @property
+    def name(self) -> str:
+        """Its directory's name by default: task, method and rule."""
+        candidate = self.proof.candidate
+        return f"{self.members.dev.task.name}-{candidate.method}-{candidate.rule}"
+
+    def record(self, directory: str | Path) -> EnsembleRecord:
+        """The record as it would be saved in a directory."""
+        return make_record(self.members, self.proof, Path(directory))
+
+    def save(self, directory: str | Path) -> Path:
+        """Save the ensemble, for `Ensemble.load` and the commands; returns the directory.
+
+        The members stay where they are: the record names them by relative paths.
+        """
+        directory = Path(directory)
+        record = self.record(directory)
+        if self.soup is not None:
+            self.soup.write(directory, self.proof.weights, self.proof.dev)
+        record.write(directory)
+        return directory
+
+
+class Proofs(Mapping[str, ProvedEnsemble]):
+    """Ensembles of one task with their scores, by method, or by method and rule.
+
+    `proofs["dicor"]` is the ensemble of that method with the paper's rule, `proofs["dicor-probs"]`
+    that with another one. A `Proofs` prints as a table.
+    """
+
+    def __init__(self, task: Task, ensembles: Sequence[ProvedEnsemble]) -> None:
+        self.task = task
+        self.ensembles = tuple(ensembles)
+        self._by_name: dict[str, ProvedEnsemble] = {}
+        for ensemble in ensembles:
+            candidate = ensemble.proof.candidate
+            self._by_name[f"{candidate.method}-{candidate.rule}"] = ensemble
+        for ensemble in ensembles:
+            self._by_name.setdefault(ensemble.proof.candidate.method, ensemble)
+
+    def __getitem__(self, name: str) -> ProvedEnsemble:
+        return self._by_name[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Names with rules, each ensemble once."""
+        return iter(
+            [f"{e.proof.candidate.method}-{e.proof.candidate.rule}" for e in self.ensembles]
+        )
+
+    def __len__(self) -> int:
+        return len(self.ensembles)
+
+    def records(self, directory: str | Path = ".") -> list[EnsembleRecord]:
+        """The records of all ensembles, as if each were saved in a directory."""
+        return [ensemble.record(directory) for ensemble in self.ensembles]
+
+    def to_frame(self) -> pandas.DataFrame:
+        """One row an ensemble."""
+        import pandas
+
+        return pandas.DataFrame([tables.row(record) for record in self.records()])
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        text = io.StringIO()
+        Console(file=text, width=120).print(tables.score_table(self.records()))
+        return text.getvalue()
+
+    __repr__ = __str__
+
+
+def candidates(
+    task: Task,
+    methods: Sequence[str] = ("all",),
+    rules: Sequence[str] | None = None,
+    options: Options | None = None,
+) -> list[Candidate]:
+    """Every method with every rule that applies; `best` and `omni` are always there, to compare
+    with.
+
+    Args:
+        task: The task.
+        methods: Names of `METHODS`, "all" for all that merge no members, or "soup" for all that do.
+        rules: Combination rules; all that apply to the task by default.
+        options: Options of the methods.
+
+    Raises:
+        InputError: A method, rule or option is unknown, or does not apply to the task.
+    """
+    options = options or Options()
+    if options.measure is not None and options.measure not in SIMILARITIES:
+        measures = ", ".join(SIMILARITIES)
+        raise InputError(f"measure {options.measure} is unknown: give one of {measures}", "measure")
+    groups = {"all": names(merges=False), "soup": names(merges=True)}
+    chosen: list[str] = []
+    for given in methods:
+        chosen += groups.get(given, [given])
+    for name in chosen:
+        if name not in METHODS:
+            raise InputError(
+                f"method {name} is unknown: give all, or some of {', '.join(METHODS)}", "method"
+            )
+    apply = task.label_kind.rules
+    for rule in rules or ():
+        if rule not in apply:
+            raise InputError(
+                f"rule {rule} does not apply to task {task.name}: give one of {', '.join(apply)}",
+                "rule",
+            )
+    wanted = []
+    for name in dict.fromkeys(chosen):
+        of_method = [MERGED] if METHODS[name].merges else rules or apply
+        wanted += [Candidate(name, rule, options) for rule in of_method]
+    wanted.sort(key=lambda candidate: METHODS[candidate.method].merges)
+    needed = [Candidate(name, apply[0], options) for name in ("best", "omni")]
+    return [*(candidate for candidate in needed if candidate not in wanted), *wanted]
+
+
+def prove_members(
+    members: PoolMembers, chosen: Sequence[Candidate], progress: Progress | None = None
+) -> Proofs:
+    """Prove candidates on one pool.
+
+    Args:
+        members: The pool.
+        chosen: The candidates.
+        progress: Given what is counted and its total (0 if unknown), returns what advances it.
+
+    Raises:
+        InputError: Dev has no labels, or the members cannot be merged.
+    """
+    task = members.dev.task
+    if math.isnan(members.dev.labels[0]):
+        raise InputError(f"task {task.name} has no labels on dev: ensembles cannot be chosen")
+    if len(members.dev.labels) < FOLDS:
+        raise InputError(
+            f"task {task.name} has {len(members.dev.labels)} examples on dev: at least {FOLDS} are"
+            " expected, one a fold"
+        )
+    start = progress or (lambda description, total: lambda: None)
+    soup = None
+    if any(METHODS[candidate.method].merges for candidate in chosen):
+        from loraens.inference.soup import Soup
+
+        soup = Soup(members, start(f"{task.name}: merged models", 0))
+        members = soup.pools()
+    proofs = prove_pool(members.dev, chosen, start(f"{task.name}: folds", FOLDS * REPEATS))
+    return Proofs(
+        task,
+        [
+            ProvedEnsemble(proof, members, soup if proof.candidate.rule == MERGED else None)
+            for proof in proofs
+        ],
+    )
+
+
+def prove(
+    runs: Runs | Sequence[Runs],
+    methods: Sequence[str] = ("best", "omni", "dicor"),
+    rules: Sequence[str] | None = None,
+    task: str | None = None,
+    epoch: Epoch = "best",
+    options: Options | None = None,
+) -> Proofs:
+    """Choose ensembles from the members of runs, and prove what each is worth by repeated
+    cross-validation of the whole choice.
+
+    Args:
+        runs: A `Sweep` that was fitted, a directory of runs or members, or several of these.
+        methods: Names of `loraens.METHODS`, "all", or "soup".
+        rules: Combination rules; the paper's by default.
+        task: The task, where the members were trained on several.
+        epoch: Epoch of each member.
+        options: Options of the methods.
+
+    Returns:
+        The ensembles with their scores; `best` and `omni` are always among them.
+
+    Raises:
+        InputError: There are no members, they differ in what must be the same, or an argument is
+            unknown.
+    """
+    several = [runs] if isinstance(runs, (str, Path)) or hasattr(runs, "directory") else runs
+    paths = [Path(getattr(run, "directory", run)) for run in several]  # type: ignore[arg-type]
+    pools = read_runs(paths, None if task is None else [task], epoch)
+    if len(pools) > 1:
+        raise InputError(f"task is missing: give one of {', '.join(pools)}", option="task")
+    (members,) = pools.values()
+    of_task = members.dev.task
+    paper = rules or [of_task.label_kind.rules[0]]
+    return prove_members(members, candidates(of_task, methods, paper, options))

@@ -1,0 +1,57 @@
+"""Ensemble methods by name: which members an ensemble has, and with which weights.
+
+A further method is a function from a pool, options and a random generator to weights `(M,)`,
+registered under a name: `METHODS.register("first", Method(first))`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from loraens.ensemble import select, weighting
+from loraens.ensemble.options import Select
+from loraens.registry import Registry
+
+REPEATS = 5
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method.
+
+    Args:
+        select: From a pool, options and a random generator to weights `(M,)`. It must read the
+            pool it is given and nothing else, so that a fold of a cross-validation is a pool of
+            its own.
+        merges: Whether the members are merged into one model (a soup): this needs the backbone
+            and the texts.
+        repeats: Repetitions of its cross-validation.
+    """
+
+    select: Select
+    merges: bool = False
+    repeats: int = REPEATS
+
+
+METHODS: Registry[Method] = Registry("methods")
+for _name, _select in (
+    ("best", select.best),
+    ("omni", select.omni),
+    ("dicor", select.dicor),
+    ("topk", select.topk),
+    ("random", select.random),
+    ("greedy", select.greedy),
+    ("weighted", weighting.weighted),
+    ("stacking", weighting.stacking),
+    ("bma", weighting.bma),
+    ("pseudo_bma", weighting.pseudo_bma),
+):
+    METHODS.register(_name, Method(_select))
+METHODS.register("soup", Method(select.omni, merges=True))
+# once: a greedy soup runs the backbone for every choice
+METHODS.register("greedy_soup", Method(select.greedy_soup, merges=True, repeats=1))
+
+
+def names(merges: bool) -> list[str]:
+    """Names of the methods that merge members, or of those that do not."""
+    return [name for name, method in METHODS.items() if method.merges == merges]

@@ -1,0 +1,53 @@
+"""What every ensemble method is given, and what it returns.
+
+Shape letters: M members.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from loraens.ensemble.pool import Pool
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of the methods.
+
+    Args:
+        size: Members that `dicor`, `topk` and `random` choose; None for the best of `SIZES` by
+            cross-validation on the pool.
+        pool: Members that `dicor` considers: a number from 1 on, a share below 1, or None for half
+            of them, at least 11.
+        within: Instead of `pool`: those whose score is at most this much below the best one's.
+        measure: Similarity of two members, for `dicor`: a key of `diversity.SIMILARITIES`; None
+            for the paper's.
+        bags: Bags of `greedy`, of half the members each; a single one has all.
+        steps: Members that one bag of `greedy` adds at most.
+        start: Best members that each bag of `greedy` starts with.
+        draws: Draws of the Bayesian bootstrap of `pseudo_bma`.
+        tried: Best members that `greedy_soup` tries to merge.
+    """
+
+    size: int | None = None
+    pool: float | None = None
+    within: float | None = None
+    measure: str | None = None
+    bags: int = 8
+    steps: int = 16
+    start: int = 2
+    draws: int = 1000
+    tried: int = 11
+
+
+Select = Callable[[Pool, Options, np.random.Generator], np.ndarray]
+
+
+def equal_weights(pool: Pool, members: np.ndarray | list[int]) -> np.ndarray:
+    """Weights `(M,)`: equal for some members, zero for the others."""
+    weights = np.zeros(len(pool))
+    weights[members] = 1 / len(members)
+    return weights

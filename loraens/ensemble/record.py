@@ -1,0 +1,221 @@
+"""The record of an ensemble: all that is needed to use it, and what it is worth."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from loraens.ensemble.combine import combine
+from loraens.ensemble.diversity import summary
+from loraens.ensemble.options import Options
+from loraens.ensemble.prove import Proof
+from loraens.ensemble.read import PoolMembers
+from loraens.ensemble.significance import Interval
+from loraens.errors import InputError
+from loraens.records import Checksum, Count, Epoch, Inside, Manifest, Record, Score
+from loraens.store import ENSEMBLE, MANIFEST, MemberStore, checksum, write_atomically
+from loraens.tasks import Task
+
+FORMAT = 2
+Rule = Literal["vote", "logits", "probs", "merged"]
+
+
+@dataclass(frozen=True)
+class EnsembleMember(Record):
+    """One member of an ensemble.
+
+    Args:
+        name: Its name in the pool.
+        directory: Its directory, relative to the ensemble's.
+        epoch: Directory of its epoch.
+        rank: Its LoRA rank; breaks ties of a vote.
+        standing: Its standing by dev score, 0 the best; breaks ties of equal ranks.
+        weight: Its weight, positive.
+        manifest_sha256: SHA-256 of its manifest.
+    """
+
+    name: str
+    directory: str
+    epoch: Inside
+    rank: Count
+    standing: Count
+    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    manifest_sha256: Checksum
+
+
+@dataclass(frozen=True)
+class EnsembleRecord(Record):
+    """An ensemble; the scores are those of `prove.Proof`.
+
+    Args:
+        task: The task.
+        method: The method that chose it.
+        rule: The rule that combines it.
+        options: Options of the method.
+        epoch: Epoch of each member.
+        pool_size: Members to choose from.
+        members: The chosen ones.
+        dev: Every metric on dev, on which it was chosen.
+        held_out: Every metric, cross-validated.
+        interval: The task's metric, cross-validated.
+        to_best: Difference of that to the best member.
+        to_omni: Difference to all members.
+        p_best: p of McNemar's test against the best member; NaN for numbers.
+        temperature: Divides log probabilities; None for numbers and votes.
+        calibrated: NLL, Brier score and calibration error at the folds' temperatures.
+        test: The task's metric on test; None without labels.
+        diversity: Measures of `diversity.summary`.
+        backbone: Name of the backbone.
+        backbone_fingerprint: SHA-256 of its weights.
+        data: Fingerprint of each split of the task.
+    """
+
+    task: Task
+    method: str
+    rule: Rule
+    options: Options
+    epoch: Epoch
+    pool_size: Count
+    members: Annotated[tuple[EnsembleMember, ...], Field(min_length=1)]
+    dev: dict[str, Score]
+    held_out: dict[str, Score]
+    interval: Interval
+    to_best: Interval
+    to_omni: Interval
+    p_best: Score
+    temperature: Annotated[float, Field(gt=0)] | None
+    calibrated: dict[str, Score]
+    test: float | None
+    diversity: dict[str, Score]
+    backbone: str
+    backbone_fingerprint: str
+    data: dict[str, str]
+
+    @property
+    def size(self) -> int:
+        """Members that run at prediction: one where they are merged."""
+        return 1 if self.rule == "merged" else len(self.members)
+
+    @property
+    def score(self) -> float:
+        """The task's metric on dev."""
+        return self.dev[self.task.metric]
+
+    @classmethod
+    def read(cls, directory: Path) -> EnsembleRecord:
+        """The record in an ensemble's directory.
+
+        Raises:
+            InputError: It is not readable or of another format.
+        """
+        path = Path(directory) / ENSEMBLE
+        fix = "make it again with `loraens ensemble`"
+        try:
+            fields = json.loads(path.read_bytes())
+        except ValueError as error:
+            raise InputError(f"{path} is not JSON ({error}): {fix}") from None
+        if not isinstance(fields, dict) or fields.get("format") not in (1, FORMAT):
+            raise InputError(f"{path} is not an ensemble that this version of loraens reads: {fix}")
+        return cls.from_json(_of_format_1(fields) if fields["format"] == 1 else fields, path, fix)
+
+    def write(self, directory: Path) -> None:
+        """Write the record into an ensemble's directory."""
+        write_atomically(Path(directory) / ENSEMBLE, self.dumps(format=FORMAT))
+
+    def member_store(self, directory: Path, member: EnsembleMember) -> tuple[Path, Manifest]:
+        """Directory and manifest of a member, its files verified.
+
+        Args:
+            directory: The ensemble's.
+            member: The member.
+
+        Raises:
+            InputError: It is missing, or has changed since the ensemble was made.
+        """
+        path = (Path(directory) / member.directory).resolve()
+        if not (path / MANIFEST).is_file():
+            raise InputError(
+                f"{path} is missing: ensemble {directory} needs it, restore it or make the ensemble"
+                " again"
+            )
+        if checksum(path / MANIFEST) != member.manifest_sha256:
+            raise InputError(
+                f"{path / MANIFEST} has changed since ensemble {directory} was made: make the"
+                " ensemble again"
+            )
+        return path, MemberStore(path).manifest()
+
+
+def _of_format_1(fields: dict[str, Any]) -> dict[str, Any]:
+    """Fields of an ensemble of format 1, which had other names for two of them."""
+    renamed = {**fields, "epoch": fields.get("which")}
+    members = fields.get("members")
+    if isinstance(members, list):
+        renamed["members"] = [
+            {**member, "standing": member.get("place")} if isinstance(member, dict) else member
+            for member in members
+        ]
+    return renamed
+
+
+def make_record(members: PoolMembers, proof: Proof, directory: Path) -> EnsembleRecord:
+    """The record of a proved candidate.
+
+    Args:
+        members: The pool.
+        proof: Its scores.
+        directory: Where the ensemble will be kept.
+    """
+    pool = members.dev
+    chosen = [index for index, weight in enumerate(proof.weights) if weight > 0]
+    settings = members.manifests[0].settings
+    prefix = f"{pool.task.name}-"
+    return EnsembleRecord(
+        task=pool.task,
+        method=proof.candidate.method,
+        rule=proof.candidate.rule,  # type: ignore[arg-type]
+        options=proof.candidate.options,
+        epoch=members.epoch,
+        pool_size=len(pool),
+        members=tuple(_member(members, proof, index, directory) for index in chosen),
+        dev=dict(proof.dev),
+        held_out=dict(proof.held_out),
+        interval=proof.interval,
+        to_best=proof.to_best,
+        to_omni=proof.to_omni,
+        p_best=proof.p_best,
+        temperature=proof.temperature,
+        calibrated=dict(proof.calibrated),
+        test=_test_score(members, proof),
+        diversity=dict(summary(pool.of(chosen))),
+        backbone=settings.backbone,
+        backbone_fingerprint=settings.backbone_fingerprint,
+        data={split: value for split, value in settings.data.items() if split.startswith(prefix)},
+    )
+
+
+def _member(members: PoolMembers, proof: Proof, index: int, directory: Path) -> EnsembleMember:
+    path = members.directories[index]
+    return EnsembleMember(
+        name=members.dev.names[index],
+        directory=os.path.relpath(path, directory),
+        epoch=members.manifests[index].epochs[members.epoch],
+        rank=int(members.dev.ranks[index]),
+        standing=int(members.dev.standings[index]),
+        weight=float(proof.weights[index]),
+        manifest_sha256=checksum(path / MANIFEST),
+    )
+
+
+def _test_score(members: PoolMembers, proof: Proof) -> float | None:
+    """The task's metric on test, where labels are there."""
+    test = members.labelled_test
+    if test is None:
+        return None
+    outcome = combine(test, proof.weights, proof.candidate.rule, members.dev.standings)
+    return test.task.main_metric(outcome, test.labels)

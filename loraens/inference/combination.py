@@ -1,0 +1,73 @@
+"""How the members of a loaded ensemble are combined.
+
+Shape letters: M members.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from loraens.ensemble.calibration import scaled
+from loraens.ensemble.combine import combine
+from loraens.ensemble.pool import Pool
+from loraens.ensemble.record import EnsembleRecord
+from loraens.labels.classes import vote_shares
+from loraens.metrics import Outcome
+from loraens.tasks import Task
+
+
+@dataclass
+class Combination:
+    """How the members of an ensemble are combined.
+
+    Args:
+        rule: "vote", "logits" or "probs".
+        weights: `(M,)`.
+        ranks: `(M,)` LoRA ranks, which break ties of a vote.
+        standings: `(M,)` standings by dev score, which break ties of equal ranks.
+        temperature: Divides log probabilities; None for numbers and votes.
+    """
+
+    rule: str
+    weights: np.ndarray
+    ranks: np.ndarray
+    standings: np.ndarray
+    temperature: float | None
+
+    @classmethod
+    def of_one(cls, task: Task) -> Combination:
+        """The combination of a single member."""
+        temperature = 1.0 if task.label_kind.categorical else None
+        return cls(
+            rule="logits",
+            weights=np.ones(1),
+            ranks=np.ones(1),
+            standings=np.zeros(1),
+            temperature=temperature,
+        )
+
+    @classmethod
+    def of_record(cls, record: EnsembleRecord) -> Combination:
+        """The combination of a stored ensemble."""
+        return cls(
+            rule=record.rule,
+            weights=np.array([member.weight for member in record.members]),
+            ranks=np.array([member.rank for member in record.members]),
+            standings=np.array([member.standing for member in record.members]),
+            temperature=record.temperature,
+        )
+
+    def outcome(self, pool: Pool) -> Outcome:
+        """Predictions, and for classes probabilities: at the ensemble's temperature, or shares of
+        the votes.
+        """
+        outcome = combine(pool, self.weights, self.rule, self.standings)
+        if self.temperature is not None:
+            return scaled(outcome, self.temperature)
+        if not pool.kind.categorical:
+            return outcome
+        classes = len(pool.task.class_names)
+        shares = vote_shares(pool.predictions, self.weights, classes)
+        return Outcome(outcome.predictions, shares)

@@ -1,0 +1,172 @@
+"""What every label kind tells the rest of loraens.
+
+Shape letters: M members, B examples of a member in a batch, N examples, C outputs of the head, K
+classes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from loraens.metrics import Metric, Outcome
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from loraens.tasks import Task
+
+WeightLoss = Callable[[np.ndarray], tuple[float, np.ndarray]]
+
+
+class LabelKind(ABC):
+    """One kind of label: its loss, its link from logits to predictions, its metrics, its files.
+
+    Attributes:
+        losses: Names of the training losses, the default first.
+        metrics: Its metrics, the default first.
+        rules: Rules by which members can be combined, the paper's first.
+        similarity: The paper's measure of how similar two members are: a key of
+            `ensemble.diversity.SIMILARITIES`.
+        similarities: Measures that the summary of an ensemble's diversity has.
+        categorical: Whether a label is one class of several, named by `Task.class_names`: then
+            members can vote, folds are stratified, and errors are 0 or 1.
+        uncertainties: Names of the columns that `uncertainty` adds to predictions of an ensemble.
+    """
+
+    losses: ClassVar[tuple[str, ...]]
+    metrics: ClassVar[tuple[Metric, ...]]
+    rules: ClassVar[tuple[str, ...]]
+    similarity: ClassVar[str]
+    similarities: ClassVar[tuple[str, ...]]
+    categorical: ClassVar[bool]
+    uncertainties: ClassVar[tuple[str, ...]]
+
+    def metric(self, name: str) -> Metric:
+        """The metric of a name.
+
+        Raises:
+            ValueError: The kind has none of that name; the message lists its metrics.
+        """
+        for metric in self.metrics:
+            if metric.name == name:
+                return metric
+        raise ValueError(f"metric {name!r} is none of {', '.join(m.name for m in self.metrics)}")
+
+    # A task, its labels in files, and its head
+
+    @abstractmethod
+    def check(self, task: Task) -> None:
+        """Refuse a task whose fields do not fit the kind.
+
+        Raises:
+            ValueError: It says what does not fit.
+        """
+
+    @abstractmethod
+    def parse(self, task: Task, text: str) -> float:
+        """The label, as a number, of its text in a file.
+
+        Raises:
+            ValueError: It is no label of the task; the message says what is expected.
+        """
+
+    @abstractmethod
+    def format(self, task: Task, value: float) -> str | float:
+        """A prediction or label as it stands in a table or file."""
+
+    @abstractmethod
+    def num_outputs(self, task: Task) -> int:
+        """Width C of the head."""
+
+    def initial_bias(self, task: Task) -> float:
+        """The head's biases at the start."""
+        return 0.0
+
+    # Training
+
+    @abstractmethod
+    def member_losses(self, task: Task, logits: Tensor, labels: Tensor) -> Tensor:
+        """Mean loss of each member, `(M,)`, of logits `(M, B, C)` and labels `(M, B)`."""
+
+    # From logits to predictions
+
+    @abstractmethod
+    def probabilities(self, task: Task, logits: np.ndarray) -> np.ndarray | None:
+        """Class probabilities `(N, K)` of logits `(N, C)`; None where there are no classes."""
+
+    @abstractmethod
+    def predictions(self, task: Task, logits: np.ndarray) -> np.ndarray:
+        """Class numbers or values `(N,)` of logits `(N, C)`."""
+
+    def outcome(self, task: Task, logits: np.ndarray) -> Outcome:
+        """Predictions, and probabilities where there are classes, of logits `(N, C)`."""
+        return Outcome(self.predictions(task, logits), self.probabilities(task, logits))
+
+    def averaged(self, predictions: np.ndarray, probabilities: np.ndarray | None) -> np.ndarray:
+        """What members contribute to a mean, `(M, N, K)`: probabilities, or else predictions."""
+        return predictions[..., None] if probabilities is None else probabilities
+
+    @abstractmethod
+    def outcome_of_mean(self, mean: np.ndarray) -> Outcome:
+        """The outcome of a mean `(N, K)` of what `averaged` gives."""
+
+    # Ensembles
+
+    @abstractmethod
+    def errors(self, predictions: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """Errors `(M, N)` of predictions `(M, N)`: 0 or 1 for classes, differences for numbers."""
+
+    @abstractmethod
+    def log_likelihood(
+        self, predictions: np.ndarray, probabilities: np.ndarray | None, labels: np.ndarray
+    ) -> np.ndarray:
+        """Log density of each label `(M, N)` under each member."""
+
+    @abstractmethod
+    def weight_loss(self, task: Task, logits: np.ndarray, labels: np.ndarray) -> WeightLoss:
+        """The loss, and its gradient `(M,)`, of the weighted mean logit as a function of the
+        weights `(M,)`, which are on the simplex; `logits` is `(M, N, C)`. It must be convex.
+        """
+
+    def stacking_weights(self, predictions: np.ndarray, labels: np.ndarray) -> np.ndarray | None:
+        """Weights `(M,)` of a linear stacking of predictions `(M, N)`; None where predictive
+        distributions are stacked instead.
+        """
+        return None
+
+    @abstractmethod
+    def uncertainty(
+        self,
+        predictions: np.ndarray,
+        probabilities: np.ndarray | None,
+        weights: np.ndarray,
+        outcome: Outcome,
+    ) -> dict[str, np.ndarray]:
+        """What only several members can tell of each example, `(N,)` each, by `uncertainties`.
+
+        Args:
+            predictions: `(M, N)` of the members.
+            probabilities: `(M, N, K)` of the members, or None.
+            weights: `(M,)`.
+            outcome: The ensemble's.
+        """
+
+    # Pages
+
+    @abstractmethod
+    def describe(self, task: Task, predictions: np.ndarray) -> list[str]:
+        """The predictions `(M, N)` of all members for each example, in words."""
+
+    @abstractmethod
+    def disagreement(self, task: Task, predictions: np.ndarray) -> tuple[str, np.ndarray]:
+        """Name and values `(N,)` of how much members with predictions `(M, N)` disagree."""
+
+    @abstractmethod
+    def common_error(
+        self, predictions: np.ndarray, probabilities: np.ndarray | None, labels: np.ndarray
+    ) -> tuple[str, np.ndarray]:
+        """Name and values `(N,)` of how wrong even the best of the members is on each example."""

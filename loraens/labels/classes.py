@@ -1,0 +1,195 @@
+"""Labels that are one class of several.
+
+Shape letters: M members, B examples of a member in a batch, N examples, C outputs of the head, K
+classes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from loraens.labels.base import LabelKind, WeightLoss
+from loraens.metrics import ACCURACY, BRIER, CALIBRATION_ERROR, MACRO_F1, NLL, TINY, Outcome
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from loraens.tasks import Task
+
+
+class Classes(LabelKind):
+    """Softmax over one logit a class, or, with `binary_cross_entropy`, sigmoid of one logit."""
+
+    losses = ("cross_entropy", "binary_cross_entropy")
+    metrics = (ACCURACY, MACRO_F1, NLL, BRIER, CALIBRATION_ERROR)
+    rules = ("vote", "logits", "probs")
+    similarity = "cosine"
+    similarities = ("agreement", "cosine", "errors")
+    categorical = True
+    uncertainties = ("entropy", "mutual_information", "vote_share")
+
+    def check(self, task: Task) -> None:
+        """Two or more different class names, and two for one logit."""
+        if len(task.class_names) < 2:
+            raise ValueError(f"two class names or more are expected: {task.class_names}")
+        if len(set(task.class_names)) != len(task.class_names):
+            raise ValueError(f"class names repeat in {list(task.class_names)}")
+        if task.loss == "binary_cross_entropy" and len(task.class_names) != 2:
+            raise ValueError(f"binary_cross_entropy needs two classes, got {len(task.class_names)}")
+
+    def parse(self, task: Task, text: str) -> float:
+        """The class number of a class name, or of the number of a class.
+
+        Class names that are numbers match by value ("1.0" is "1"), so they are never taken for
+        positions.
+        """
+        if text in task.class_names:
+            return float(task.class_names.index(text))
+        values = [parse_number(name) for name in task.class_names]
+        if None in values:
+            values = [float(index) for index in range(len(values))] if task.numbered else []
+        if (number := parse_number(text)) in values and number is not None:
+            return float(values.index(number))
+        raise ValueError(f"label {text!r} is not one of the classes {', '.join(task.class_names)}")
+
+    def format(self, task: Task, value: float) -> str | float:
+        """The name of the class."""
+        return task.class_names[int(value)]
+
+    def num_outputs(self, task: Task) -> int:
+        """One logit a class, or one in all with `binary_cross_entropy`."""
+        return len(task.class_names) if task.loss == "cross_entropy" else 1
+
+    def member_losses(self, task: Task, logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy, in nats."""
+        from torch.nn import functional as F
+
+        if task.loss == "cross_entropy":
+            losses = F.cross_entropy(logits.transpose(1, 2), labels.long(), reduction="none")
+        else:
+            targets = labels.to(logits.dtype)
+            losses = F.binary_cross_entropy_with_logits(logits[..., 0], targets, reduction="none")
+        return losses.mean(1)
+
+    def probabilities(self, task: Task, logits: np.ndarray) -> np.ndarray:
+        """Softmax, or sigmoid where a task of two classes has one logit."""
+        logits = np.asarray(logits, np.float64)
+        if task.loss == "binary_cross_entropy":
+            logits = np.concatenate([np.zeros_like(logits), logits], axis=1)
+        exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+        probabilities: np.ndarray = exponentials / exponentials.sum(axis=1, keepdims=True)
+        return probabilities
+
+    def predictions(self, task: Task, logits: np.ndarray) -> np.ndarray:
+        """The most probable class; the lower class wins a tie."""
+        return self.outcome(task, logits).predictions
+
+    def outcome(self, task: Task, logits: np.ndarray) -> Outcome:
+        """Probabilities, and the most probable class; the lower class wins a tie."""
+        return self.outcome_of_mean(self.probabilities(task, logits))
+
+    def outcome_of_mean(self, mean: np.ndarray) -> Outcome:
+        """The most probable class of mean probabilities."""
+        return Outcome(mean.argmax(axis=1), mean)
+
+    def errors(self, predictions: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """1 where the class is wrong."""
+        errors: np.ndarray = (predictions != labels).astype(np.float64)
+        return errors
+
+    def log_likelihood(
+        self, predictions: np.ndarray, probabilities: np.ndarray | None, labels: np.ndarray
+    ) -> np.ndarray:
+        """Log probability of the label, cut at the smallest positive float, so that one example
+        does not decide alone.
+        """
+        assert probabilities is not None
+        classes = labels.astype(np.int64)[None, :, None]
+        label_probabilities = np.take_along_axis(probabilities, classes, axis=2)[..., 0]
+        density: np.ndarray = np.log(np.maximum(label_probabilities, TINY))
+        return density
+
+    def weight_loss(self, task: Task, logits: np.ndarray, labels: np.ndarray) -> WeightLoss:
+        """NLL of the weighted mean logit."""
+        flat = logits.reshape(len(logits), -1).astype(np.float64)
+        classes = labels.astype(np.int64)
+        shape = logits.shape[1:]
+        examples = np.arange(len(labels))
+
+        def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
+            probabilities = self.probabilities(task, (weights @ flat).reshape(shape))
+            label_probabilities = np.maximum(probabilities[examples, classes], TINY)
+            residual = probabilities.copy()
+            residual[examples, classes] -= 1
+            residual = residual[:, 1:] if shape[1] == 1 else residual  # one logit for two classes
+            gradient = flat @ residual.ravel() / len(labels)
+            return float(-np.log(label_probabilities).mean()), gradient
+
+        return loss
+
+    def uncertainty(
+        self,
+        predictions: np.ndarray,
+        probabilities: np.ndarray | None,
+        weights: np.ndarray,
+        outcome: Outcome,
+    ) -> dict[str, np.ndarray]:
+        """In nats: `entropy` of the members' mean probability and `mutual_information`, the part
+        of it that comes from their disagreement (Depeweg et al. 2018); `vote_share`, the share of
+        the members that predict what the ensemble predicts.
+        """
+        assert probabilities is not None
+        shares = weights / weights.sum()
+        total = _entropy(np.tensordot(shares, probabilities, 1))
+        own = shares @ _entropy(probabilities)
+        votes = vote_shares(predictions, weights, probabilities.shape[2])
+        classes = outcome.predictions[:, None].astype(np.int64)
+        return {
+            "entropy": total,
+            "mutual_information": np.maximum(total - own, 0),
+            "vote_share": np.take_along_axis(votes, classes, 1)[:, 0],
+        }
+
+    def describe(self, task: Task, predictions: np.ndarray) -> list[str]:
+        """Each class with its share of the members, the largest first."""
+        votes = vote_shares(predictions, np.ones(len(predictions)), len(task.class_names))
+        texts = []
+        for shares in votes:
+            pairs = sorted(zip(shares, task.class_names, strict=True), reverse=True)
+            texts.append(", ".join(f"{name} {share:.0%}" for share, name in pairs if share))
+        return texts
+
+    def disagreement(self, task: Task, predictions: np.ndarray) -> tuple[str, np.ndarray]:
+        """Entropy of the votes."""
+        votes = vote_shares(predictions, np.ones(len(predictions)), len(task.class_names))
+        return "vote entropy (nats)", -(votes * np.log(np.maximum(votes, 1e-12))).sum(axis=1)
+
+    def common_error(
+        self, predictions: np.ndarray, probabilities: np.ndarray | None, labels: np.ndarray
+    ) -> tuple[str, np.ndarray]:
+        """Mean confidence where all are wrong, else 0."""
+        assert probabilities is not None
+        wrong = (predictions != labels).all(axis=0)
+        return "mean confidence", np.where(wrong, probabilities.mean(axis=0).max(axis=1), 0.0)
+
+
+def parse_number(text: str) -> float | None:
+    """The number that a text is, if it is one."""
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def vote_shares(predictions: np.ndarray, weights: np.ndarray, classes: int) -> np.ndarray:
+    """Share of the votes that each class has, `(N, K)`, of predictions `(M, N)`."""
+    votes = predictions[..., None] == np.arange(classes)
+    shares: np.ndarray = np.tensordot(weights / weights.sum(), votes, 1)
+    return shares
+
+
+def _entropy(probabilities: np.ndarray) -> np.ndarray:
+    entropy: np.ndarray = -(probabilities * np.log(np.maximum(probabilities, TINY))).sum(axis=-1)
+    return entropy

@@ -1,0 +1,105 @@
+"""Adapters in an encoder: put into its linear layers, and merged with them.
+
+Importing this module registers the kind "lora"; other kinds are registered by their own modules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from loraens.model import lora  # noqa: F401, registers the kind "lora"
+from loraens.model.adapters import ADAPTERS, Adapter
+from loraens.model.architectures import architecture_of
+from loraens.model.routing import Routing
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def padded_axis(parameter_name: str, adapter: str = "lora") -> int | None:
+    """The axis of a parameter that is padded to the largest rank of its pack.
+
+    Args:
+        parameter_name: Name of the parameter; what is before its last dot does not matter.
+        adapter: The adapters' kind.
+
+    Returns:
+        The axis, 0 being the member axis; None for parameters that do not depend on the rank.
+
+    Raises:
+        KeyError: The kind is not registered.
+    """
+    return ADAPTERS[adapter].rank_axes.get(parameter_name.rpartition(".")[2])
+
+
+def linear_names(encoder: PreTrainedModel) -> list[str]:
+    """Last name components of the encoder's linear layers, each once, in order of occurrence."""
+    return list(dict.fromkeys(name.rsplit(".", 1)[-1] for name, _ in _linears(encoder)))
+
+
+def _linears(encoder: PreTrainedModel) -> list[tuple[str, nn.Linear]]:
+    """The encoder's linear layers by name; those of a pooler are left out, it stays frozen."""
+    architecture = architecture_of(encoder)
+    return [
+        (name, module)
+        for name, module in encoder.named_modules()
+        if isinstance(module, nn.Linear) and not architecture.is_in_pooler(name)
+    ]
+
+
+def inject(
+    encoder: PreTrainedModel,
+    targets: Sequence[str],
+    ranks: Sequence[int],
+    scales: Sequence[float],
+    routing: Routing,
+    adapter: str = "lora",
+) -> dict[str, Adapter]:
+    """Replace every linear layer whose name ends with a target by an adapter around it.
+
+    A target is the tail of a dotted name: `query`, or `layer.0.attention.self.query`.
+
+    Args:
+        encoder: The backbone, changed in place.
+        targets: What the names of the layers end with.
+        ranks: Rank of each member.
+        scales: Scale of each member.
+        routing: Which tokens belong to which member.
+        adapter: The adapters' kind.
+
+    Returns:
+        The adapters by the full names of their layers.
+
+    Raises:
+        ValueError: A target matches no linear layer; the message lists the names of those that
+            there are.
+        KeyError: The kind is not registered.
+    """
+    if not targets:
+        raise ValueError("at least one name of a linear layer is expected")
+    kind = ADAPTERS[adapter]
+    linears = _linears(encoder)
+    adapters: dict[str, Adapter] = {}
+    for target in targets:
+        matches = [(name, layer) for name, layer in linears if f".{name}".endswith(f".{target}")]
+        if not matches:
+            raise ValueError(
+                f"target {target!r} matches no linear layer; the encoder has"
+                f" {', '.join(linear_names(encoder))}"
+            )
+        adapters.update({name: kind(layer, ranks, scales, routing) for name, layer in matches})
+    for name, layer in adapters.items():
+        encoder.set_submodule(name, layer)
+    return adapters
+
+
+def merge(encoder: nn.Module, index: int) -> None:
+    """Replace every adapter by one linear layer with one member's change merged in; a second call
+    finds none and changes nothing.
+    """
+    for name, module in list(encoder.named_modules()):
+        if isinstance(module, Adapter):
+            encoder.set_submodule(name, module.merged(index))

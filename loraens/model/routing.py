@@ -1,0 +1,99 @@
+"""Which tokens of a packed batch belong to which member.
+
+Shape letters: M members, S sequences, N tokens of all sequences of all members, n most rows of one
+member, I width of a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class MemberRows:
+    """Rows of concatenated members `(N, *)` and the same rows with padding, `(M, n, *)`.
+
+    Args:
+        counts: Rows of each member.
+        device: Device of the tensors.
+    """
+
+    def __init__(self, counts: Sequence[int], device: torch.device) -> None:
+        counts_ = torch.tensor(counts)
+        column = torch.arange(int(counts_.max()))
+        starts = counts_.cumsum(0) - counts_
+        real = column < counts_[:, None]
+        self._real = real.to(device)
+        self._index = torch.where(real, starts[:, None] + column, 0).to(device)
+        slots = torch.arange(len(counts))[:, None] * len(column) + column
+        self._slots = slots[real].to(device)
+
+    def pad(self, x: Tensor) -> Tensor:
+        """`(N, I)` -> `(M, n, I)`, zero at padding."""
+        return torch.where(self._real[..., None], x[self._index], 0.0)
+
+    def unpad(self, x: Tensor) -> Tensor:
+        """`(M, n, I)` -> `(N, I)`."""
+        return x.flatten(0, 1).index_select(0, self._slots)
+
+    def add(self, out: Tensor, x: Tensor) -> None:
+        """Add padded x `(M, n, I)` to `out` `(N, I)`."""
+        out.add_(self.unpad(x))
+
+
+class Routing:
+    """Which tokens of the current batch belong to which member and sequence.
+
+    The model updates it before a forward; all adapters of the model, and its mask generator, share
+    one.
+
+    Args:
+        tokens: Number of tokens of each member; the tokens of member m follow those of member
+            m - 1.
+
+    Attributes:
+        tokens: Number of tokens of each member of the current batch.
+        lengths: `(S,)` tokens of each sequence; None before the first batch.
+        positions: `(N,)` position of each token in its sequence; None before the first batch.
+        batched: Whether the members' small products are computed in one padded batch, which suits a
+            GPU, instead of member by member.
+        generation: Number of batches routed so far; it tells what was derived from an earlier one.
+    """
+
+    def __init__(self, tokens: Sequence[int] = ()) -> None:
+        self.tokens = list(tokens)
+        self.lengths: Tensor | None = None
+        self.positions: Tensor | None = None
+        self.batched = False
+        self.generation = 0
+        self._rows: dict[tuple[int, ...], MemberRows] = {}
+
+    def route(self, tokens: Sequence[int], lengths: Tensor, positions: Tensor) -> None:
+        """Switch to a batch.
+
+        Args:
+            tokens: Tokens of each member.
+            lengths: `(S,)` tokens of each sequence.
+            positions: `(N,)` position of each token in its sequence.
+        """
+        self.tokens = list(tokens)
+        self.lengths = lengths
+        self.positions = positions
+        self.batched = self.batched or lengths.device.type == "cuda"
+        self.generation += 1
+        self._rows.clear()
+
+    def member_rows(self, counts: Sequence[int]) -> MemberRows:
+        """Padded rows of the members, of which each has `counts[m]`; made once a batch.
+
+        Raises:
+            RuntimeError: No batch was routed.
+        """
+        if self.lengths is None:
+            raise RuntimeError("no batch was routed: call route before the padded rows are used")
+        key = tuple(counts)
+        if key not in self._rows:
+            self._rows[key] = MemberRows(counts, self.lengths.device)
+        return self._rows[key]

@@ -1,0 +1,368 @@
+"""A sweep: a grid of members, trained in packs on one backbone, resumed where it was.
+
+    checkpoints/<sweep>/
+        config.yaml                settings, as `--config` takes them
+        sweep.json                 settings that all members share, the size of packs, the rung of
+                                   successive halving
+        <member>/                  as `fit` writes it
+        packs/<rung>-<name>.ckpt   a pack that is under way, after its last whole epoch
+
+The coordinator plans packs, and is the only writer of config.yaml and sweep.json; an executor has
+workers train the packs.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from loraens.data.modules import TextData
+from loraens.errors import InputError
+from loraens.members import Member
+from loraens.members import packs as packs_of
+from loraens.records import ENDED, Manifest
+from loraens.store import MANIFEST, MemberStore, write_atomically
+from loraens.train.bar import SweepBar
+from loraens.train.checkpoints import PackCheckpoint
+from loraens.train.config import CONFIG, SweepConfig
+from loraens.train.cost import choose_pack
+from loraens.train.executors import Executor, executor_named
+from loraens.train.packs import Pack, PackFiles, PackResult, ranked, regrouped
+from loraens.train.plan import Plan, planned
+from loraens.train.runs import quiet_trainers
+from loraens.train.state import SWEEP, SweepState, locked
+from loraens.train.tracking import check_logger, log_member
+from loraens.train.worker import Worker
+
+
+class Coordinator:
+    """Trains what is missing of a grid, pack by pack.
+
+    Args:
+        config: The sweep's settings.
+        data: The texts, where they are at hand; made from the settings by default.
+        executor: Trains the packs; by default the one that the settings name.
+
+    Raises:
+        InputError: A setting is out of range, or the data or the backbone cannot be used.
+    """
+
+    def __init__(
+        self, config: SweepConfig, data: TextData | None = None, executor: Executor | None = None
+    ) -> None:
+        check_logger(config.train.logger)
+        self.config = config
+        self.members = {member.name: member for member in config.members}
+        if executor is None:
+            executor = executor_named(config.options.engine)
+        self.executor = executor
+        if data is None and config.train.data is not None:
+            data = config.train.data.build(config.train.backbone)
+        tasks = [] if data is None else [task.name for task in data.tasks]
+        self.directory = config.directory(tasks)
+        self.worker = Worker(self.directory, config.train, data)
+        # absolute: a worker may train a pack in another working directory
+        self.files = PackFiles(self.directory.resolve())
+        self.ended: dict[str, Manifest] = {}  # manifests of members that have ended
+        self.state = SweepState.new(self._settings())
+        self._under_way: dict[Path, Pack] = {}  # packs of the current rung, by their file
+        self._claimed: dict[Path, Pack] = {}  # packs that an executor has taken
+        self._bar = SweepBar(config.train.progress_bar, self.steps_of_epoch())
+
+    def _settings(self) -> dict[str, Any]:
+        """What all members share; JSON gives the same back."""
+        # first, so that a wrong option is noticed before the texts are read
+        module = self.worker.build(self.config.members[:1])
+        data = self.worker.data
+        module.build(data.max_length)
+        halvings = self.config.rungs[:-1]
+        shared = {
+            **module.fixed_settings(data, self.worker.trainer()).to_json(),
+            "limit": data.limit,
+            "max_epochs": self.config.train.epochs,
+            "patience": self.config.options.patience,
+            "halving": halvings,
+            "halving_factor": self.config.options.halving_factor,
+            "halved_members": sorted(self.members) if halvings else None,
+        }
+        settings: dict[str, Any] = json.loads(json.dumps(shared))
+        return settings
+
+    def steps_of_epoch(self) -> int:
+        """Batches of one member and epoch."""
+        batches = len(self.worker.data.sampler(self.config.members[:1]))
+        limit = self.state.settings["limit_train_batches"]
+        if isinstance(limit, float):
+            return max(1, int(batches * limit))
+        return min(batches, limit or batches)
+
+    def pack_size(self) -> int:
+        """Members of a pack: as given, as once measured for this sweep, or measured now; less where
+        memory did not do.
+        """
+        size = self.config.options.pack_size
+        if size == "auto":
+            if self.state.measured is None:
+                self.state.measured = choose_pack(
+                    build=self.worker.build,
+                    members=self.config.members,
+                    data=self.worker.data,
+                    trainer=self.worker.trainer(),
+                    report=print,
+                ).size
+            size = self.state.measured
+        return min(size, self.state.fits or size)
+
+    # State
+
+    def _read_state(self) -> None:
+        """Resume the state of a sweep that was begun.
+
+        Raises:
+            InputError: The directory has something else, or a sweep of other settings or data.
+        """
+        path = self.directory / SWEEP
+        if path.is_file():
+            self.state = SweepState.read(path, self.state.settings, len(self.config.rungs))
+        elif any(self.directory.glob(f"*/{MANIFEST}")) or any(self.directory.glob("*.ckpt")):
+            raise InputError(
+                f"run {self.directory} has a run that is no sweep: choose another name",
+                option="store.run",
+            )
+
+    def _find_ended(self) -> set[str]:
+        """Find the members that have ended; returns, and reports, those whose files are not
+        whole.
+        """
+        damaged = set()
+        for name in self.members:
+            if not (self.directory / name / MANIFEST).is_file():
+                continue
+            try:
+                manifest = self._manifest(name)
+            except InputError as error:
+                print(f"{error}: the sweep will do that", flush=True)
+                damaged.add(name)
+            else:
+                if manifest.status in ENDED:
+                    self.ended[name] = manifest
+        return damaged
+
+    def _manifest(self, name: str) -> Manifest:
+        return MemberStore(self.directory / name).manifest()
+
+    def _missing(self) -> list[Member]:
+        """Members that have not begun."""
+        begun = set(self.ended)
+        for pack in (*self._under_way.values(), *self._claimed.values()):
+            begun |= {member.name for member in pack.members}
+        return [member for name, member in self.members.items() if name not in begun]
+
+    # Plan
+
+    def plan(self) -> Plan:
+        """What is to be done, measured on this machine; writes nothing.
+
+        Raises:
+            InputError: The directory has something else, or a sweep of other settings or data.
+        """
+        with quiet_trainers():
+            self._read_state()
+            self._find_ended()
+            left = [member for name, member in self.members.items() if name not in self.ended]
+            size = min(self.pack_size(), len(self.members))
+            return planned(
+                worker=self.worker,
+                members=self.config.members,
+                left=left,
+                pack_size=size,
+                steps_of_epoch=self.steps_of_epoch(),
+            )
+
+    # Run
+
+    @property
+    def resume(self) -> str:
+        """How to resume an interrupted sweep."""
+        if self.config.train.data is None:
+            return "the same program again"
+        return f"loraens sweep --config {self.directory / CONFIG}"
+
+    def run(self) -> dict[str, Manifest]:
+        """Train what is missing.
+
+        Returns:
+            The manifests of all members, by name.
+
+        Raises:
+            InputError: Another sweep runs in the directory, it has something else or a sweep of
+                other settings or data, or one member alone does not fit in memory.
+        """
+        with locked(self.directory), quiet_trainers():
+            self._read_state()
+            write_atomically(self.directory / CONFIG, self.config.text.encode())
+            self.files.folder.mkdir(parents=True, exist_ok=True)
+            damaged = self._find_ended()
+            for name in damaged:
+                shutil.rmtree(self.directory / name)
+            self.files.clean(self.state.rung, damaged)
+            for name in list(self.ended):
+                self._log(name)
+            if len(self.ended) < len(self.members):
+                self.pack_size()
+            self._write_state()
+            try:
+                self._train_rungs()
+            except (KeyboardInterrupt, SystemExit):
+                print(f"\nto resume: {self.resume}", flush=True)
+                raise
+            finally:
+                self._bar.close()
+            shutil.rmtree(self.files.folder)
+        return {name: self.ended[name] for name in self.members}
+
+    def _train_rungs(self) -> None:
+        """Train every rung that is left; between two the members are halved."""
+        while True:
+            self._train_rung(self.config.rungs[self.state.rung])
+            if self.state.rung + 1 == len(self.config.rungs):
+                return
+            self._halve()
+
+    def _train_rung(self, until: int) -> None:
+        """Train every pack of the current rung until its last epoch."""
+        self._under_way = {
+            path: self._pack_of(path, until) for path in self.files.paths(self.state.rung)
+        }
+        waiting = dict(self._under_way)
+        self._bar.open(
+            until=until,
+            packs=self._under_way.values(),
+            done=len(self.ended),
+            to_do=len(self._missing()),
+        )
+        while waiting or self._missing():
+            packs = self._take_packs(waiting, until)
+            for result in self.executor.run(self.worker, packs, self._bar.report):
+                self._settle(result, waiting)
+            if self._claimed:
+                lost = next(iter(self._claimed.values()))
+                raise RuntimeError(
+                    f"executor {self.executor} returned no result for {lost.checkpoint}"
+                )
+
+    def _take_packs(self, waiting: dict[Path, Pack], until: int) -> Iterator[Pack]:
+        """The packs that can be trained now, each planned when it is asked for: those that are
+        under way, then members that have not begun.
+
+        Args:
+            waiting: Packs that have a checkpoint and are not trained until the rung's end.
+            until: Last epoch of the rung.
+        """
+        while waiting or self._missing():
+            if waiting:
+                pack = waiting.pop(min(waiting))
+            else:
+                members = tuple(packs_of(self._missing(), self.pack_size())[0])
+                path = self.files.path(self.state.rung, members[0].name)
+                pack = Pack(members, path, until, self.config.options.patience)
+            self._claimed[pack.checkpoint] = pack
+            self._bar.begin(pack)
+            yield pack
+
+    def _pack_of(self, path: Path, until: int) -> Pack:
+        checkpoint = PackCheckpoint.load(path)
+        return Pack(
+            members=checkpoint.members,
+            checkpoint=path,
+            until=until,
+            patience=self.config.options.patience,
+            epochs_done=checkpoint.epochs_done,
+        )
+
+    def _settle(self, result: PackResult, waiting: dict[Path, Pack]) -> None:
+        """Note what became of a pack.
+
+        Args:
+            result: Of a pack that was taken.
+            waiting: Gets the two halves of a pack that did not fit in memory.
+        """
+        path = result.pack.checkpoint
+        self._claimed.pop(path)
+        self._under_way.pop(path, None)
+        self._bar.settle(result)
+        for member in result.members:
+            if member.status not in ("trained", "out_of_memory"):
+                self._end(member.name)
+        if result.out_of_memory:
+            for half in self._split(result):
+                self._under_way[half.checkpoint] = waiting[half.checkpoint] = half
+        trained = {member.name for member in result.members if member.status == "trained"}
+        if trained:  # they continue in the next rung
+            members = tuple(member for member in result.pack.members if member.name in trained)
+            self._under_way[path] = replace(result.pack, members=members)
+
+    def _split(self, result: PackResult) -> list[Pack]:
+        """Halve a pack that did not fit in memory, and all that will be planned.
+
+        Returns:
+            The two packs; none where the pack has no checkpoint, as its members then have not
+            begun.
+
+        Raises:
+            InputError: It has one member only.
+        """
+        members = [member for member in result.members if member.status == "out_of_memory"]
+        if len(members) == 1:
+            raise InputError(
+                f"member {members[0].name} alone does not fit in memory"
+                f" ({' '.join(str(result.problem).split())[:200]}): lower"
+                " batch_size or max_length"
+            )
+        half = -(-len(members) // 2)
+        self._bar.write(f"out of memory with {len(members)} members: continuing with {half}")
+        self.state.fits = min(half, self.state.fits or half)
+        self._write_state()
+        path = result.pack.checkpoint
+        if not path.is_file():
+            return []
+        second = self.files.split(path, self.state.rung, half)
+        return [self._pack_of(part, result.pack.until) for part in (path, second)]
+
+    def _halve(self) -> None:
+        """Stop all but the best members, and put those into packs of the next rung."""
+        rung = self.state.rung
+        checkpoints = [PackCheckpoint.load(path) for path in self.files.paths(rung)]
+        standings = ranked(checkpoints)
+        assert self.config.options.halving_factor is not None
+        kept = math.ceil(len(standings) / self.config.options.halving_factor)
+        epoch = self.config.rungs[rung]
+        for number, standing in enumerate(standings[kept:], kept + 1):
+            reason = f"epoch {epoch}: number {number} of {len(standings)} by dev score"
+            self._end(standing.member.name, status="stopped", ended=reason)
+        for name, checkpoint in regrouped(checkpoints, standings[:kept], self.pack_size()):
+            checkpoint.save(self.files.path(rung + 1, name))
+        # only now does the next rung count: killed before, this one is halved once more
+        self.state.rung += 1
+        self._write_state()
+        self.files.remove_others(self.state.rung)
+
+    def _end(self, name: str, **fields: str) -> None:
+        """A member has ended: note it, in its manifest too where fields are given, and log it."""
+        self.ended[name] = MemberStore(self.directory / name).update(**fields)
+        self._log(name)
+
+    def _log(self, name: str) -> None:
+        logger = self.config.train.logger
+        if logger is not False and name not in self.state.logged:
+            log_member(logger, self.directory, self.ended[name])
+            self.state.logged.append(name)
+            self._write_state()
+
+    def _write_state(self) -> None:
+        self.state.write(self.directory)

@@ -1,0 +1,52 @@
+"""How the members of a sweep are trained together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from loraens.errors import InputError
+
+
+@dataclass
+class SweepOptions:
+    """How the members are trained together.
+
+    Args:
+        pack_size: Members that share each forward and backward pass, or "auto": measured.
+        patience: Stop a member after so many epochs without a better dev score.
+        halving_factor: Successive halving: after `halving_epochs`, and that times the factor, and
+            so on, keep the best 1 / factor of the members by their last dev score.
+        halving_epochs: Epochs before the first halving.
+        engine: Name of the executor that trains the packs.
+    """
+
+    pack_size: int | Literal["auto"] = "auto"
+    patience: int | None = None
+    halving_factor: float | None = None
+    halving_epochs: int = 1
+    engine: str = "in_process"
+
+    def __post_init__(self) -> None:
+        minima = {"pack_size": 1, "patience": 1, "halving_epochs": 1}
+        for name, least in minima.items():
+            value = getattr(self, name)
+            if isinstance(value, int) and value < least:
+                raise InputError(
+                    f"{name} {value} is too small: at least {least} is expected",
+                    option=f"sweep.{name}",
+                )
+        if self.halving_factor is not None and self.halving_factor <= 1:
+            raise InputError(
+                f"halving_factor {self.halving_factor:g} must be above 1",
+                option="sweep.halving_factor",
+            )
+
+    def rungs(self, epochs: int) -> list[int]:
+        """Epochs after which members are compared; the last is the end."""
+        ends = []
+        rung = float(self.halving_epochs)
+        while self.halving_factor is not None and round(rung) < epochs:
+            ends.append(round(rung))
+            rung *= self.halving_factor
+        return [*dict.fromkeys(ends), epochs]

@@ -1,0 +1,145 @@
+"""`sweep.json`: how far a sweep is, and the lock of its directory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from filelock import FileLock, Timeout
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from loraens.errors import InputError
+from loraens.records import OLDER_SETTINGS
+from loraens.store import write_atomically
+
+SWEEP = "sweep.json"
+Positive = Annotated[int, Field(ge=1)]
+
+
+@dataclass
+class SweepState:
+    """How far a sweep is.
+
+    Args:
+        settings: What all members share; a sweep is resumed only with the same.
+        measured: The pack size that was measured; None where it was not.
+        fits: Members of a pack that memory allows, where a larger pack did not fit.
+        rung: Halvings behind it.
+        logged: Names of the members that are logged to the experiment tracker.
+    """
+
+    __pydantic_config__ = ConfigDict(strict=True)
+
+    settings: dict[str, Any]
+    measured: Positive | None
+    fits: Positive | None
+    rung: Annotated[int, Field(ge=0)]
+    logged: list[str]
+
+    @classmethod
+    def new(cls, settings: dict[str, Any]) -> SweepState:
+        """The state of a sweep that begins."""
+        return cls(settings=settings, measured=None, fits=None, rung=0, logged=[])
+
+    @classmethod
+    def from_json(cls, content: bytes, path: Path) -> SweepState:
+        """Read the content of sweep.json.
+
+        Args:
+            content: The content.
+            path: Where it is from, for messages.
+
+        Raises:
+            InputError: A field is missing, of a wrong type or out of range.
+        """
+        try:
+            return TypeAdapter(cls).validate_json(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            location = ".".join(map(str, first["loc"]))
+            reason = f"field {location!r}: {first['msg']}" if location else first["msg"]
+            raise InputError(
+                f"{path} cannot be read ({reason}): restore it, or choose another directory"
+            ) from None
+
+    @classmethod
+    def read(cls, path: Path, settings: dict[str, Any], rungs: int) -> SweepState:
+        """Read the state of a sweep that is resumed.
+
+        Args:
+            path: sweep.json.
+            settings: What all members share now.
+            rungs: Rungs of the sweep.
+
+        Raises:
+            InputError: A field is not right, or the sweep is one of other settings or data.
+        """
+        state = cls.from_json(path.read_bytes(), path)
+        if changed := changed_setting(state.settings, settings):
+            name, before, now = changed
+            raise InputError(
+                f"sweep {path.parent} was started with {name} {before!r}, now it is {now!r}: use"
+                " the sweep's config.yaml and data, or choose another directory"
+            )
+        if state.rung >= rungs:
+            raise InputError(
+                f"{path} cannot be read (field 'rung': {state.rung} of {rungs} rungs): restore it,"
+                " or choose another directory"
+            )
+        return state
+
+    def to_json(self) -> bytes:
+        """The content of sweep.json."""
+        return (json.dumps(asdict(self), indent=2) + "\n").encode()
+
+    def write(self, directory: Path) -> None:
+        """Replace sweep.json in a sweep's directory."""
+        write_atomically(directory / SWEEP, self.to_json())
+
+
+def changed_setting(before: dict[str, Any], now: dict[str, Any]) -> tuple[str, Any, Any] | None:
+    """The first setting that is not as it was: its dotted name, the value before and the value
+    now.
+    """
+    flat_before = _flat({**OLDER_SETTINGS, **before})
+    for name, value in _flat(now).items():
+        if flat_before.get(name) != value:
+            return name, flat_before.get(name), value
+    return None
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted name."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            flat.update(_flat(value, f"{prefix}{name}."))
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Keep others from sweeping in a directory; the operating system frees the lock when the
+    process ends, however it ends.
+
+    Raises:
+        InputError: Another sweep runs there.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(directory / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(
+            f"another sweep runs in {directory}: wait until it ends, or give another directory"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
