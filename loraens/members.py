@@ -143,18 +143,6 @@ class Grid:
         return members
 
 
-def cross(
-    ranks: Sequence[int],
-    scales: Sequence[float],
-    seeds: Sequence[int] = (0,),
-    lrs: Sequence[float] = (1e-4,),
-) -> list[Member]:
-    """Members of the full grid, the last axis running fastest."""
-    return Grid(rank=list(ranks), scale=list(scales), seed=list(seeds), lr=list(lrs)).expand(
-        Member(1, 1.0)
-    )
-
-
 def packs(members: Sequence[Member], size: int) -> list[list[Member]]:
     """Packs of at most `size` members; members of like rank come together, so that little is
     padded.

@@ -72,7 +72,8 @@ class Registry(Mapping[str, T], Generic[T]):
         return self._objects[name]
 
     def __contains__(self, name: object) -> bool:
-        self._load_entry_points()
+        if name not in self._objects:  # entry points are looked up only where they may be needed
+            self._load_entry_points()
         return name in self._objects
 
     def __iter__(self) -> Iterator[str]:

@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, Trainer
 
 from loraens.data import modules as data
 from loraens.errors import InputError
-from loraens.members import Member, cross
+from loraens.members import Member
 from loraens.model.dropout import MemberDropout
 from loraens.train.module import Population
 
@@ -68,7 +68,7 @@ def test_members_end_as_if_trained_alone(train):
 
 @pytest.mark.slow
 def test_start_does_not_depend_on_the_precision(train):
-    members = cross([4], [1.0], lrs=[1e-30])
+    members = [Member(4, 1.0, lr=1e-30)]
     double, single = (
         train(members, epochs=1, trainer={"precision": p}.items()).model
         for p in ("64-true", "32-true")

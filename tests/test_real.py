@@ -99,7 +99,7 @@ def test_fast_path_on_real_weights_and_texts(pooling):
     import torch
 
     from loraens.data import modules as data
-    from loraens.members import cross
+    from loraens.members import Grid, Member
     from loraens.model.backbone import load_encoder
     from loraens.model.population import MemberModel
 
@@ -110,9 +110,8 @@ def test_fast_path_on_real_weights_and_texts(pooling):
     found = []
     for fast in (True, False):
         encoder = load_encoder("minilm", pooler=pooling == "pooler")
-        model = MemberModel(
-            encoder, texts.tasks, cross([4, 16], [1.0, 3.0]), pooling=pooling, fast=fast
-        ).train()
+        members = Grid(rank=[4, 16], scale=[1.0, 3.0]).expand(Member(1, 1.0))
+        model = MemberModel(encoder, texts.tasks, members, pooling=pooling, fast=fast).train()
         assert (model.fast is not None) == fast
         model.seed_dropout(0, 1)
         losses = STS.member_losses(model(batch), batch.labels)

@@ -83,27 +83,16 @@ def test_offline_run_holds_settings_curves_scores_and_table(run):
     assert all(sum(row[4:]) == pytest.approx(1) for row in rows["data"])
 
 
+def sweep_command(tiny_bert, corpus, tmp_path, epochs):
+    """A sweep of two members."""
+    data = ("--config", CONFIGS / "sts.yaml", "--model.backbone", tiny_bert, "--data.root", corpus)
+    grid = ("--trainer.max_epochs", epochs, "--grid.rank", "[2,3]", "--sweep.pack_size", 2)
+    return ["sweep", *data, *grid, "--store.root", tmp_path / "runs"]
+
+
 @pytest.mark.slow
 def test_a_sweep_logs_one_run_a_member_in_one_group(tmp_path, tiny_bert, corpus):
-    command = [
-        "sweep",
-        "--config",
-        CONFIGS / "sts.yaml",
-        "--model.backbone",
-        tiny_bert,
-        "--data.root",
-        corpus,
-    ]
-    command += [
-        "--trainer.max_epochs",
-        2,
-        "--grid.rank",
-        "[2,3]",
-        "--sweep.pack_size",
-        2,
-        "--store.root",
-        tmp_path / "runs",
-    ]
+    command = sweep_command(tiny_bert, corpus, tmp_path, epochs=2)
     sweep = run_offline(tmp_path, *command)
     found = [read_run(offline) for offline in sorted((sweep / "wandb").glob("offline-run-*"))]
     assert sorted(entry.run.display_name for entry in found) == [
@@ -175,25 +164,7 @@ def test_baselines_are_of_job_type_baseline(tmp_path, tiny_bert, corpus, mode):
 @pytest.mark.parametrize("kind", ["CSVLogger", "TensorBoardLogger"])
 @pytest.mark.slow
 def test_other_loggers_get_a_directory_a_member(run_command, tmp_path, tiny_bert, corpus, kind):
-    command = [
-        "sweep",
-        "--config",
-        CONFIGS / "sts.yaml",
-        "--model.backbone",
-        tiny_bert,
-        "--data.root",
-        corpus,
-    ]
-    command += [
-        "--trainer.max_epochs",
-        1,
-        "--grid.rank",
-        "[2,3]",
-        "--sweep.pack_size",
-        2,
-        "--store.root",
-        tmp_path / "runs",
-    ]
+    command = sweep_command(tiny_bert, corpus, tmp_path, epochs=1)
     command += [
         "--trainer.enable_progress_bar",
         "false",

@@ -152,6 +152,17 @@ class Cli(LightningCLI):
         return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
 
 
+CLI_OPTIONS: dict[str, Any] = {  # of Lightning's command line, for `sweep` too
+    "model_class": LoraModule,
+    "datamodule_class": TextData,
+    "subclass_mode_data": True,
+    "trainer_defaults": TRAINER_DEFAULTS,
+    "seed_everything_default": False,
+    "auto_configure_optimizers": False,
+    "load_from_checkpoint_support": False,
+}
+
+
 def main(args: list[str]) -> None:
     """Run `fit`, `validate` or `test` with its options."""
     quiet()
@@ -159,15 +170,9 @@ def main(args: list[str]) -> None:
     strict = {"exit_on_error": False}  # `cli.main` words the errors
     try:
         Cli(
-            LoraModule,
-            TextData,
-            subclass_mode_data=True,
+            **CLI_OPTIONS,
             save_config_callback=RunConfig,
             save_config_kwargs={"save_to_log_dir": False},
-            trainer_defaults=TRAINER_DEFAULTS,
-            seed_everything_default=False,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
             parser_kwargs={"prog": "loraens", **strict, **dict.fromkeys(Cli.subcommands(), strict)},
         )
     except MisconfigurationException as error:

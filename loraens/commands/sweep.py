@@ -7,15 +7,14 @@ import sys
 
 from lightning.pytorch.cli import LightningArgumentParser
 
-from loraens.commands.fit import Cli, LoraModule
-from loraens.data.modules import TextData
+from loraens.commands.fit import CLI_OPTIONS, Cli
 from loraens.members import Grid
 from loraens.records import Manifest
 from loraens.train.config import SweepConfig
 from loraens.train.coordinator import Coordinator
 from loraens.train.options import SweepOptions
 from loraens.train.plan import Plan
-from loraens.train.runs import TRAINER_DEFAULTS, quiet
+from loraens.train.runs import quiet
 
 
 class SweepCli(Cli):
@@ -93,19 +92,21 @@ def print_table(manifests: dict[str, Manifest]) -> None:
         left = column in ("member", "status")
         table.add_column(column, justify="left" if left else "right")
 
+    def scores(manifest: Manifest) -> list[float]:
+        values = [manifest.score(task) for task in tasks]
+        return [math.nan if value is None else value for value in values]
+
     def utility(manifest: Manifest) -> float:
-        scores = [manifest.score(task) for task in tasks]
-        defined = [t.utility(s) for t, s in zip(tasks, scores, strict=True) if s is not None]
-        return sum(defined) if len(defined) == len(scores) else -math.inf
+        pairs = zip(tasks, scores(manifest), strict=True)
+        total = sum(task.utility(score) for task, score in pairs)
+        return -math.inf if math.isnan(total) else total
 
     for manifest in sorted(manifests.values(), key=utility, reverse=True):
         member = manifest.member
         ended = "" if manifest.ended is None else f" ({manifest.ended})"
         epoch = manifest.epochs.get("best", "").removeprefix("epoch-").lstrip("0")
-        scores = [manifest.score(task) for task in tasks]
-        cells = [f"{math.nan if score is None else score:.4f}" for score in scores]
-        name = manifest.name
-        cells = [name, f"{member.rank}", f"{member.scale:g}", *cells, epoch]
+        cells = [f"{score:.4f}" for score in scores(manifest)]
+        cells = [manifest.name, f"{member.rank}", f"{member.scale:g}", *cells, epoch]
         table.add_row(*cells, manifest.status + ended)
     Console().print(table)
 
@@ -115,14 +116,8 @@ def main(args: list[str]) -> None:
     quiet()
     sys.argv = [sys.argv[0], *args]
     cli = SweepCli(
-        LoraModule,
-        TextData,
-        subclass_mode_data=True,
+        **CLI_OPTIONS,
         save_config_callback=None,
-        trainer_defaults=TRAINER_DEFAULTS,
-        seed_everything_default=False,
-        auto_configure_optimizers=False,
-        load_from_checkpoint_support=False,
         parser_kwargs={"prog": "loraens sweep", "exit_on_error": False},
         run=False,
     )
@@ -131,4 +126,4 @@ def main(args: list[str]) -> None:
         print(plan_text(sweep.plan()))
         return
     print_table(sweep.run())
-    print(f"the members lie in {sweep.directory}")
+    print(f"the members are in {sweep.directory}")
