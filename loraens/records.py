@@ -189,6 +189,7 @@ class Manifest(Record):
         seconds: Wall time of the training of its pack so far.
         versions: Versions of the libraries.
         files: SHA-256 of each of its files.
+        examples: SHA-256 of each file of the run's examples that its logits refer to.
     """
 
     name: str
@@ -205,6 +206,7 @@ class Manifest(Record):
     seconds: float | None = None
     versions: dict[str, str] = field(default_factory=dict)
     files: dict[Inside, Checksum] = field(default_factory=dict)
+    examples: dict[Inside, Checksum] = field(default_factory=dict)
 
     def score(self, task: Task, epoch: Epoch = "best") -> float | None:
         """The task's metric on dev after an epoch; None where it is not defined."""

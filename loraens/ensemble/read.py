@@ -1,12 +1,12 @@
 """Members of runs, read from the store into pools of members that may be compared.
 
-Shape letters: M members, N examples.
+Shape letters: M members, E epochs of a member, N examples, C outputs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 from loraens.ensemble.pool import Pool
 from loraens.errors import InputError
 from loraens.records import Epoch, Manifest
-from loraens.store import MemberStore, find_members, read_logits
+from loraens.store import Logits, MemberStore, find_members, logits_file
 
 StoredMember = tuple[Path, Manifest]
 
@@ -25,7 +25,8 @@ class PoolMembers:
     """Members that an ensemble may choose from, and their files.
 
     Args:
-        dev: Their logits on dev.
+        dev: Their logits on dev; those of all epochs too, where these are stored and the best epoch
+            was asked for.
         test: Their logits on test; None where there is none, labels NaN where there are none.
         test_ids: `(N,)` ids of test.
         directories: Directory of each member.
@@ -60,7 +61,8 @@ def read_runs(
         runs: Directories of runs, sweeps or members.
         tasks: Names of tasks; all that the members have by default.
         epoch: Epoch of each member.
-        report: Called with a sentence for each member that is skipped.
+        report: Called with a sentence for each member that is skipped, and where best epochs were
+            asked for and the logits of all epochs are not stored.
         mode: Read members of this mode alone; of any by default.
 
     Raises:
@@ -87,7 +89,7 @@ def read_runs(
             f"runs {', '.join(map(str, runs))} has no {kind} that did not fail", option="runs"
         )
     wanted = tasks or by_task
-    return {name: _read(name, by_task[name], epoch) for name in by_task if name in wanted}
+    return {name: _read(name, by_task[name], epoch, report) for name in by_task if name in wanted}
 
 
 def _directories(runs: Sequence[Path]) -> list[Path]:
@@ -107,36 +109,36 @@ def _directories(runs: Sequence[Path]) -> list[Path]:
     return directories
 
 
-def _read(name: str, members: Sequence[StoredMember], epoch: Epoch) -> PoolMembers:
+def _read(
+    name: str, members: Sequence[StoredMember], epoch: Epoch, report: Callable[[str], None]
+) -> PoolMembers:
     directories = [path for path, _ in members]
     manifests = [manifest for _, manifest in members]
     _check_comparable(members, name)
     task = manifests[0].settings.task(name)
     assert task is not None
     ranks = np.array([manifest.member.rank for manifest in manifests])
+    epochs = [(manifest.epochs[epoch],) for manifest in manifests]
     pools = {}
     ids = np.array([])
     for split in ("dev", "test"):
-        files = [MemberStore(p).epoch(m, epoch) / f"{name}-{split}.npz" for p, m in members]
-        if split == "test" and not all(file.is_file() for file in files):
+        if split == "test" and not all(
+            (path / logits_file(manifest, manifest.epochs[epoch], name, split)).is_file()
+            for path, manifest in members
+        ):
             continue
-        logits = [read_logits(file) for file in files]
-        ids = logits[0].example_id
-        for path, other in zip(directories, logits, strict=True):
-            if not np.array_equal(other.example_id, ids):
-                raise InputError(
-                    f"{path} has logits of other {split} examples than {directories[0]}: was it"
-                    " validated on a part of them?"
-                )
-        labels = np.full(len(ids), np.nan) if logits[0].labels is None else logits[0].labels
-        stacked = np.stack([one.logits for one in logits])
+        logits, examples = _logits(members, epochs, name, split)
+        ids = examples.example_id
+        labels = np.full(len(ids), np.nan) if examples.labels is None else examples.labels
         pools[split] = Pool(
             task=task,
             names=_names(directories),
             ranks=ranks,
-            logits=stacked,
+            logits=np.concatenate(logits),
             labels=labels,
         )
+    if epoch == "best":
+        pools["dev"] = _with_epochs(pools["dev"], members, report)
     return PoolMembers(
         dev=pools["dev"],
         test=pools.get("test"),
@@ -145,6 +147,58 @@ def _read(name: str, members: Sequence[StoredMember], epoch: Epoch) -> PoolMembe
         manifests=manifests,
         epoch=epoch,
     )
+
+
+def _logits(
+    members: Sequence[StoredMember], epochs: Sequence[Sequence[str]], task: str, split: str
+) -> tuple[list[np.ndarray], Logits]:
+    """Logits `(E, N, C)` of some epochs of each member, and those of the first one with their
+    examples.
+
+    Args:
+        members: M members.
+        epochs: Names of E epochs of each.
+        task: Name of the task.
+        split: Name of the split.
+
+    Raises:
+        InputError: They are not all of the same examples.
+    """
+    stacked = []
+    first: Logits | None = None
+    for (path, manifest), names in zip(members, epochs, strict=True):
+        of_member = [MemberStore(path).logits_of(manifest, e, task, split) for e in names]
+        first = first or of_member[0]
+        for logits in of_member:
+            if not np.array_equal(logits.example_id, first.example_id):
+                raise InputError(
+                    f"{path} has logits of other {split} examples than {members[0][0]}: was it"
+                    " validated on a part of them?"
+                )
+        stacked.append(np.stack([logits.logits for logits in of_member]))
+    assert first is not None
+    return stacked, first
+
+
+def _with_epochs(dev: Pool, members: Sequence[StoredMember], report: Callable[[str], None]) -> Pool:
+    """The pool with the logits of all epochs where every member has them; otherwise as it is, which
+    is reported.
+    """
+    task = dev.task.name
+    epochs = [tuple(entry.name for entry in manifest.history) for _, manifest in members]
+    lacking = 0
+    for (_, manifest), names in zip(members, epochs, strict=True):
+        files = {logits_file(manifest, name, task, "dev") for name in names}
+        lacking += not files or not files <= manifest.files.keys()
+    if lacking:
+        report(
+            f"task {task}: {lacking} of {len(members)} members lack logits of some of their epochs,"
+            " which older versions did not keep: so the epoch of each member is the one that was"
+            " chosen on all of dev"
+        )
+        return dev
+    logits, _ = _logits(members, epochs, task, "dev")
+    return replace(dev, epochs=tuple(logits), epoch_names=tuple(epochs))
 
 
 def _names(directories: Sequence[Path]) -> tuple[str, ...]:
