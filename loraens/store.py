@@ -252,7 +252,7 @@ class MemberStore:
         if examples:
             fix = (
                 f"it has ids and labels for the logits in {self.directory}, so restore it (for a"
-                f" member that was copied, copy its run's {EXAMPLES}/ too) or train the member again"
+                f" copy of a member, copy its run's {EXAMPLES}/ too) or train the member again"
             )
             for name, expected in manifest.examples.items():
                 _verify(self._examples / name, expected, fix)
