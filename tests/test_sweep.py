@@ -200,8 +200,8 @@ def test_killed_anywhere_it_ends_with_the_same_contents(command, tmp_path, optio
     expected = contents(whole)
     assert len({name.partition("/")[0] for name in expected}) == 6
     for name, manifest in manifests(whole).items():
-        epochs = [f"{name}/logits/{entry.name}/sts-dev.npz" for entry in manifest.history]
-        assert epochs == [path for path in expected if re.match(f"{name}/logits/.*-dev", path)]
+        stored = [f"{name}/logits/{entry.name}/sts-dev.npz" for entry in manifest.history]
+        assert stored == [path for path in expected if re.match(f"{name}/logits/.*-dev", path)]
     rng = random.Random(0)
     kills = 0
     runs = 0
