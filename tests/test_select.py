@@ -11,6 +11,7 @@ from scipy.optimize import minimize
 from sklearn import metrics as sklearn_metrics
 
 from loraens.ensemble.combine import combine, majority_vote
+from loraens.ensemble.cross_validation import bags
 from loraens.ensemble.diversity import (
     pair_counts,
     q_statistic,
@@ -23,13 +24,7 @@ from loraens.ensemble.methods import METHODS, names
 from loraens.ensemble.options import Options
 from loraens.ensemble.pool import Pool
 from loraens.ensemble.select import accurate, dicor, greedy, topk
-from loraens.ensemble.significance import (
-    mcnemar,
-    means_of_resamples,
-    of_resamples,
-    pearson_of_resamples,
-    resamples,
-)
+from loraens.ensemble.significance import holm, of_bags, p_value, standard_error
 from loraens.ensemble.weighting import pseudo_bma, stacking, weighted
 from loraens.metrics import NLL
 from loraens.tasks import QUORA, SST, STS
@@ -298,37 +293,38 @@ def test_ties_of_a_vote():
     assert majority_vote(votes, [1, 2, 3, 4], np.array([0.1, 0.6, 0.2, 0.1])).tolist() == [1, 1, 0]
 
 
-def test_intervals():
-    rng = np.random.default_rng(0)
-    values = rng.normal(1.0, 2.0, 400)
-    rows = resamples(400, rng)
-    found = of_resamples(float(values.mean()), np.array([values[row].mean() for row in rows]))
-    assert found.value == pytest.approx(values.mean())
-    half = 1.96 * values.std() / 20
-    assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.1)
-    other = values + rng.normal(0, 1, 400)
-    both = np.stack([values, other])
-    np.testing.assert_allclose(
-        means_of_resamples(both, rows), [[one[row].mean() for row in rows] for one in both]
-    )
-    expected = [scipy.stats.pearsonr(values[row], other[row]).statistic for row in rows[:50]]
-    np.testing.assert_allclose(
-        pearson_of_resamples(both, other, rows[:50]), [expected, np.ones(50)]
-    )
-    assert np.isnan(pearson_of_resamples(np.full((1, 400), 2.0), other, rows[:3])).all()
-    reference = scipy.stats.bootstrap(
-        (values,), np.mean, method="percentile", random_state=1
-    ).confidence_interval
-    assert (found.low, found.high) == pytest.approx((reference.low, reference.high), abs=0.03)
-    assert np.isnan(of_resamples(1.0, np.array([np.nan])).low)
+def test_standard_error_of_what_is_not_chosen_is_that_of_a_mean():
+    """Means out of bag, without a choice: the delete-d jackknife gives the textbook's error."""
+    values = np.random.default_rng(0).normal(1.0, 2.0, 400)
+    pool = Pool(STS, ("m",), np.ones(1), values[None, :, None], values)
+    drawn = bags(pool, 4000)
+    means = np.array([values[outside].mean() for _, outside in drawn])
+    out = np.mean([len(outside) for _, outside in drawn]) / 400
+    assert out == pytest.approx(1 / np.e, abs=0.01)
+    ratio = out / (1 - out)
+    assert standard_error(means, ratio) == pytest.approx(values.std(ddof=1) / 20, rel=0.03)
+    found = of_bags(float(values.mean()), means, ratio)
+    half = scipy.stats.t.ppf(0.975, 3999) * standard_error(means, ratio)
+    assert (found.low, found.high) == pytest.approx((values.mean() - half, values.mean() + half))
 
 
-def test_mcnemar_by_hand():
-    left = np.array([True] * 8 + [False] * 2 + [True] * 5)
-    right = np.array([False] * 8 + [True] * 2 + [True] * 5)
-    expected = 2 * sum(scipy.stats.binom.pmf(k, 10, 0.5) for k in (0, 1, 2))
-    assert mcnemar(left, right) == pytest.approx(expected)
-    assert mcnemar(left, left) == 1.0
+def test_intervals_and_p_values_agree():
+    scores = np.array([0.1, 0.3, np.nan, 0.2, 0.4])
+    error = np.sqrt((1 / 4 + 0.5) * np.var([0.1, 0.3, 0.2, 0.4], ddof=1))
+    assert standard_error(scores, 0.5) == pytest.approx(error)
+    at_bound = error * scipy.stats.t.ppf(0.975, 3)
+    assert of_bags(at_bound, scores, 0.5).low == pytest.approx(0, abs=1e-12)
+    assert p_value(at_bound, scores, 0.5) == pytest.approx(0.05)
+    assert (p_value(0.0, np.zeros(5), 0.5), p_value(0.1, np.zeros(5), 0.5)) == (1, 0)
+    assert np.isnan(of_bags(1.0, np.array([np.nan, 0.3]), 0.5).low)
+    assert np.isnan(p_value(1.0, np.array([np.nan, 0.3]), 0.5))
+
+
+def test_holm_by_hand():
+    assert holm(np.array([0.04, 0.01, np.nan, 0.03])) == pytest.approx(
+        [0.06, 0.03, np.nan, 0.06], nan_ok=True
+    )
+    assert holm(np.array([0.6, 0.9])).tolist() == [1, 1]
 
 
 def test_the_papers_formulas_by_hand():

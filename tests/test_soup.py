@@ -208,9 +208,5 @@ def test_what_is_compared_is_of_the_same_folds(make_pool):
     pool = replace(pool, merged=lambda weights: np.tensordot(weights, pool.logits, 1))
     wanted = [Candidate("best", "vote", Options()), Candidate("omni", "vote", Options())]
     proof = prove(pool, [*wanted, Candidate("greedy_soup", "merged", Options(tried=1))])[2]
-    assert (proof.to_best.value, proof.to_best.low, proof.to_best.high, proof.p_best) == (
-        0,
-        0,
-        0,
-        1,
-    )
+    to_best = proof.to_best
+    assert (to_best.value, to_best.low, to_best.high, proof.p_best) == (0, 0, 0, 1)

@@ -203,7 +203,8 @@ def prove_members(
 
         soup = Soup(members, start(f"{task.name}: merged models", 0))
         members = soup.pools()
-    proofs = prove_pool(members.dev, chosen, start(f"{task.name}: folds", FOLDS * REPEATS))
+    steps = FOLDS * REPEATS + max(candidate.bags for candidate in chosen)
+    proofs = prove_pool(members.dev, chosen, start(f"{task.name}: folds and bags", steps))
     return Proofs(
         task,
         [

@@ -13,6 +13,7 @@ from loraens.ensemble.options import Select
 from loraens.registry import Registry
 
 REPEATS = 5
+BAGS = 100
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,14 @@ class Method:
         merges: Whether the members are merged into one model (a soup): this needs the backbone
             and the texts.
         repeats: Repetitions of its cross-validation.
+        bags: Bootstrap samples in which its choice is repeated, for the intervals; at least 2. The
+            fewer, the wider the interval.
     """
 
     select: Select
     merges: bool = False
     repeats: int = REPEATS
+    bags: int = BAGS
 
 
 METHODS: Registry[Method] = Registry("methods")
@@ -49,7 +53,7 @@ for _name, _select in (
     METHODS.register(_name, Method(_select))
 METHODS.register("soup", Method(select.omni, merges=True))
 # once: a greedy soup runs the backbone for every choice
-METHODS.register("greedy_soup", Method(select.greedy_soup, merges=True, repeats=1))
+METHODS.register("greedy_soup", Method(select.greedy_soup, merges=True, repeats=1, bags=10))
 
 
 def names(merges: bool) -> list[str]:

@@ -33,6 +33,9 @@ class Pool:
             best and the last epoch are exact, others rounded to float16. None where `logits` are
             not of best epochs, or not all epochs are stored.
         epoch_names: E names of each member.
+        groups: `(N,)` number of the group of each example: those of one group, such as equal texts
+            or the copies of an example in a bag, are never divided between examples to choose on
+            and examples to score. None where each is one of its own.
     """
 
     task: Task
@@ -43,6 +46,7 @@ class Pool:
     merged: Callable[[np.ndarray], np.ndarray] | None = None
     epochs: tuple[np.ndarray, ...] | None = None
     epoch_names: tuple[tuple[str, ...], ...] | None = None
+    groups: np.ndarray | None = None
     similarities: dict[str, np.ndarray] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -54,14 +58,20 @@ class Pool:
         """The same members on some of the examples."""
         whole = self.merged
         merged = None if whole is None else lambda weights: whole(weights)[indices]
-        epochs = self.epochs and tuple(logits[:, indices] for logits in self.epochs)
-        return replace(
+        epochs = self.epochs and tuple(logits.take(indices, axis=1) for logits in self.epochs)
+        part = replace(
             self,
-            logits=self.logits[:, indices],
+            logits=self.logits.take(indices, axis=1),
             labels=self.labels[indices],
             merged=merged,
             epochs=epochs,
+            groups=None if self.groups is None else self.groups[indices],
         )
+        for name in ("probabilities", "predictions"):  # of each example alone: not computed anew
+            whole_array = self.__dict__.get(name)
+            if whole_array is not None:
+                part.__dict__[name] = whole_array.take(indices, axis=1)
+        return part
 
     def of(self, members: Sequence[int] | np.ndarray) -> Pool:
         """Some of the members on the same examples."""
@@ -75,6 +85,31 @@ class Pool:
             epochs=self.epochs and tuple(self.epochs[index] for index in chosen),
             epoch_names=self.epoch_names and tuple(self.epoch_names[index] for index in chosen),
         )
+
+    @cached_property
+    def _epoch_outcomes(self) -> list[list[Outcome]]:
+        """Outcome of each member after each epoch."""
+        assert self.epochs is not None
+        return [[self.task.outcome(logits) for logits in of_member] for of_member in self.epochs]
+
+    def split(self, chosen_on: np.ndarray, scored_on: np.ndarray) -> tuple[Pool, Pool]:
+        """The pool on the examples to choose on and on those to score, each member after the epoch
+        that is its best on the first, where all epochs are there (the first one of equals).
+
+        Args:
+            chosen_on: Indices of examples; in a bag, some of them more than once.
+            scored_on: Indices of examples.
+        """
+        if self.epochs is None:
+            return self.at(chosen_on), self.at(scored_on)
+        labels = self.labels[chosen_on]
+        logits = []
+        for of_member, outcomes in zip(self.epochs, self._epoch_outcomes, strict=True):
+            scores = [self.task.score(outcome.at(chosen_on), labels) for outcome in outcomes]
+            best = int(np.argmax(np.where(np.isnan(scores), -np.inf, scores)))
+            logits.append(of_member[best])
+        whole = replace(self, logits=np.stack(logits), epochs=None, epoch_names=None)
+        return whole.at(chosen_on), whole.at(scored_on)
 
     @property
     def kind(self) -> LabelKind:

@@ -65,7 +65,8 @@ class EnsembleRecord(Record):
         interval: The task's metric, cross-validated.
         to_best: Difference of that to the best member.
         to_omni: Difference to all members.
-        p_best: p of McNemar's test against the best member; NaN for numbers.
+        p_best: p of the difference to the best member, adjusted for the number of candidates; NaN
+            for the best member itself.
         temperature: Divides log probabilities; None for numbers and votes.
         calibrated: NLL, Brier score and calibration error at the folds' temperatures.
         test: The task's metric on test; None without labels.
@@ -73,6 +74,8 @@ class EnsembleRecord(Record):
         backbone: Name of the backbone.
         backbone_fingerprint: SHA-256 of its weights.
         data: Fingerprint of each split of the task.
+        epochs_chosen: Whether the proof chose each member's epoch anew in its folds and bags; if
+            not, the best one was chosen on all of dev.
     """
 
     task: Task
@@ -95,6 +98,7 @@ class EnsembleRecord(Record):
     backbone: str
     backbone_fingerprint: str
     data: dict[str, str]
+    epochs_chosen: bool = False
 
     @property
     def size(self) -> int:
@@ -196,6 +200,7 @@ def make_record(members: PoolMembers, proof: Proof, directory: Path) -> Ensemble
         backbone=settings.backbone,
         backbone_fingerprint=settings.backbone_fingerprint,
         data={split: value for split, value in settings.data.items() if split.startswith(prefix)},
+        epochs_chosen=pool.epochs is not None,
     )
 
 

@@ -43,6 +43,9 @@ def _sized(select: Select) -> Select:
         sizes = [size for size in SIZES if size <= len(pool)] or [len(pool)]
         rule = pool.kind.rules[0]
         fold_of = rng.permutation(len(pool.labels)) % 5
+        if pool.groups is not None:
+            _, first, group = np.unique(pool.groups, return_index=True, return_inverse=True)
+            fold_of = fold_of[first][group]
         seed = int(rng.integers(2**32))
         predictions = np.empty((len(sizes), len(pool.labels)))
         for fold in np.unique(fold_of):
@@ -166,9 +169,11 @@ def _accuracy_scorer(probabilities: np.ndarray, labels: np.ndarray) -> BagScores
     others = classes + (classes >= label)  # (N, K - 1)
     of_label = np.take_along_axis(probabilities, label[None], 2)
     margins = of_label - np.take_along_axis(probabilities, others[None], 2)
+    margins = np.ascontiguousarray(margins.transpose(2, 0, 1))  # (K - 1, M, N): faster to reduce
 
     def scores(chosen: list[int], bag: np.ndarray) -> np.ndarray:
-        correct = (margins[chosen].sum(axis=0) + margins[bag] > 0).all(axis=2)
+        total = margins[:, chosen].sum(axis=1)[:, None]
+        correct = (margins[:, bag] + total > 0).all(axis=0)
         accuracies: np.ndarray = correct.mean(axis=1)
         return accuracies
 

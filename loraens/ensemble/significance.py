@@ -1,6 +1,6 @@
-"""Uncertainty of scores: bootstrap intervals, paired differences, McNemar's test.
+"""Uncertainty of scores, from bags: the choice made again in each, scored out of it.
 
-Shape letters: N examples, R resamples.
+Shape letters: B bags.
 """
 
 from __future__ import annotations
@@ -8,11 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import binomtest
+from scipy.stats import t as student
 
 from loraens.records import Score
 
-RESAMPLES = 1000
 LEVEL = 0.95
 
 
@@ -25,61 +24,65 @@ class Interval:
     high: Score
 
 
-def resamples(examples: int, rng: np.random.Generator, count: int = RESAMPLES) -> np.ndarray:
-    """Indices `(R, N)` drawn with replacement; the same ones for all that is compared make the
-    comparison paired.
+def standard_error(scores: np.ndarray, ratio: float) -> float:
+    """Standard error of an estimate from its values out of bag; NaN where fewer than two are
+    defined.
+
+    The values of two bags are not independent: both the examples that are chosen on and those that
+    are scored overlap. Nadeau and Bengio (2003) correct the variance of the mean of B such values
+    from S^2 / B to (1 / B + n2 / n1) S^2, where n1 examples are chosen on and n2 are scored. Where
+    there is nothing to choose this is the delete-d jackknife (Shao and Wu 1989), exact for a mean:
+    values out of bag are of n2 of N examples drawn without replacement, so that their variance is
+    (n1 / n2) sigma^2 / N. The variance of the choice comes on top.
+
+    Args:
+        scores: `(B,)` values out of bag; NaN where not defined.
+        ratio: n2 / n1, examples out of bag for each different one in it.
     """
-    return rng.integers(0, examples, (count, examples), dtype=np.int32)
+    defined = scores[~np.isnan(scores)]
+    if len(defined) < 2:
+        return float("nan")
+    return float(np.sqrt((1 / len(defined) + ratio) * defined.var(ddof=1)))
 
 
-def of_resamples(value: float, statistics: np.ndarray) -> Interval:
-    """Percentile interval (Efron 1979) of a statistic's values on resamples `(R,)`; where it is
-    NaN, one is left out.
+def of_bags(value: float, scores: np.ndarray, ratio: float) -> Interval:
+    """Interval about an estimate by Student's t with B - 1 degrees of freedom (Nadeau and Bengio
+    2003).
+
+    The estimand is the score (or the difference) on new texts of *the* ensemble that was chosen on
+    all examples. The variance out of bag contains both reasons for which the estimate misses it:
+    the examples that happened to be there to score, and the choice that they happened to lead to.
+
+    Args:
+        value: The estimate, cross-validated.
+        scores: `(B,)` the same out of bag.
+        ratio: As in `standard_error`.
     """
-    defined = statistics[~np.isnan(statistics)]
-    if len(defined) == 0:
-        return Interval(value, float("nan"), float("nan"))
-    low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(value, float(low), float(high))
+    half = standard_error(scores, ratio) * _quantile(scores)
+    return Interval(value, value - half, value + half)
 
 
-def mcnemar(left: np.ndarray, right: np.ndarray) -> float:
-    """McNemar's exact test: p of two classifiers being right `(N,)` equally often, two-sided, by
-    the binomial distribution.
-
-    Only the examples on which one of them is right count; without any, p is 1.
-    """
-    first = int((left & ~right).sum())
-    second = int((~left & right).sum())
-    if first + second == 0:
+def p_value(value: float, scores: np.ndarray, ratio: float) -> float:
+    """Two-sided p of an estimate being zero, of the same t as `of_bags`; 1 where all is zero."""
+    error = standard_error(scores, ratio)
+    if value == 0:
         return 1.0
-    return float(binomtest(first, first + second, 0.5).pvalue)
+    if error == 0:
+        return 0.0
+    degrees = np.count_nonzero(~np.isnan(scores)) - 1
+    return float(2 * student.sf(abs(value) / error, max(1, degrees)))
 
 
-def means_of_resamples(values: np.ndarray, indices: np.ndarray) -> np.ndarray:
-    """Mean of per-example values `(V, N)` on each resample, `(V, R)`: one product with how often
-    each example was drawn.
-    """
-    examples = values.shape[1]
-    means = []
-    for part in np.array_split(indices, -(-indices.size // 2**23)):  # bounds the counts' memory
-        counts = np.stack([np.bincount(sample, minlength=examples) for sample in part])
-        means.append(values @ counts.T.astype(np.float64) / examples)
-    return np.concatenate(means, axis=1)
+def holm(p_values: np.ndarray) -> np.ndarray:
+    """p-values `(V,)` adjusted for their number (Holm 1979); NaN stay and are not counted."""
+    adjusted = np.asarray(p_values, np.float64).copy()
+    order = np.argsort(adjusted)
+    order = order[: np.count_nonzero(~np.isnan(adjusted))]  # NaN are last
+    factors = len(order) - np.arange(len(order))
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(factors * adjusted[order]))
+    return adjusted
 
 
-def pearson_of_resamples(x: np.ndarray, y: np.ndarray, indices: np.ndarray) -> np.ndarray:
-    """Pearson's r of each of `(V, N)` with y `(N,)` on each resample, `(V, R)`; NaN where one side
-    is constant.
-    """
-    a = x - x.mean(axis=1, keepdims=True)
-    b = y - y.mean()
-    moments = means_of_resamples(np.concatenate([a, a * a, a * b, b[None], (b * b)[None]]), indices)
-    mean = moments[: len(a)]
-    square = moments[len(a) : 2 * len(a)]
-    product = moments[2 * len(a) : 3 * len(a)]
-    spread = np.maximum(square - mean**2, 0) * np.maximum(moments[-1] - moments[-2] ** 2, 0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        covariance = product - mean * moments[-2]
-        r: np.ndarray = np.where(spread > 1e-24, covariance / np.sqrt(spread), np.nan)
-    return r
+def _quantile(scores: np.ndarray) -> float:
+    degrees = max(1, np.count_nonzero(~np.isnan(scores)) - 1)
+    return float(student.ppf((1 + LEVEL) / 2, degrees))

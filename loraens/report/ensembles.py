@@ -88,7 +88,8 @@ def score_table(records: Sequence[EnsembleRecord]) -> Table:
         ],
         caption=(
             f"dev: chosen on it, so not held out. held out: {REPEATS} x {FOLDS}"
-            f" cross-validation{once} of the choice, 95 % interval{_epochs(first)}."
+            f" cross-validation{once} of the choice; 95 % intervals from bags in which it is made"
+            f" again{_epochs(first)}. p: of minus best, adjusted for the number of rows (Holm)."
         ),
     )
     for record in records:
@@ -156,7 +157,7 @@ def overall_sentences(records: Sequence[EnsembleRecord]) -> Iterable[str]:
 
 def _epochs(record: EnsembleRecord) -> str:
     """What the cross-validation does not repeat."""
-    if record.epoch == "last":
+    if record.epoch == "last" or record.epochs_chosen:
         return ""
     return "; each member's best epoch was chosen on all of dev (not so with --epoch last)"
 
