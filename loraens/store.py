@@ -9,6 +9,8 @@
                 adapter_config.json, adapter_model.safetensors    in PEFT's format
                 <task>-dev.npz, <task>-test.npz    logits (N, C), example_id (N,), and labels (N,)
                                                    where there are any
+                <task>-oof.npz                     of a member of a fold: of its own part; beside
+                                                   them positions (N,) and groups (N,)
 
 A member's manifest names its best and its last epoch; it is replaced last, in one step, so that it
 never names a file that is not whole, and what it does not name is removed.
@@ -45,11 +47,16 @@ class Logits:
         logits: `(N, C)`.
         example_id: `(N,)` strings.
         labels: `(N,)` float64; None where there are none.
+        positions: `(N,)` number of each example among all that are cut into folds, where the
+            split is out of fold and so has a part of them only.
+        groups: `(N,)` number of each example's group there: equal texts are in one.
     """
 
     logits: np.ndarray
     example_id: np.ndarray
     labels: np.ndarray | None
+    positions: np.ndarray | None = None
+    groups: np.ndarray | None = None
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -80,8 +87,9 @@ def checksum(path: Path) -> str:
 def logits_to_bytes(logits: Logits) -> bytes:
     """The .npz file of a split's logits; the same arrays give the same bytes."""
     arrays: dict[str, Any] = {"logits": logits.logits, "example_id": logits.example_id}
-    if logits.labels is not None:
-        arrays["labels"] = logits.labels
+    for name in ("labels", "positions", "groups"):
+        if (array := getattr(logits, name)) is not None:
+            arrays[name] = array
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     return buffer.getvalue()
@@ -96,7 +104,8 @@ def read_logits(path: Path) -> Logits:
     if not path.is_file():
         raise InputError(f"{path} is missing: the member has no logits of this split")
     with np.load(path, allow_pickle=False) as file:
-        return Logits(file["logits"], file["example_id"], file.get("labels"))
+        optional = (file.get(name) for name in ("labels", "positions", "groups"))
+        return Logits(file["logits"], file["example_id"], *optional)
 
 
 class MemberStore:
