@@ -176,14 +176,22 @@ class Grid:
         return [replace(member, fold=fold) for member in members for fold in range(self.folds)]
 
 
+def indices_of_configurations(members: Sequence[Member]) -> list[list[int]]:
+    """Indices of the members of each configuration, in the order of their first; of single members
+    where there are no folds.
+    """
+    units: dict[str, list[int]] = {}
+    for index, member in enumerate(members):
+        units.setdefault(member.configuration, []).append(index)
+    return list(units.values())
+
+
 def configurations(members: Iterable[Member]) -> list[list[Member]]:
     """The members of each configuration, in the order of their first; single members where there
     are no folds.
     """
-    units: dict[str, list[Member]] = {}
-    for member in members:
-        units.setdefault(member.configuration, []).append(member)
-    return list(units.values())
+    listed = list(members)
+    return [[listed[index] for index in unit] for unit in indices_of_configurations(listed)]
 
 
 def packs(members: Sequence[Member], size: int) -> list[list[Member]]:

@@ -6,51 +6,24 @@ Shape letters: M members, B examples of a member.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import numpy as np
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
 from loraens.data.folds import Folds, pooled
+from loraens.data.recorded import RecordedArguments
 from loraens.data.sampling import PackedDataset, TrainSampler, eval_loader
 from loraens.data.sources import SPLITS, FileSource, Source, course_source
-from loraens.data.splits import Split
+from loraens.data.splits import Split, limited
 from loraens.data.tokens import TokenSplit, cached_tokens
 from loraens.errors import InputError
 from loraens.members import OUT_OF_FOLD, Member
 from loraens.model.backbone import load_tokenizer
 from loraens.model.batch import PackedBatch
-from loraens.seeding import derive_seed
 from loraens.tasks import Task
-
-
-class RecordedArguments:
-    """Keeps the arguments of an instance's constructor as `init_args`.
-
-    A class of its own, below `TextData`: jsonargparse reads the parameters of the class that
-    defines `__new__` from there, and not from its constructor.
-    """
-
-    init_args: dict[str, Any]
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        """Note the arguments; the constructor refuses what does not fit it."""
-        instance = super().__new__(cls)
-        signature = inspect.signature(cls.__init__)
-        try:
-            arguments = dict(signature.bind_partial(instance, *args, **kwargs).arguments)
-        except TypeError:
-            arguments = {}
-        (_, *names) = signature.parameters
-        instance.init_args = {name: arguments[name] for name in names if name in arguments}
-        for name, parameter in signature.parameters.items():
-            if parameter.kind is parameter.VAR_KEYWORD:
-                instance.init_args.update(instance.init_args.pop(name, {}))
-        return instance
 
 
 class TextData(RecordedArguments, LightningDataModule):
@@ -175,25 +148,10 @@ class TextData(RecordedArguments, LightningDataModule):
                     f"{split.origin} has no label column {source.task.label_column!r}: the"
                     f" {name} split needs labels"
                 )
-            splits[name] = self._limited(split)
+            splits[name] = limited(split, self.limit)
         if self.pool_dev:
             splits["train"] = pooled(splits["train"], splits.pop("dev"))
         return splits
-
-    def _limited(self, split: Split) -> Split:
-        if self.limit is None or self.limit >= len(split):
-            return split
-        rng = np.random.default_rng(derive_seed(0, "limit"))
-        indices = np.sort(rng.permutation(len(split))[: self.limit])
-        return Split(
-            name=split.name,
-            ids=[split.ids[index] for index in indices],
-            texts=[split.texts[index] for index in indices],
-            labels=None if split.labels is None else split.labels[indices],
-            origin=f"{split.origin} ({len(indices)} of {len(split)})",
-            dropped=split.dropped,
-            groups=None if split.groups is None else [split.groups[index] for index in indices],
-        )
 
     def of(self, split: str) -> list[TokenSplit]:
         """The split of every task that has it."""

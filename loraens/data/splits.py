@@ -4,7 +4,7 @@ dropped is counted.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from loraens.data.files import Row, Table, open_table
 from loraens.errors import InputError
+from loraens.seeding import derive_seed
 from loraens.tasks import Task
 
 
@@ -48,6 +49,22 @@ class Split:
             shown = ", ".join(map(str, lines[:5])) + (", ..." if len(lines) > 5 else "")
             parts.append(f"dropped {len(lines)} ({reason}; line {shown})")
         return "; ".join(parts)
+
+
+def limited(split: Split, limit: int | None) -> Split:
+    """At most `limit` records of a split, drawn by a fixed seed; all of them for None."""
+    if limit is None or limit >= len(split):
+        return split
+    rng = np.random.default_rng(derive_seed(0, "limit"))
+    indices = np.sort(rng.permutation(len(split))[:limit])
+    return replace(
+        split,
+        ids=[split.ids[index] for index in indices],
+        texts=[split.texts[index] for index in indices],
+        labels=None if split.labels is None else split.labels[indices],
+        origin=f"{split.origin} ({len(indices)} of {len(split)})",
+        groups=None if split.groups is None else [split.groups[index] for index in indices],
+    )
 
 
 def row_texts(row: Row, columns: tuple[str, ...]) -> tuple[str, ...] | None:

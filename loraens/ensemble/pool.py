@@ -28,6 +28,8 @@ class Pool:
         labels: `(N,)` class numbers or values.
         merged: From weights `(M,)` to the logits `(N, C)` of one model merged of the members, where
             the backbone is there.
+        groups: `(N,)` number of each example's group; equal texts are in one group. None where
+            they are not known.
     """
 
     task: Task
@@ -36,6 +38,7 @@ class Pool:
     logits: np.ndarray
     labels: np.ndarray
     merged: Callable[[np.ndarray], np.ndarray] | None = None
+    groups: np.ndarray | None = None
     similarities: dict[str, np.ndarray] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -48,7 +51,10 @@ class Pool:
         whole = self.merged
         merged = None if whole is None else lambda weights: whole(weights)[indices]
         logits = self.logits[:, indices]
-        return replace(self, logits=logits, labels=self.labels[indices], merged=merged)
+        groups = None if self.groups is None else self.groups[indices]
+        return replace(
+            self, logits=logits, labels=self.labels[indices], merged=merged, groups=groups
+        )
 
     def of(self, members: Sequence[int] | np.ndarray) -> Pool:
         """Some of the members on the same examples."""

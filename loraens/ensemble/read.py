@@ -12,25 +12,35 @@ from typing import Any
 
 import numpy as np
 
+from loraens.ensemble.combine import combine
+from loraens.ensemble.folded import StoredMember, Unit, out_of_fold, problem_of, units_of
 from loraens.ensemble.pool import Pool
 from loraens.errors import InputError
+from loraens.members import OUT_OF_FOLD
+from loraens.metrics import Outcome
 from loraens.records import Epoch, Manifest
-from loraens.store import MemberStore, find_members, read_logits
-
-StoredMember = tuple[Path, Manifest]
+from loraens.store import Logits, MemberStore, find_members, read_logits
 
 
 @dataclass
 class PoolMembers:
     """Members that an ensemble may choose from, and their files.
 
+    Where a sweep has folds, what may be chosen are M configurations, and each is K members, one a
+    fold. Their out-of-fold logits together are the configuration's on `dev`. On test all K predict
+    each example: so there the pool has M K members, and each has a K-th of its configuration's
+    weight. Without folds K is 1.
+
     Args:
-        dev: Their logits on dev.
+        dev: Their logits on dev; of configurations out of fold, every labelled example once.
         test: Their logits on test; None where there is none, labels NaN where there are none.
         test_ids: `(N,)` ids of test.
-        directories: Directory of each member.
-        manifests: Manifest of each member.
+        directories: Directory of each member; of a configuration that of its first.
+        manifests: Manifest of each member; of a configuration that of its first.
         epoch: The epoch of each member that was read.
+        units: For each of the M, its members' directories and manifests.
+        apart: Logits on a dev set that was kept apart from the folds, as `test`; None where there
+            is none.
     """
 
     dev: Pool
@@ -39,11 +49,29 @@ class PoolMembers:
     directories: list[Path]
     manifests: list[Manifest]
     epoch: Epoch
+    units: list[Unit]
+    apart: Pool | None = None
 
     @property
     def labelled_test(self) -> Pool | None:
         """Test, where it has labels."""
         return None if self.test is None or np.isnan(self.test.labels[0]) else self.test
+
+    @property
+    def folds(self) -> int:
+        """K."""
+        return len(self.units[0])
+
+    def combined(self, pool: Pool, weights: np.ndarray, rule: str) -> Outcome:
+        """Predictions for a split whose examples no member was chosen on: `test` or `apart`.
+
+        Args:
+            pool: The split's pool.
+            weights: `(M,)`.
+            rule: Combination rule.
+        """
+        each = np.repeat(weights / self.folds, self.folds)
+        return combine(pool, each, rule, np.repeat(self.dev.standings, self.folds))
 
 
 def read_runs(
@@ -53,8 +81,8 @@ def read_runs(
     report: Callable[[str], None] = print,
     mode: str | None = None,
 ) -> dict[str, PoolMembers]:
-    """Read all members at or below some directories, by task; failed members are skipped and
-    reported.
+    """Read all members at or below some directories, by task; failed members, and configurations
+    of which a fold failed or is missing, are skipped and reported.
 
     Args:
         runs: Directories of runs, sweeps or members.
@@ -67,14 +95,15 @@ def read_runs(
         InputError: There is no member, a file is missing or altered, or members differ in what must
             be the same.
     """
-    by_task: dict[str, list[StoredMember]] = {}
-    for path in _directories(runs):
-        manifest = MemberStore(path).manifest()
-        if epoch not in manifest.epochs:
-            report(f"{path} is skipped: it failed ({manifest.ended})")
-        elif mode is None or manifest.settings.mode == mode:
-            for task in manifest.settings.tasks:
-                by_task.setdefault(task.name, []).append((path, manifest))
+    by_task: dict[str, list[Unit]] = {}
+    stored = [(path, MemberStore(path).manifest()) for path in _directories(runs)]
+    for unit in units_of(stored):
+        settings = unit[0][1].settings
+        if (problem := problem_of(unit, epoch)) is not None:
+            report(problem)
+        elif mode is None or settings.mode == mode:
+            for task in settings.tasks:
+                by_task.setdefault(task.name, []).append(unit)
     if tasks and (unknown := set(tasks) - set(by_task)):
         raise InputError(
             f"task {sorted(unknown)[0]}: the members have"
@@ -107,43 +136,63 @@ def _directories(runs: Sequence[Path]) -> list[Path]:
     return directories
 
 
-def _read(name: str, members: Sequence[StoredMember], epoch: Epoch) -> PoolMembers:
-    directories = [path for path, _ in members]
-    manifests = [manifest for _, manifest in members]
+def _read(name: str, units: Sequence[Unit], epoch: Epoch) -> PoolMembers:
+    members = [entry for unit in units for entry in unit]
     _check_comparable(members, name)
-    task = manifests[0].settings.task(name)
-    assert task is not None
-    ranks = np.array([manifest.member.rank for manifest in manifests])
-    pools = {}
-    ids = np.array([])
-    for split in ("dev", "test"):
+    first = [unit[0] for unit in units]
+    folds = first[0][1].settings.folds
+
+    def pool(split: str, optional: bool) -> tuple[Pool, np.ndarray] | None:
+        """The pool of a split and the ids `(N,)` of its examples."""
         files = [MemberStore(p).epoch(m, epoch) / f"{name}-{split}.npz" for p, m in members]
-        if split == "test" and not all(file.is_file() for file in files):
-            continue
+        if optional and not all(file.is_file() for file in files):
+            return None
         logits = [read_logits(file) for file in files]
-        ids = logits[0].example_id
-        for path, other in zip(directories, logits, strict=True):
-            if not np.array_equal(other.example_id, ids):
-                raise InputError(
-                    f"{path} has logits of other {split} examples than {directories[0]}: was it"
-                    " validated on a part of them?"
-                )
-        labels = np.full(len(ids), np.nan) if logits[0].labels is None else logits[0].labels
-        stacked = np.stack([one.logits for one in logits])
-        pools[split] = Pool(
-            task=task,
-            names=_names(directories),
-            ranks=ranks,
-            logits=stacked,
-            labels=labels,
-        )
+        if split == OUT_OF_FOLD:
+            logits = out_of_fold(units, logits)
+            named = [(path.with_name(m.member.configuration), m) for path, m in first]
+            return _pool(name, split, named, logits), logits[0].example_id
+        return _pool(name, split, members, logits), logits[0].example_id
+
+    dev = pool("dev" if folds is None else OUT_OF_FOLD, optional=False)
+    assert dev is not None
+    test = pool("test", optional=True)
+    apart = None if folds is None else pool("dev", optional=True)
     return PoolMembers(
-        dev=pools["dev"],
-        test=pools.get("test"),
-        test_ids=ids,
-        directories=directories,
-        manifests=manifests,
+        dev=dev[0],
+        test=test and test[0],
+        test_ids=(test or dev)[1],
+        directories=[path for path, _ in first],
+        manifests=[manifest for _, manifest in first],
         epoch=epoch,
+        units=list(units),
+        apart=apart and apart[0],
+    )
+
+
+def _pool(task: str, split: str, members: Sequence[StoredMember], logits: Sequence[Logits]) -> Pool:
+    """The pool of members or configurations on one split.
+
+    Raises:
+        InputError: They have logits of different examples.
+    """
+    directories = [path for path, _ in members]
+    ids = logits[0].example_id
+    for path, other in zip(directories, logits, strict=True):
+        if not np.array_equal(other.example_id, ids):
+            raise InputError(
+                f"{path} has logits of other {split} examples than {directories[0]}: was it"
+                " validated on a part of them?"
+            )
+    of_settings = members[0][1].settings.task(task)
+    assert of_settings is not None
+    return Pool(
+        task=of_settings,
+        names=_names(directories),
+        ranks=np.array([manifest.member.rank for _, manifest in members]),
+        logits=np.stack([one.logits for one in logits]),
+        labels=np.full(len(ids), np.nan) if logits[0].labels is None else logits[0].labels,
+        groups=logits[0].groups,
     )
 
 
@@ -174,6 +223,8 @@ def _facts(manifest: Manifest, task: str) -> dict[str, Any]:
     return {
         "task": settings.task(task),
         "backbone": settings.backbone_fingerprint,
+        "number of folds": settings.folds,
+        "parts": settings.data.get(f"{task}-{OUT_OF_FOLD}"),
         "dev data": settings.data.get(f"{task}-dev"),
         "training data": settings.data.get(f"{task}-train"),
         "test data": settings.data.get(f"{task}-test"),

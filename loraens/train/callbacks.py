@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from loraens.data.splits import Split
 from loraens.errors import InputError
+from loraens.members import OUT_OF_FOLD
 from loraens.model.weights import member_files
 from loraens.records import Epoch, EpochRecord, Manifest, Status
 from loraens.store import CHECKPOINT, Logits, MemberStore, logits_to_bytes
@@ -43,9 +44,11 @@ def _validations(progress: dict[str, Any], epoch: int) -> int:
 
 
 class MemberWriter(Callback):
-    """Writes every member after each validation: weights, logits of dev and test, and the manifest.
+    """Writes every member after each validation: weights, logits of dev and test, and out of fold
+    where there are folds, and the manifest.
 
-    The best epoch is the one with the best dev score (the first of equals); best and last are kept.
+    The best epoch is the one with the best dev score, or out-of-fold score of the configuration
+    (the first of equals); best and last are kept.
 
     Args:
         directory: The run's directory; members lie right below it.
@@ -137,11 +140,15 @@ class MemberWriter(Callback):
 
     @staticmethod
     def _logits(module: Population, index: int, task: str, split: str) -> Logits:
-        source: Split = module.data.splits[task, split].split
-        evaluated = module.evaluation.indices[task, split]
+        part = module.data.splits[task, split]
+        source: Split = part.split
+        evaluated = module.evaluation.indices[task, split][index]
         labels = None if source.labels is None else source.labels[evaluated]
-        logits = module.evaluation.logits[task, split][index].numpy()
-        return Logits(logits, np.array(source.ids)[evaluated], labels)
+        logits = module.evaluation.logits[task, split][index]
+        ids = np.array(source.ids)[evaluated]
+        if part.folds is None:
+            return Logits(logits, ids, labels)
+        return Logits(logits, ids, labels, evaluated, part.folds.groups[evaluated])
 
     def _manifest(self, module: Population, index: int, status: Status) -> Manifest:
         progress = self.progress[index]
@@ -151,7 +158,11 @@ class MemberWriter(Callback):
             epochs = {"best": progress["best"], "last": history[-1].name}
         by_name = {entry.name: entry.dev for entry in history}
         failure = module.failures.of(index)
-        splits = {f"{task}-{split}": part for (task, split), part in module.data.splits.items()}
+        splits = {
+            f"{task}-{split}": part
+            for (task, split), part in module.data.splits.items()
+            if split != OUT_OF_FOLD  # whose examples are those of train
+        }
         return Manifest(
             name=module.members[index].name,
             status=status,
