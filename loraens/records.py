@@ -18,10 +18,8 @@ from loraens.tasks import Task
 Epoch = Literal["best", "last"]
 Status = Literal["training", "finished", "stopped", "failed"]
 ENDED: tuple[Status, ...] = ("finished", "stopped", "failed")
-OLDER_SETTINGS = {
-    "adapter": "lora",
-    "folds": None,
-}  # what runs of older versions were trained with, unsaid
+# what runs of older versions were trained with, unsaid
+OLDER_SETTINGS = {"adapter": "lora", "folds": None}
 R = TypeVar("R", bound="Record")
 
 

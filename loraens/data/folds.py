@@ -126,16 +126,17 @@ def _numbered(keys: Sequence[Key]) -> np.ndarray:
     return np.array([numbers.setdefault(key, len(numbers)) for key in keys], np.int64)
 
 
-def strata(task: Task, labels: np.ndarray) -> np.ndarray:
-    """`(N,)` what parts have in like shares: the class, or the tenth of all labels that a number
-    is in.
+def strata(task: Task, labels: np.ndarray, count: int) -> np.ndarray:
+    """`(N,)` what the K parts have in like shares: the class, or the tenth of all labels that a
+    number is in; larger shares where a tenth is less than K examples.
 
     Numbers are stratified too since the score is one of all parts together: parts of other mean
     labels would add the members' different offsets to it.
     """
     if task.label_kind.categorical:
         return labels.astype(np.int64)
-    inner = np.quantile(labels, np.arange(1, BINS) / BINS)
+    bins = max(1, min(BINS, len(labels) // count))
+    inner = np.quantile(labels, np.arange(1, bins) / bins)
     return np.searchsorted(inner, labels, side="right")
 
 
@@ -156,12 +157,13 @@ def cut(task: Task, split: Split, count: int) -> Folds:
 
     assert split.labels is not None
     groups = group_numbers(split)
-    classes = strata(task, split.labels)
+    classes = strata(task, split.labels, count)
     distinct = int(groups.max()) + 1
-    if distinct < count or np.unique(classes, return_counts=True)[1].max() < count:
+    largest = np.unique(classes, return_counts=True)[1].max()
+    if distinct < count or largest < count:
         raise InputError(
             f"folds {count} is too many for task {task.name}: {split.origin} has {len(split)}"
-            f" records in {distinct} groups of equal texts, lower it",
+            f" records in {distinct} groups of equal texts, at most {largest} of a class: lower it",
             option="grid.folds",
         )
     seed = derive_seed(0, "parts", count) % 2**32

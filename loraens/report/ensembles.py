@@ -80,8 +80,9 @@ def score_table(records: Sequence[EnsembleRecord]) -> Table:
     p = not all(record.p_best != record.p_best for record in records)
     test = any(record.test is not None for record in records)
     apart = any(record.apart is not None for record in records)
+    pool = f"{first.pool_size} {_kind(first)} to choose from"
     table = _table(
-        title=f"{first.task.name}: {first.task.metric}, {first.pool_size} {_kind(first)} to choose from",
+        title=f"{first.task.name}: {first.task.metric}, {pool}",
         columns=[
             *("method", "rule", "members", "dev" if first.folds is None else "out of fold"),
             *("held out", "minus best", "minus omni"),

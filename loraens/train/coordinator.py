@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,9 +37,10 @@ from loraens.train.packs import (
     Pack,
     PackFiles,
     PackResult,
-    incomplete,
+    beside_failed_folds,
     ranked,
     regrouped,
+    too_large,
 )
 from loraens.train.plan import Plan, count_in_words, planned
 from loraens.train.runs import quiet_trainers
@@ -128,8 +129,8 @@ class Coordinator:
                     report=print,
                 ).size
             size = self.state.measured
-        size = min(size, self.state.fits or size)
-        return max(self.unit, size - size % self.unit)
+        allowed = min(size, self.state.fits or size)
+        return max(self.unit, allowed - allowed % self.unit)
 
     @property
     def unit(self) -> int:
@@ -187,10 +188,9 @@ class Coordinator:
         for path in self.files.paths(self.state.rung):
             in_packs.update(PackCheckpoint.load(path).members)
         for unit in configurations(self.members.values()):
-            ended = [member.name for member in unit if member.name in self.ended]
-            if len(ended) < len(unit) and not in_packs.intersection(unit):
-                for name in ended:
-                    del self.ended[name]
+            names = {member.name for member in unit}
+            if not names <= set(self.ended) and not in_packs.intersection(unit):
+                self.ended = {n: m for n, m in self.ended.items() if n not in names}
 
     def _manifest(self, name: str) -> Manifest:
         return MemberStore(self.directory / name).manifest()
@@ -362,18 +362,7 @@ class Coordinator:
         members = [member for member in result.members if member.status == "out_of_memory"]
         units = len(members) // self.unit
         if units == 1:
-            one = f"member {members[0].name} alone does not fit in memory"
-            fewer = ""
-            if self.unit > 1:
-                one = (
-                    f"configuration {self.members[members[0].name].configuration} does not fit in memory with its"
-                    f" {self.unit} folds, which are trained together"
-                )
-                fewer = ", or give fewer folds"
-            raise InputError(
-                f"{one} ({' '.join(str(result.problem).split())[:200]}): lower"
-                f" batch_size or max_length{fewer}"
-            )
+            raise too_large(result, self.unit)
         half = -(-units // 2) * self.unit
         self._bar.write(f"out of memory with {len(members)} members: continuing with {half}")
         self.state.fits = min(half, self.state.fits or half)
@@ -397,23 +386,14 @@ class Coordinator:
         for number, standing in enumerate(standings[kept:], kept):
             reason = f"epoch {epoch}: number {number // self.unit + 1} of {units} by {score}"
             self._end(standing.member.name, status="stopped", ended=reason)
-        self._end_incomplete(checkpoints, epoch)
+        for name in beside_failed_folds(checkpoints):
+            self._end(name, status="stopped", ended=f"epoch {epoch}: {FOLD_FAILED}")
         for name, checkpoint in regrouped(checkpoints, standings[:kept], self.pack_size()):
             checkpoint.save(self.files.path(rung + 1, name))
         # only now does the next rung count: killed before, this one is halved once more
         self.state.rung += 1
         self._write_state()
         self.files.remove_others(self.state.rung)
-
-    def _end_incomplete(self, checkpoints: Sequence[PackCheckpoint], epoch: int) -> None:
-        """Stop the members of configurations of which another fold failed."""
-        for checkpoint in checkpoints:
-            without_score = incomplete(checkpoint.members, checkpoint.failed)
-            entries = zip(checkpoint.members, without_score, checkpoint.failed, strict=True)
-            for member, left_out, failed in entries:
-                if left_out and not failed:
-                    reason = f"epoch {epoch}: {FOLD_FAILED}"
-                    self._end(member.name, status="stopped", ended=reason)
 
     def _end(self, name: str, **fields: str) -> None:
         """A member has ended: note it, in its manifest too where fields are given, and log it."""

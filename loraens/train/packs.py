@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from loraens.errors import InputError
 from loraens.members import Member, indices_of_configurations
 from loraens.members import packs as packs_of
 from loraens.train.checkpoints import PackCheckpoint, concatenate
@@ -193,6 +194,37 @@ def ranked(checkpoints: Sequence[PackCheckpoint]) -> list[Standing]:
         return -math.inf if math.isnan(standing.score) else standing.score
 
     return sorted(standings, key=score, reverse=True)
+
+
+def beside_failed_folds(checkpoints: Sequence[PackCheckpoint]) -> list[str]:
+    """Names of the members that have not failed, but another fold of their configuration has."""
+    names = []
+    for checkpoint in checkpoints:
+        without_score = incomplete(checkpoint.members, checkpoint.failed)
+        entries = zip(checkpoint.members, without_score, checkpoint.failed, strict=True)
+        names += [member.name for member, left_out, failed in entries if left_out and not failed]
+    return names
+
+
+def too_large(result: PackResult, unit: int) -> InputError:
+    """The error of a pack that cannot be split.
+
+    Args:
+        result: Of a pack of one member, or of one configuration.
+        unit: Folds of a configuration; 1 without folds.
+    """
+    member = next(member for member in result.members if member.status == "out_of_memory")
+    one = f"member {member.name} alone does not fit in memory"
+    fewer = ""
+    if unit > 1:
+        configuration = member.name[: member.name.rindex("-f")]
+        one = (
+            f"configuration {configuration} does not fit in memory with its {unit} folds, which"
+            " are trained together"
+        )
+        fewer = ", or give fewer folds"
+    problem = " ".join(str(result.problem).split())[:200]
+    return InputError(f"{one} ({problem}): lower batch_size or max_length{fewer}")
 
 
 def regrouped(
