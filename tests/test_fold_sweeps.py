@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.records import make_manifest, make_settings
 from lightning.pytorch import Trainer
 from sklearn.model_selection import StratifiedGroupKFold
 from test_module import QUIET as QUIET_TRAINER
 from test_sweep import CONFIGS, QUIET, contents, manifests, run_in_child
 
-from helpers.records import make_manifest, make_settings
 from loraens.api.proofs import prove
 from loraens.api.sweep import Sweep
 from loraens.data import modules as data
@@ -28,6 +28,7 @@ from loraens.store import Logits, MemberStore, find_members, logits_to_bytes, re
 from loraens.tasks import QUORA, SST, STS
 from loraens.train.module import Population
 from loraens.train.options import SweepOptions
+from loraens.train.worker import Worker
 
 GRID = ["--grid.rank", "[1,4,9]", "--grid.folds", "3"]
 
@@ -101,24 +102,23 @@ def test_scores_are_those_of_a_plain_loop_over_folds(tiny_bert, corpus, tmp_path
     files that do not have its part at all.
     """
     options = {"backbone": str(tiny_bert), "epochs": 4, "lr": 1e-2, "pooling": "mean"}
-    grid = Grid(rank=[2, 5], folds=3)
+    grid = Grid(rank=[2, 5], folds=5)
     texts = data.SST(root=str(corpus))
     swept = Sweep(
         texts,
         grid,
         tmp_path / "sweep",
         **options,
-        options=SweepOptions(pack_size=6),
+        options=SweepOptions(pack_size=10),
         trainer={"precision": "64-true", "enable_progress_bar": False},
     ).fit()
     split = texts.splits["sst", "train"].split
-    groups = np.unique(split.texts, return_inverse=True)[1]
-    first = {group: number for number, group in enumerate(dict.fromkeys(groups.tolist()))}
-    seed = derive_seed(0, "parts", 3) % 2**32
-    splitter = StratifiedGroupKFold(3, shuffle=True, random_state=seed)
-    folds = list(
-        splitter.split(groups, split.labels.astype(int), [first[group] for group in groups])
-    )
+    numbers = {text: number for number, text in enumerate(dict.fromkeys(split.texts))}
+    groups = [numbers[text] for text in split.texts]
+    seed = derive_seed(0, "parts", 5) % 2**32
+    splitter = StratifiedGroupKFold(5, shuffle=True, random_state=seed)
+    folds = list(splitter.split(groups, split.labels.astype(int), groups))
+    assert len({len(inside) for _, inside in folds}) > 1
 
     def alone(module, texts):
         trainer = Trainer(
@@ -128,7 +128,7 @@ def test_scores_are_those_of_a_plain_loop_over_folds(tiny_bert, corpus, tmp_path
         return module.evaluation
 
     build = partial(Population, tasks=[SST], backbone=str(tiny_bert), pooling="mean")
-    largest = max(range(3), key=lambda fold: len(folds[fold][1]))
+    largest = max(range(5), key=lambda fold: len(folds[fold][1]))
     for unit in configurations(swept.members):
         predicted = np.full(len(split), -1)
         for member, (outside, inside) in zip(unit, folds, strict=True):
@@ -194,6 +194,7 @@ def test_what_a_sweep_with_folds_leaves(finished, capsys):
         metric = {"sst": SST, "sts": STS}[task].metric
         found = manifests(run)
         assert len(found) == 9
+        assert Worker.from_directory(run).data.splits[task, "oof"].folds.count == 3
         units = by_configuration(found)
         assert all(len(unit) == 3 for unit in units.values())
         for unit in units.values():
@@ -421,6 +422,10 @@ def test_a_damaged_member_has_its_configuration_trained_again(sweep, capsys):
     victim.write_bytes(victim.read_bytes()[:-1] + b"x")
     sweep(size=3)
     assert f"{victim} was altered" in capsys.readouterr().out
+    assert contents(run) == before
+    # as after a kill between two members' last manifests, with no checkpoint of their pack
+    shutil.rmtree(run / "r1-c3-s0-lr0.01-f0")
+    sweep(size=3)
     assert contents(run) == before
 
 

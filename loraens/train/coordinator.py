@@ -95,6 +95,7 @@ class Coordinator:
         module.build(data.max_length)
         halvings = self.config.rungs[:-1]
         shared = {
+            "folds": self.config.train.folds,  # first, as other folds are other data too
             **module.fixed_settings(data, self.worker.trainer()).to_json(),
             "limit": data.limit,
             "max_epochs": self.config.train.epochs,
