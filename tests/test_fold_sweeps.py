@@ -26,8 +26,10 @@ from loraens.members import Grid, Member, configurations
 from loraens.seeding import derive_seed
 from loraens.store import Logits, MemberStore, find_members, logits_to_bytes, read_logits
 from loraens.tasks import QUORA, SST, STS
+from loraens.train.bar import SweepBar
 from loraens.train.module import Population
 from loraens.train.options import SweepOptions
+from loraens.train.plan import count_in_words
 from loraens.train.worker import Worker
 
 GRID = ["--grid.rank", "[1,4,9]", "--grid.folds", "3"]
@@ -436,6 +438,23 @@ def test_dry_run_counts_members(sweep, capsys):
     assert "3 packs of at most 3 members" in printed
     assert "8 steps a member (2 epochs of 4), 72 member-steps" in printed
     assert not run.exists()
+
+
+def test_the_progress_bar_counts_members(capsys):
+    bar = SweepBar(True, 4, count_in_words(20, 5))
+    bar.open(until=1, packs=[], done=0, to_do=20)
+    bar.close()
+    assert "4 configurations x 5 folds = 20 members: " in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_several_tasks_have_parts_of_their_own(sweep):
+    run = sweep(task="multitask", grid=["--grid.rank", "[2,3]", "--grid.folds", "2"])
+    pools = read_runs([run])
+    assert set(pools) == {"sst", "quora", "sts"}
+    for pool in pools.values():
+        assert pool.dev.logits.shape[:2] == (2, 48)
+        assert len(pool.apart) == 4
 
 
 @pytest.mark.slow

@@ -175,7 +175,7 @@ class TextData(RecordedArguments, LightningDataModule):
         """
         seeds = [member.seed for member in members]
         parts = self._parts(members)
-        if not parts:
+        if self.folds is None:
             sizes = [len(split) for split in self.of("train")]
             return TrainSampler(sizes, self.batch_size, seeds, self.temperature)
         sizes = [folds.trained for folds, _ in parts]
@@ -195,7 +195,10 @@ class TextData(RecordedArguments, LightningDataModule):
                 f"folds {self.folds}: the data is not cut for member {members[0].name}, give the"
                 " folds of its grid"
             )
-        return [(split.folds, folds) for split in self.of(OUT_OF_FOLD) if split.folds is not None]
+        if self.folds is None:
+            return []
+        of_tasks = [self.splits[task.name, OUT_OF_FOLD].folds for task in self.tasks]
+        return [(of_task, folds) for of_task in of_tasks if of_task is not None]
 
     def val_dataloader(self) -> list[DataLoader[PackedBatch]]:
         """One loader a task, over dev, or over the members' own parts where there are folds; while
