@@ -194,6 +194,7 @@ class Manifest(Record):
         seconds: Wall time of the training of its pack so far.
         versions: Versions of the libraries.
         files: SHA-256 of each of its files.
+        examples: SHA-256 of each file of the run's examples that its logits refer to.
     """
 
     name: str
@@ -210,6 +211,7 @@ class Manifest(Record):
     seconds: float | None = None
     versions: dict[str, str] = field(default_factory=dict)
     files: dict[Inside, Checksum] = field(default_factory=dict)
+    examples: dict[Inside, Checksum] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """As of every record; the member is written as it was before there were folds, where it

@@ -3,17 +3,31 @@
     checkpoints/<run>/
         config.yaml         the settings of the run, as `--config` takes them
         last.ckpt           Lightning's checkpoint of the last epoch, for `--ckpt_path`
+        examples/           the examples of each split, once for all members
+            <task>-dev.npz, <task>-test.npz        example_id (N,); labels (N,) where there are any
+            <task>-oof.npz      all that are cut into folds: beside these, groups (N,)
         <member>/
             manifest.json   settings, scores, data fingerprints, and a checksum of every file below
-            epoch-003/      the member after an epoch: weights, and logits of dev and test
+                            and of the examples that they refer to
+            epoch-003/      the member after its best or its last epoch
                 adapter_config.json, adapter_model.safetensors    in PEFT's format
-                <task>-dev.npz, <task>-test.npz    logits (N, C), example_id (N,), and labels (N,)
-                                                   where there are any
-                <task>-oof.npz                     of a member of a fold: of its own part; beside
-                                                   them positions (N,) and groups (N,)
+                <task>-dev.npz, <task>-test.npz    logits (N, C); indices (N,) of the run's examples
+                                                   where only a part of them was evaluated
+                <task>-oof.npz                     the same of a member of a fold, of its own part
+            logits/
+                epoch-001/  the logits after every epoch, best and last too, in float16
+                    <task>-dev.npz, <task>-test.npz, <task>-oof.npz
 
 A member's manifest names its best and its last epoch; it is replaced last, in one step, so that it
 never names a file that is not whole, and what it does not name is removed.
+
+The logits of every epoch are kept in 16 bits: the relative error is at most 2^-11, below 2^-14 the
+absolute one 2^-25. A file with a logit beyond the largest such number, 65504, is in float32. They
+take 11,276 bytes a member and epoch for 1,101 examples of 5 classes.
+
+A file of logits may also hold `example_id` and `labels` itself, as those of a soup and of older
+versions do; then nothing beside the member is needed. Of a member that is copied out of its run,
+weights can be used alone, and logits only if the run's `examples/` is copied to beside it.
 """
 
 from __future__ import annotations
@@ -23,7 +37,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +50,8 @@ from loraens.records import Epoch, Manifest
 MANIFEST = "manifest.json"
 ENSEMBLE = "ensemble.json"
 CHECKPOINT = "last.ckpt"
+EXAMPLES = "examples"
+LOGITS = "logits"
 FORMAT = 1
 
 
@@ -47,15 +63,16 @@ class Logits:
         logits: `(N, C)`.
         example_id: `(N,)` strings.
         labels: `(N,)` float64; None where there are none.
-        positions: `(N,)` number of each example among all that are cut into folds, where the
-            split is out of fold and so has a part of them only.
-        groups: `(N,)` number of each example's group there: equal texts are in one.
+        indices: `(N,)` of these among the run's examples, in ascending order; None where they are
+            all of them, or where the file holds ids itself.
+        groups: `(N,)` number of each example's group, where the examples are cut into folds: equal
+            texts are in one.
     """
 
     logits: np.ndarray
     example_id: np.ndarray
     labels: np.ndarray | None
-    positions: np.ndarray | None = None
+    indices: np.ndarray | None = None
     groups: np.ndarray | None = None
 
 
@@ -84,28 +101,71 @@ def checksum(path: Path) -> str:
     return digest.hexdigest()
 
 
-def logits_to_bytes(logits: Logits) -> bytes:
-    """The .npz file of a split's logits; the same arrays give the same bytes."""
-    arrays: dict[str, Any] = {"logits": logits.logits, "example_id": logits.example_id}
-    for name in ("labels", "positions", "groups"):
-        if (array := getattr(logits, name)) is not None:
-            arrays[name] = array
+def npz(**arrays: np.ndarray | None) -> bytes:
+    """An .npz file of those arrays that are there; the same arrays give the same bytes."""
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
+    given: dict[str, Any] = {name: array for name, array in arrays.items() if array is not None}
+    np.savez(buffer, **given)
     return buffer.getvalue()
 
 
-def read_logits(path: Path) -> Logits:
-    """Read a split's logits.
+def logits_to_bytes(logits: Logits) -> bytes:
+    """The .npz file of a split's logits that needs no examples beside the member."""
+    return npz(logits=logits.logits, example_id=logits.example_id, labels=logits.labels)
 
-    Raises:
-        InputError: The file is missing.
+
+def in_16_bits(logits: np.ndarray) -> np.ndarray:
+    """Logits in float16, or as they are where one is beyond its range."""
+    with np.errstate(over="ignore"):
+        half = logits.astype(np.float16)
+    return half if np.isfinite(half).all() else logits
+
+
+def write_examples(
+    run: Path,
+    file: str,
+    example_id: Sequence[str],
+    labels: np.ndarray | None,
+    groups: np.ndarray | None = None,
+) -> str:
+    """Write the examples of a split beside a run's members, unless that very file is there.
+
+    Workers that train members of one run may all do so: they write the same bytes.
+
+    Args:
+        run: The run's directory.
+        file: Name of the file, `<task>-<split>.npz`.
+        example_id: N ids.
+        labels: `(N,)`, where there are any.
+        groups: `(N,)` number of each example's group, where they are cut into folds.
+
+    Returns:
+        The file's SHA-256.
     """
-    if not path.is_file():
-        raise InputError(f"{path} is missing: the member has no logits of this split")
-    with np.load(path, allow_pickle=False) as file:
-        optional = (file.get(name) for name in ("labels", "positions", "groups"))
-        return Logits(file["logits"], file["example_id"], *optional)
+    content = npz(example_id=np.array(example_id), labels=labels, groups=groups)
+    path = run / EXAMPLES / file
+    if not path.is_file() or path.read_bytes() != content:
+        write_atomically(path, content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def logits_file(manifest: Manifest, epoch: str, task: str, split: str) -> str:
+    """The file below a member's directory with its logits after an epoch: that of the weights, in
+    float32, where these are kept.
+
+    Args:
+        manifest: The member's.
+        epoch: Name of an epoch of its history.
+        task: Name of the task.
+        split: Name of the split.
+    """
+    directory = epoch if epoch in manifest.epochs.values() else f"{LOGITS}/{epoch}"
+    return f"{directory}/{task}-{split}.npz"
+
+
+def _directories(manifest: Manifest) -> set[str]:
+    """The directories below a member's that its manifest may name files of."""
+    return {*manifest.epochs.values(), *(f"{LOGITS}/{entry.name}" for entry in manifest.history)}
 
 
 class MemberStore:
@@ -122,10 +182,10 @@ class MemberStore:
         checkpoint may need them.
 
         Args:
-            epochs: Directory name of an epoch -> file name -> content; epochs that are already
-                there need not be given.
-            manifest: The manifest, whose `files` are filled in; its `epochs` are the directories
-                that shall remain.
+            epochs: Directory below the member's, `epoch-003` or `logits/epoch-003` -> file name ->
+                content; directories that are already there need not be given.
+            manifest: The manifest, whose `files` are filled in; the directories of its `epochs` and
+                the logits of its `history` shall remain.
 
         Returns:
             The manifest as it was written.
@@ -135,20 +195,20 @@ class MemberStore:
         for epoch, files in epochs.items():
             for name, content in files.items():
                 write_atomically(self.directory / epoch / name, content)
-        remaining = set(manifest.epochs.values())
+        remaining = _directories(manifest)
         before = self.read() if (self.directory / MANIFEST).is_file() else None
         checksums = {}
         for name, before_sum in (before.files if before else {}).items():
-            if name.partition("/")[0] in remaining - set(epochs):
+            if name.rpartition("/")[0] in remaining - set(epochs):
                 checksums[name] = before_sum
         for epoch in remaining & set(epochs):
             for name, content in epochs[epoch].items():
                 checksums[f"{epoch}/{name}"] = hashlib.sha256(content).hexdigest()
         manifest = replace(manifest, files=dict(sorted(checksums.items())))
         write_atomically(self.directory / MANIFEST, manifest.dumps(format=FORMAT))
-        named_before = set(before.epochs.values()) if before else set()
-        for path in self.directory.glob("epoch-*"):
-            if path.name not in remaining | named_before:
+        named = remaining | (_directories(before) if before else set())
+        for path in (*self.directory.glob("epoch-*"), *self.directory.glob(f"{LOGITS}/*")):
+            if path.relative_to(self.directory).as_posix() not in named:
                 shutil.rmtree(path)
         return manifest
 
@@ -185,24 +245,33 @@ class MemberStore:
             )
         return Manifest.from_json(fields, path, fix)
 
-    def manifest(self) -> Manifest:
+    def manifest(self, examples: bool = True) -> Manifest:
         """The member's manifest, every file that it names verified.
+
+        Args:
+            examples: Whether the run's examples are verified too; weights can be used without them.
 
         Raises:
             InputError: It is missing, not readable or of another format, or a file is missing or
                 altered.
         """
         manifest = self.read()
+        fix = "restore it or train the member again"
         for name, expected in manifest.files.items():
-            file = self.directory / name
-            if not file.is_file():
-                raise InputError(f"{file} is missing: restore it or train the member again")
-            if checksum(file) != expected:
-                raise InputError(
-                    f"{file} was altered (its checksum is not the manifest's): restore it or train"
-                    " the member again"
-                )
+            _verify(self.directory / name, expected, fix)
+        if examples:
+            fix = (
+                f"it has ids and labels for the logits in {self.directory}, so restore it (for a"
+                f" copy of a member, copy its run's {EXAMPLES}/ too) or train the member again"
+            )
+            for name, expected in manifest.examples.items():
+                _verify(self._examples / name, expected, fix)
         return manifest
+
+    @property
+    def _examples(self) -> Path:
+        """Directory of the run's examples; resolved, as the member's may be given as `.`."""
+        return self.directory.resolve().parent / EXAMPLES
 
     def epoch(self, manifest: Manifest, epoch: Epoch) -> Path:
         """Directory of the member's best or last epoch.
@@ -222,7 +291,50 @@ class MemberStore:
         Raises:
             InputError: The member has none: it failed in its first epoch, or the split has no file.
         """
-        return read_logits(self.epoch(self.manifest(), epoch) / f"{task}-{split}.npz")
+        manifest = self.manifest()
+        return self.logits_of(manifest, self.epoch(manifest, epoch).name, task, split)
+
+    def logits_of(self, manifest: Manifest, epoch: str, task: str, split: str) -> Logits:
+        """Logits of a task's split after any epoch; those of the best and the last one are in
+        float32, others in float16 unless they are too large for it.
+
+        Args:
+            manifest: The member's manifest, whose files are verified.
+            epoch: Name of an epoch of its history.
+            task: Name of the task.
+            split: Name of the split.
+
+        Raises:
+            InputError: The member has none of that epoch or split.
+        """
+        path = self.directory / logits_file(manifest, epoch, task, split)
+        if not path.is_file():
+            raise InputError(f"{path} is missing: the member has no logits of this split")
+        with np.load(path, allow_pickle=False) as file:
+            logits = file["logits"]
+            if "example_id" in file:
+                return Logits(logits, file["example_id"], file.get("labels"))
+            indices = file.get("indices")
+        with np.load(self._examples / path.name, allow_pickle=False) as file:
+            of_examples = [file["example_id"], file.get("labels"), file.get("groups")]
+        if indices is not None:
+            of_examples = [None if array is None else array[indices] for array in of_examples]
+        example_id, labels, groups = of_examples
+        return Logits(logits, example_id, labels, indices, groups)
+
+
+def _verify(file: Path, expected: str, fix: str) -> None:
+    """Refuse a file that is missing or altered.
+
+    Args:
+        file: The file.
+        expected: Its SHA-256.
+        fix: What the user can do.
+    """
+    if not file.is_file():
+        raise InputError(f"{file} is missing: {fix}")
+    if checksum(file) != expected:
+        raise InputError(f"{file} was altered (its checksum is not the manifest's): {fix}")
 
 
 def find_members(path: Path) -> list[Path]:

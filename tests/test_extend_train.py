@@ -156,7 +156,7 @@ def test_an_executor_is_chosen_by_name(coordinator, reversed_executor):
 
 
 @pytest.mark.slow
-def test_a_pickled_worker_touches_its_pack_and_its_members_only(coordinator, tmp_path):
+def test_a_pickled_worker_touches_its_pack_its_members_and_examples_only(coordinator, tmp_path):
     sweep = coordinator("pickled")
     sweep.directory.mkdir()
     (sweep.directory / "config.yaml").write_text(sweep.config.text)
@@ -173,7 +173,7 @@ def test_a_pickled_worker_touches_its_pack_and_its_members_only(coordinator, tmp
         (member.name, "trained", 1) for member in members
     ]
     assert sum(steps) == 2 * sweep.steps_of_epoch()
-    expected = {"config.yaml", "packs", *(member.name for member in members)}
+    expected = {"config.yaml", "examples", "packs", *(member.name for member in members)}
     assert {path.name for path in sweep.directory.iterdir()} == expected
     assert list(sweep.files.folder.iterdir()) == [pack.checkpoint]
     again = worker.train(pack)

@@ -23,8 +23,17 @@ from loraens.ensemble.read import read_runs
 from loraens.ensemble.record import EnsembleRecord
 from loraens.errors import InputError
 from loraens.members import Grid, Member, configurations
+from loraens.records import EpochRecord
 from loraens.seeding import derive_seed
-from loraens.store import Logits, MemberStore, find_members, logits_to_bytes, read_logits
+from loraens.store import (
+    Logits,
+    MemberStore,
+    find_members,
+    in_16_bits,
+    logits_to_bytes,
+    npz,
+    write_examples,
+)
 from loraens.tasks import QUORA, SST, STS
 from loraens.train.bar import SweepBar
 from loraens.train.module import Population
@@ -208,11 +217,17 @@ def test_what_a_sweep_with_folds_leaves(finished, capsys):
             assert ("sts-dev" in unit[0].settings.data) is False
             assert set(unit[0].truncated) <= {f"{task}-{name}" for name in ("train", "dev", "test")}
             stored = [MemberStore(run / manifest.name).logits(task, "oof") for manifest in unit]
-            positions = np.concatenate([logits.positions for logits in stored])
+            positions = np.concatenate([logits.indices for logits in stored])
             size = 48 if task == "sst" else 72
             assert sorted(positions.tolist()) == list(range(size))  # every text once
             groups = [set(logits.groups.tolist()) for logits in stored]
             assert not groups[0] & groups[1]
+            assert f"{task}-oof.npz" in unit[0].examples
+        pool = read_runs([run], report=pytest.fail)[task].dev
+        assert {epochs.shape for epochs in pool.epochs} == {(2, *pool.logits.shape[1:])}
+        for index, name in enumerate(pool.names):
+            best = pool.epoch_names[index].index(units[name][0].epochs["best"])
+            assert (pool.epochs[index][best] == pool.logits[index]).all()
             assert not groups[0] & groups[2]
             assert not groups[1] & groups[2]
             for manifest in unit:
@@ -494,24 +509,31 @@ def plant(directory, task=SST, ranks=(1, 2), folds=3, size=30, skip=(), **change
     ids = np.array([f"text-{number}" for number in range(size)])
     names = {f"{task.name}-{split}": "same" for split in ("train", "oof", "test")}
     settings = make_settings(tasks=(task,), folds=folds, data=names)
+    file = f"{task.name}-oof.npz"
+    examples = write_examples(directory, file, ids, labels.astype(float), np.arange(size) // 2)
+    epochs = ("epoch-000", "epoch-001")
+    history = tuple(EpochRecord(e, number, 1, 0.5, {}, 0.5) for number, e in enumerate(epochs))
     for rank in ranks:
         for fold in range(folds):
             member = Member(rank, 1.0, fold=fold)
             own = np.flatnonzero(part == fold)
             own = own[~np.isin(own, [p for name, p in skip if name == member.name])]
             logits = rng.normal(size=(size, task.num_outputs)).astype(np.float32)
-            oof = Logits(logits[own], ids[own], labels[own].astype(float), own, own // 2)
-            test = Logits(logits[:7], ids[:7], None)
+            test = logits_to_bytes(Logits(logits[:7], ids[:7], None))
             files = {
-                f"{task.name}-{name}.npz": logits_to_bytes(stored)
-                for name, stored in (("oof", oof), ("test", test))
+                "epoch-001": {
+                    file: npz(logits=logits[own], indices=own),
+                    f"{task.name}-test.npz": test,
+                },
+                "logits/epoch-000": {file: npz(logits=in_16_bits(-logits[own]), indices=own)},
             }
             dev = {epoch: {task.name: {task.metric: 0.5}} for epoch in ("best", "last")}
             manifest = make_manifest(
                 **{"name": member.name, "member": member, "settings": settings, "dev": dev}
+                | {"history": history, "examples": {file: examples}}
                 | changes.get(member.name, {})
             )
-            MemberStore(directory / member.name).write({"epoch-001": files}, manifest)
+            MemberStore(directory / member.name).write(files, manifest)
     return directory
 
 
@@ -524,11 +546,22 @@ def test_a_pool_has_every_example_once_in_order(tmp_path, task):
     assert pool.dev.groups.tolist() == [number // 2 for number in range(30)]
     for index, unit in enumerate(pool.units):
         for path, _ in unit:
-            stored = read_logits(path / "epoch-001" / f"{task.name}-oof.npz")
-            assert (pool.dev.logits[index, stored.positions] == stored.logits).all()
-            assert (pool.dev.labels[stored.positions] == stored.labels).all()
-    part = pool.dev.at(np.array([3, 4]))
+            with np.load(path / "epoch-001" / f"{task.name}-oof.npz") as file:
+                assert sorted(file.files) == ["indices", "logits"]
+            stored = MemberStore(path).logits(task.name, "oof")
+            own = stored.indices
+            assert stored.groups.tolist() == (own // 2).tolist()
+            assert (pool.dev.logits[index, own] == stored.logits).all()
+            assert (pool.dev.labels[own] == stored.labels).all()
+            assert (pool.dev.epochs[index][1, own] == stored.logits).all()
+            np.testing.assert_allclose(
+                pool.dev.epochs[index][0, own], -stored.logits, rtol=2.0**-11, atol=2.0**-25
+            )
+    assert pool.dev.epoch_names == (("epoch-000", "epoch-001"),) * 2
+    part = pool.dev.at(np.array([3, 4])).of([1])
     assert part.groups.tolist() == [1, 2]
+    assert (part.epochs[0] == pool.dev.epochs[1][:, 3:5]).all()
+    assert part.epoch_names == pool.dev.epoch_names[1:]
     test = pool.combined(pool.test, np.array([0.25, 0.75]), "logits")
     mean = np.tensordot([0.25 / 3] * 3 + [0.75 / 3] * 3, pool.test.logits, 1)
     expected = task.outcome(mean).predictions

@@ -128,17 +128,19 @@ def of_member(directory):
     manifest = json.loads((directory / "manifest.json").read_text())
     weights = []
     logits = []
-    for path in sorted(directory.rglob("epoch-*/*")):
+    for path in sorted(directory.glob("epoch-*/*")):
         if path.suffix == ".safetensors":
             weights += [
                 (f"{path.parent.name}/{path.name}/{k}", v.numpy())
                 for k, v in load_file(path).items()
             ]
         elif path.suffix == ".npz":
-            with np.load(path) as file:
-                logits += [
-                    (f"{path.parent.name}/{path.name}/{name}", file[name]) for name in file.files
-                ]
+            found = dict(np.load(path))
+            if "example_id" not in found:
+                found |= dict(np.load(directory.parent / "examples" / path.name))
+            logits += [
+                (f"{path.parent.name}/{path.name}/{name}", array) for name, array in found.items()
+            ]
     history = manifest.get("history", [])
     losses = [[entry["epoch"], entry["step"], entry["train_loss"]] for entry in history]
     record = {name: manifest.get(name) or None for name in RECORD} | {"losses": losses}

@@ -87,7 +87,9 @@ def population(
                 dev={"best": dev, "last": dev},
                 history=history,
             )
-            MemberStore(directory / name).write({"epoch-002": files}, manifest)
+            MemberStore(directory / name).write(
+                {"epoch-002": files, "logits/epoch-001": files}, manifest
+            )
     return directory
 
 

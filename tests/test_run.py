@@ -227,10 +227,12 @@ def test_a_kill_loses_the_running_epoch_alone(fit, tiny_bert, corpus, tmp_path):
     half = tmp_path / "half"
     assert len(MemberStore(find_member(half)).manifest().history) == 2
     fit(epochs=3, name="ignored", extra=["--ckpt_path", half / "last.ckpt"])
-    assert (
-        MemberStore(find_member(half)).manifest().files
-        == MemberStore(find_member(whole)).manifest().files
-    )
+    found = MemberStore(find_member(half)).manifest()
+    assert found.files == MemberStore(find_member(whole)).manifest().files
+    names = [entry.name for entry in found.history]
+    assert names == [f"epoch-{number:03d}" for number in (1, 2, 3)]
+    kept = [path.name for path in (find_member(half) / "logits").iterdir()]
+    assert sorted(kept) == names
 
 
 def test_checkpoint_holds_no_frozen_weight_and_no_pickle(finished):

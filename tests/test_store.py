@@ -1,17 +1,21 @@
+import hashlib
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from helpers.records import make_manifest
 
 from loraens.errors import InputError
+from loraens.records import EpochRecord
 from loraens.store import (
     Logits,
     MemberStore,
     find_member,
+    in_16_bits,
     logits_to_bytes,
-    read_logits,
     write_atomically,
+    write_examples,
 )
 
 
@@ -40,10 +44,11 @@ def test_logits_come_back_and_bytes_repeat(store):
     on_disk = json.loads((store.directory / "manifest.json").read_text())
     assert on_disk["dev"]["best"] == {"sts": {"pearson": None}}  # JSON has no NaN
     unlabelled = Logits(found.logits, found.example_id, None)
-    path = store.directory / "x.npz"
+    path = store.directory / "epoch-001" / "sst-dev.npz"
     path.write_bytes(logits_to_bytes(unlabelled))
-    assert read_logits(path).labels is None
+    assert store.logits_of(store.read(), "epoch-001", "sst", "dev").labels is None
     assert logits_to_bytes(unlabelled) == path.read_bytes()
+    path.write_bytes(logits_to_bytes(found))
     with pytest.raises(InputError, match="no logits of this split"):
         store.logits("sst", "test")
 
@@ -127,3 +132,64 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def history(*names):
+    return tuple(EpochRecord(name, 1, 1, train_loss=0.0, dev={}, score=0.0) for name in names)
+
+
+def test_logits_of_the_history_remain_and_others_go(store):
+    for number in (1, 2, 3):
+        name = f"epoch-{number:03d}"
+        files = {name: {"x.json": b"{}"}, f"logits/{name}": {"x.npz": str(number).encode()}}
+        names = [f"epoch-{n:03d}" for n in range(1, number + 1)]
+        manifest = replace(manifest_of("epoch-001", name), history=history(*names))
+        store.write(files, manifest)
+    assert set(store.manifest().files) == {
+        *(f"epoch-{n:03d}/x.json" for n in (1, 3)),
+        *(f"logits/epoch-{n:03d}/x.npz" for n in (1, 2, 3)),
+    }
+    # resumed from the checkpoint of the first epoch, the second is trained again
+    again = replace(manifest_of("epoch-001", "epoch-002"), history=history(*names[:2]))
+    store.write({"epoch-002": {"x.json": b"[]"}, "logits/epoch-002": {"x.npz": b"new"}}, again)
+    assert (store.directory / "logits" / "epoch-002" / "x.npz").read_bytes() == b"new"
+    assert (store.directory / "logits" / "epoch-003").is_dir()  # once more, as the manifest was
+    store.update(seconds=1.0)
+    assert sorted(path.name for path in (store.directory / "logits").iterdir()) == names[:2]
+    assert [n for n in store.manifest().files if n.startswith("logits")] == [
+        f"logits/{name}/x.npz" for name in names[:2]
+    ]
+
+
+def test_16_bits_keep_eleven_of_the_mantissa():
+    rng = np.random.default_rng(0)
+    logits = (10.0 ** rng.uniform(-4, 4.8, (500, 5)) * rng.choice([-1, 1], (500, 5))).astype(
+        np.float32
+    )
+    half = in_16_bits(logits)
+    assert half.dtype == np.float16
+    assert (np.abs(half.astype(np.float64) - logits) <= 2.0**-11 * np.abs(logits)).all()
+    tiny = np.float32(2.0) ** np.arange(-40, -14)[:, None]
+    assert np.abs(in_16_bits(tiny).astype(np.float64) - tiny).max() <= 2.0**-25
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"), [(65504.0, np.float16), (-65520.0, np.float32), (1e30, np.float32)]
+)
+def test_logits_beyond_16_bits_stay_as_they_are(value, kind):
+    logits = np.array([[1.1, value]], np.float32)
+    kept = in_16_bits(logits)
+    assert kept.dtype == kind
+    assert kept[0, 1] == value
+
+
+def test_the_same_examples_are_written_once(tmp_path):
+    first = write_examples(tmp_path, "sst-dev.npz", ["a", "b"], np.arange(2.0))
+    path = tmp_path / "examples" / "sst-dev.npz"
+    inode = path.stat().st_ino
+    assert write_examples(tmp_path, "sst-dev.npz", ["a", "b"], np.arange(2.0)) == first
+    assert path.stat().st_ino == inode
+    path.write_bytes(b"")
+    assert write_examples(tmp_path, "sst-dev.npz", ["a", "b"], np.arange(2.0)) == first
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == first
+    assert write_examples(tmp_path, "sst-dev.npz", ["a", "c"], np.arange(2.0)) != first

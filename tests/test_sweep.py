@@ -1,6 +1,7 @@
 """Whole sweeps on a tiny backbone, through the command line."""
 
 import gc
+import hashlib
 import json
 import os
 import random
@@ -198,6 +199,9 @@ def test_killed_anywhere_it_ends_with_the_same_contents(command, tmp_path, optio
     assert changes > 50
     expected = contents(whole)
     assert len({name.partition("/")[0] for name in expected}) == 6
+    for name, manifest in manifests(whole).items():
+        stored = [f"{name}/logits/{entry.name}/sts-dev.npz" for entry in manifest.history]
+        assert stored == [path for path in expected if re.match(f"{name}/logits/.*-dev", path)]
     rng = random.Random(0)
     kills = 0
     runs = 0
@@ -244,6 +248,20 @@ def test_finished_members_are_skipped_by_their_checksums(sweep, run_command, cap
         for found in (before, after)
     ]
     assert scores[0] == pytest.approx(scores[1], abs=1e-3)
+
+
+@pytest.mark.slow
+def test_packs_share_examples_which_a_repetition_restores(sweep, monkeypatch):
+    run = sweep(grid=["--grid.rank", "[2,3]"], size=1, epochs=1)
+    examples = {path.name: path.read_bytes() for path in (run / "examples").iterdir()}
+    assert sorted(examples) == ["sts-dev.npz", "sts-test.npz"]
+    sums = {name: hashlib.sha256(content).hexdigest() for name, content in examples.items()}
+    assert [manifest.examples for manifest in manifests(run).values()] == [sums] * 2
+    monkeypatch.setattr(Trainer, "fit", lambda *_, **__: pytest.fail("trained again"))
+    (run / "examples" / "sts-dev.npz").write_bytes(b"")
+    (run / "examples" / "sts-test.npz").unlink()
+    sweep(grid=["--grid.rank", "[2,3]"], size=1, epochs=1)
+    assert {path.name: path.read_bytes() for path in (run / "examples").iterdir()} == examples
 
 
 @pytest.mark.slow

@@ -64,20 +64,20 @@ def out_of_fold(units: Sequence[Unit], logits: Sequence[Logits]) -> list[Logits]
     folds = len(units[0])
     by_unit = [logits[start : start + folds] for start in range(0, len(logits), folds)]
     parts = [
-        reduce(np.union1d, [_positions(of_unit[fold]) for of_unit in by_unit])
+        reduce(np.union1d, [_there(of_unit[fold].indices) for of_unit in by_unit])
         for fold in range(folds)
     ]
     wholes = []
     for unit, of_unit in zip(units, by_unit, strict=True):
         for (path, _), part, one in zip(unit, parts, of_unit, strict=True):
-            if lacking := len(np.setdiff1d(part, _positions(one))):
+            if lacking := len(np.setdiff1d(part, _there(one.indices))):
                 raise InputError(
                     f"{path} lacks out-of-fold logits of {lacking} of the {len(part)} examples of"
                     " its part: restore it or train its configuration again"
                 )
-        positions = np.concatenate([_positions(one) for one in of_unit])
-        order = positions.argsort(kind="stable")
-        if not np.array_equal(positions[order], np.arange(len(positions))):
+        indices = np.concatenate([_there(one.indices) for one in of_unit])
+        order = indices.argsort(kind="stable")
+        if not np.array_equal(indices[order], np.arange(len(indices))):
             raise InputError(
                 f"{_configuration(*unit[0])} has not every labelled example once in the"
                 " out-of-fold logits of its members: restore it or train it again"
@@ -87,15 +87,10 @@ def out_of_fold(units: Sequence[Unit], logits: Sequence[Logits]) -> list[Logits]
                 logits=np.concatenate([one.logits for one in of_unit])[order],
                 example_id=np.concatenate([one.example_id for one in of_unit])[order],
                 labels=np.concatenate([_there(one.labels) for one in of_unit])[order],
-                positions=positions[order],
                 groups=np.concatenate([_there(one.groups) for one in of_unit])[order],
             )
         )
     return wholes
-
-
-def _positions(logits: Logits) -> np.ndarray:
-    return _there(logits.positions)
 
 
 def _there(array: np.ndarray | None) -> np.ndarray:

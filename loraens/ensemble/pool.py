@@ -1,6 +1,6 @@
 """The pool that an ensemble chooses from: logits of each member on one split of one task.
 
-Shape letters: M members, N examples, C outputs, K classes.
+Shape letters: M members, E epochs of a member, N examples, C outputs, K classes.
 """
 
 from __future__ import annotations
@@ -30,6 +30,11 @@ class Pool:
             the backbone is there.
         groups: `(N,)` number of each example's group; equal texts are in one group. None where
             they are not known.
+        epochs: `(E, N, C)` of each member, its logits after every epoch in turn, so that its epoch
+            can be chosen anew on some of the examples; E differs where training stopped early. The
+            best and the last epoch are exact, others rounded to float16. None where `logits` are
+            not of best epochs, or not all epochs are stored.
+        epoch_names: E names of each member.
     """
 
     task: Task
@@ -39,6 +44,8 @@ class Pool:
     labels: np.ndarray
     merged: Callable[[np.ndarray], np.ndarray] | None = None
     groups: np.ndarray | None = None
+    epochs: tuple[np.ndarray, ...] | None = None
+    epoch_names: tuple[tuple[str, ...], ...] | None = None
     similarities: dict[str, np.ndarray] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -50,18 +57,27 @@ class Pool:
         """The same members on some of the examples."""
         whole = self.merged
         merged = None if whole is None else lambda weights: whole(weights)[indices]
-        logits = self.logits[:, indices]
-        groups = None if self.groups is None else self.groups[indices]
+        epochs = self.epochs and tuple(logits[:, indices] for logits in self.epochs)
         return replace(
-            self, logits=logits, labels=self.labels[indices], merged=merged, groups=groups
+            self,
+            logits=self.logits[:, indices],
+            labels=self.labels[indices],
+            merged=merged,
+            groups=None if self.groups is None else self.groups[indices],
+            epochs=epochs,
         )
 
     def of(self, members: Sequence[int] | np.ndarray) -> Pool:
         """Some of the members on the same examples."""
         chosen = np.asarray(members)
-        names = tuple(self.names[index] for index in chosen)
         return replace(
-            self, names=names, ranks=self.ranks[chosen], logits=self.logits[chosen], merged=None
+            self,
+            names=tuple(self.names[index] for index in chosen),
+            ranks=self.ranks[chosen],
+            logits=self.logits[chosen],
+            merged=None,
+            epochs=self.epochs and tuple(self.epochs[index] for index in chosen),
+            epoch_names=self.epoch_names and tuple(self.epoch_names[index] for index in chosen),
         )
 
     @property

@@ -1,12 +1,12 @@
 """Members of runs, read from the store into pools of members that may be compared.
 
-Shape letters: M members, N examples.
+Shape letters: M members, E epochs of a member, N examples, C outputs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from loraens.errors import InputError
 from loraens.members import OUT_OF_FOLD
 from loraens.metrics import Outcome
 from loraens.records import Epoch, Manifest
-from loraens.store import Logits, MemberStore, find_members, read_logits
+from loraens.store import Logits, MemberStore, find_members, logits_file
 
 
 @dataclass
@@ -32,7 +32,8 @@ class PoolMembers:
     weight. Without folds K is 1.
 
     Args:
-        dev: Their logits on dev; of configurations out of fold, every labelled example once.
+        dev: Their logits on dev; of configurations out of fold, every labelled example once. Those
+            of all epochs too, where these are stored and the best epoch was asked for.
         test: Their logits on test; None where there is none, labels NaN where there are none.
         test_ids: `(N,)` ids of test.
         directories: Directory of each member; of a configuration that of its first.
@@ -88,7 +89,8 @@ def read_runs(
         runs: Directories of runs, sweeps or members.
         tasks: Names of tasks; all that the members have by default.
         epoch: Epoch of each member.
-        report: Called with a sentence for each member that is skipped.
+        report: Called with a sentence for each member that is skipped, and where best epochs were
+            asked for and the logits of all epochs are not stored.
         mode: Read members of this mode alone; of any by default.
 
     Raises:
@@ -116,7 +118,7 @@ def read_runs(
             f"runs {', '.join(map(str, runs))} has no {kind} that did not fail", option="runs"
         )
     wanted = tasks or by_task
-    return {name: _read(name, by_task[name], epoch) for name in by_task if name in wanted}
+    return {name: _read(name, by_task[name], epoch, report) for name in by_task if name in wanted}
 
 
 def _directories(runs: Sequence[Path]) -> list[Path]:
@@ -136,7 +138,9 @@ def _directories(runs: Sequence[Path]) -> list[Path]:
     return directories
 
 
-def _read(name: str, units: Sequence[Unit], epoch: Epoch) -> PoolMembers:
+def _read(
+    name: str, units: Sequence[Unit], epoch: Epoch, report: Callable[[str], None]
+) -> PoolMembers:
     members = [entry for unit in units for entry in unit]
     _check_comparable(members, name)
     first = [unit[0] for unit in units]
@@ -144,24 +148,28 @@ def _read(name: str, units: Sequence[Unit], epoch: Epoch) -> PoolMembers:
 
     def pool(split: str, optional: bool) -> tuple[Pool, np.ndarray] | None:
         """The pool of a split and the ids `(N,)` of its examples."""
-        files = [MemberStore(p).epoch(m, epoch) / f"{name}-{split}.npz" for p, m in members]
+        files = [path / logits_file(m, m.epochs[epoch], name, split) for path, m in members]
         if optional and not all(file.is_file() for file in files):
             return None
-        logits = [read_logits(file) for file in files]
+        logits = [MemberStore(p).logits_of(m, m.epochs[epoch], name, split) for p, m in members]
         if split == OUT_OF_FOLD:
             logits = out_of_fold(units, logits)
             named = [(path.with_name(m.member.configuration), m) for path, m in first]
             return _pool(name, split, named, logits), logits[0].example_id
         return _pool(name, split, members, logits), logits[0].example_id
 
-    dev = pool("dev" if folds is None else OUT_OF_FOLD, optional=False)
+    scored = "dev" if folds is None else OUT_OF_FOLD
+    dev = pool(scored, optional=False)
     assert dev is not None
     test = pool("test", optional=True)
     apart = None if folds is None else pool("dev", optional=True)
+    chosen_on, ids = dev
+    if epoch == "best":
+        chosen_on = _with_epochs(chosen_on, ids, units, scored, report)
     return PoolMembers(
-        dev=dev[0],
+        dev=chosen_on,
         test=test and test[0],
-        test_ids=(test or dev)[1],
+        test_ids=test[1] if test else ids,
         directories=[path for path, _ in first],
         manifests=[manifest for _, manifest in first],
         epoch=epoch,
@@ -179,11 +187,7 @@ def _pool(task: str, split: str, members: Sequence[StoredMember], logits: Sequen
     directories = [path for path, _ in members]
     ids = logits[0].example_id
     for path, other in zip(directories, logits, strict=True):
-        if not np.array_equal(other.example_id, ids):
-            raise InputError(
-                f"{path} has logits of other {split} examples than {directories[0]}: was it"
-                " validated on a part of them?"
-            )
+        _check_examples(path, other, ids, split, f"than {directories[0]}")
     of_settings = members[0][1].settings.task(task)
     assert of_settings is not None
     return Pool(
@@ -194,6 +198,64 @@ def _pool(task: str, split: str, members: Sequence[StoredMember], logits: Sequen
         labels=np.full(len(ids), np.nan) if logits[0].labels is None else logits[0].labels,
         groups=logits[0].groups,
     )
+
+
+def _check_examples(path: Path, logits: Logits, ids: np.ndarray, split: str, other: str) -> None:
+    """Refuse a member that has logits of other examples."""
+    if not np.array_equal(logits.example_id, ids):
+        raise InputError(
+            f"{path} has logits of other {split} examples {other}: was it validated on a part of"
+            " them?"
+        )
+
+
+def _with_epochs(
+    dev: Pool,
+    ids: np.ndarray,
+    units: Sequence[Unit],
+    split: str,
+    report: Callable[[str], None],
+) -> Pool:
+    """The pool with the logits of all epochs where every member has them; otherwise as it is, which
+    is reported.
+
+    Args:
+        dev: The pool.
+        ids: `(N,)` ids of its examples.
+        units: Its members or configurations.
+        split: The split that their epochs were chosen on.
+        report: Called with a sentence.
+
+    Raises:
+        InputError: An epoch has logits of other examples.
+    """
+    task = dev.task.name
+    names = [tuple(dict.fromkeys(e.name for _, m in unit for e in m.history)) for unit in units]
+    lacking = 0
+    for unit, of_unit in zip(units, names, strict=True):
+        for _, manifest in unit:
+            files = {logits_file(manifest, name, task, split) for name in of_unit}
+            lacking += not files or not files <= manifest.files.keys()
+    if lacking:
+        report(
+            f"task {task}: {lacking} of {sum(map(len, units))} members lack logits of some of their"
+            " epochs (older versions did not keep them): so the epoch of each member is the one"
+            " that was chosen on all examples"
+        )
+        return dev
+    epochs = []
+    for unit, of_unit in zip(units, names, strict=True):
+        logits = [_of_epoch(unit, name, task, split) for name in of_unit]
+        for one in logits:
+            _check_examples(unit[0][0], one, ids, split, "after some epochs than the pool")
+        epochs.append(np.stack([one.logits for one in logits]))
+    return replace(dev, epochs=tuple(epochs), epoch_names=tuple(names))
+
+
+def _of_epoch(unit: Unit, epoch: str, task: str, split: str) -> Logits:
+    """Logits of a member, or of a configuration out of fold, after an epoch."""
+    logits = [MemberStore(path).logits_of(m, epoch, task, split) for path, m in unit]
+    return out_of_fold([unit], logits)[0] if split == OUT_OF_FOLD else logits[0]
 
 
 def _names(directories: Sequence[Path]) -> tuple[str, ...]:

@@ -131,7 +131,7 @@ class EnsembleRecord(Record):
         write_atomically(Path(directory) / ENSEMBLE, self.dumps(format=FORMAT))
 
     def member_store(self, directory: Path, member: EnsembleMember) -> tuple[Path, Manifest]:
-        """Directory and manifest of a member, its files verified.
+        """Directory and manifest of a member, its files, but not the run's examples, verified.
 
         Args:
             directory: The ensemble's.
@@ -151,7 +151,7 @@ class EnsembleRecord(Record):
                 f"{path / MANIFEST} has changed since ensemble {directory} was made: make the"
                 " ensemble again"
             )
-        return path, MemberStore(path).manifest()
+        return path, MemberStore(path).manifest(examples=False)
 
 
 def _of_format_1(fields: dict[str, Any]) -> dict[str, Any]:

@@ -84,7 +84,7 @@ class Predictor:
         # a soup is both, and is loaded as the one member that it is
         if not (path / ENSEMBLE).is_file() or (path / MANIFEST).is_file():
             store = MemberStore(find_member(path))
-            manifest = store.manifest()
+            manifest = store.manifest(examples=False)
             name = store.epoch(manifest, epoch).name
             member = LoadedMember(store.directory, manifest, name)
             predictor = cls.of_members([member], batch_size, device)

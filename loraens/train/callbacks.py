@@ -14,12 +14,12 @@ import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
-from loraens.data.splits import Split
+from loraens.data.modules import TextData
 from loraens.errors import InputError
 from loraens.members import OUT_OF_FOLD
 from loraens.model.weights import member_files
 from loraens.records import Epoch, EpochRecord, Manifest, Status
-from loraens.store import CHECKPOINT, Logits, MemberStore, logits_to_bytes
+from loraens.store import CHECKPOINT, LOGITS, MemberStore, in_16_bits, npz, write_examples
 from loraens.train.checkpoints import WRITER
 from loraens.train.failures import PopulationError
 from loraens.train.module import Population
@@ -43,12 +43,36 @@ def _validations(progress: dict[str, Any], epoch: int) -> int:
     return sum(entry["epoch"] == epoch for entry in progress["history"])
 
 
+def write_data_examples(data: TextData, directory: Path) -> dict[str, str]:
+    """Write ids and labels of every split that members are evaluated on, and groups of the one that
+    is cut into folds.
+
+    Args:
+        data: The texts, read.
+        directory: The run's directory.
+
+    Returns:
+        SHA-256 of each file, by its name.
+    """
+    return {
+        (file := f"{task}-{split}.npz"): write_examples(
+            directory,
+            file,
+            part.split.ids,
+            part.split.labels,
+            None if part.folds is None else part.folds.groups,
+        )
+        for (task, split), part in data.splits.items()
+        if split != "train"
+    }
+
+
 class MemberWriter(Callback):
     """Writes every member after each validation: weights, logits of dev and test, and out of fold
     where there are folds, and the manifest.
 
     The best epoch is the one with the best dev score, or out-of-fold score of the configuration
-    (the first of equals); best and last are kept.
+    (the first of equals). The weights of best and last are kept, and the logits of all epochs.
 
     Args:
         directory: The run's directory; members lie right below it.
@@ -59,6 +83,7 @@ class MemberWriter(Callback):
         self.directory = directory
         self.finish = finish
         self.progress: list[dict[str, Any]] = []
+        self._examples: dict[str, str] = {}
         self._seconds = 0.0
         self._started = 0.0
 
@@ -92,8 +117,11 @@ class MemberWriter(Callback):
             )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
+        """Start the clock, and write the examples that the members' logits refer to."""
         self._started = time.monotonic()
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            data = cast(Population, pl_module).data
+            self._examples = write_data_examples(data, self.directory)
         if not self.progress:
             self.progress = [
                 {"best": None, "score": None, "history": []}
@@ -129,26 +157,25 @@ class MemberWriter(Callback):
             )
             progress["history"].append(asdict(entry))
             files = member_files(module.model, index, module.backbone, module.options["targets"])
-            for task, split in module.evaluation.logits:
-                logits = self._logits(module, index, task, split)
-                files[f"{task}-{split}.npz"] = logits_to_bytes(logits)
+            small = {}
+            for (task, split), of_members in module.evaluation.logits.items():
+                file = f"{task}-{split}.npz"
+                logits = of_members[index]
+                indices = self._indices(module, index, task, split)
+                files[file] = npz(logits=logits, indices=indices)
+                small[file] = npz(logits=in_16_bits(logits), indices=indices)
             manifest = self._manifest(module, index, "training")
-            self._store(module, index).write({name: files}, manifest)
+            self._store(module, index).write({name: files, f"{LOGITS}/{name}": small}, manifest)
 
     def _store(self, module: Population, index: int) -> MemberStore:
         return MemberStore(self.directory / module.members[index].name)
 
     @staticmethod
-    def _logits(module: Population, index: int, task: str, split: str) -> Logits:
-        part = module.data.splits[task, split]
-        source: Split = part.split
+    def _indices(module: Population, index: int, task: str, split: str) -> np.ndarray | None:
+        """The examples `(N,)` that were evaluated, in ascending order; None where all were."""
         evaluated = module.evaluation.indices[task, split][index]
-        labels = None if source.labels is None else source.labels[evaluated]
-        logits = module.evaluation.logits[task, split][index]
-        ids = np.array(source.ids)[evaluated]
-        if part.folds is None:
-            return Logits(logits, ids, labels)
-        return Logits(logits, ids, labels, evaluated, part.folds.groups[evaluated])
+        everything = len(evaluated) == len(module.data.splits[task, split])
+        return None if everything else evaluated.astype(np.int32)
 
     def _manifest(self, module: Population, index: int, status: Status) -> Manifest:
         progress = self.progress[index]
@@ -177,6 +204,7 @@ class MemberWriter(Callback):
             trainable_parameters=module.model.trainable_parameters(index),
             seconds=round(self._spent(), 1),
             versions=_versions(),
+            examples=self._examples,
         )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -4,11 +4,11 @@
         config.yaml                settings, as `--config` takes them
         sweep.json                 settings that all members share, the size of packs, the rung of
                                    successive halving
-        <member>/                  as `fit` writes it
+        examples/, <member>/       as `fit` writes them
         packs/<rung>-<name>.ckpt   a pack that is under way, after its last whole epoch
 
 The coordinator plans packs, and is the only writer of config.yaml and sweep.json; an executor has
-workers train the packs.
+workers train the packs. Both write `examples/`, always with the same contents.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from loraens.members import packs as packs_of
 from loraens.records import ENDED, Manifest
 from loraens.store import MANIFEST, MemberStore, write_atomically
 from loraens.train.bar import SweepBar
+from loraens.train.callbacks import write_data_examples
 from loraens.train.checkpoints import PackCheckpoint
 from loraens.train.config import CONFIG, SweepConfig
 from loraens.train.cost import choose_pack
@@ -249,6 +250,8 @@ class Coordinator:
             self._read_state()
             write_atomically(self.directory / CONFIG, self.config.text.encode())
             self.files.folder.mkdir(parents=True, exist_ok=True)
+            # restored where they are not whole: no member need be trained again for that
+            write_data_examples(self.worker.data, self.directory)
             damaged = self._find_ended()
             for name in damaged:
                 shutil.rmtree(self.directory / name)

@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
 
 from loraens.errors import InputError
-from loraens.store import CHECKPOINT
+from loraens.store import CHECKPOINT, EXAMPLES
 from loraens.train.account import wandb_mode
 from loraens.train.callbacks import MemberWriter
 from loraens.train.module import Population
@@ -115,9 +115,11 @@ def run_directory(root: str, given: str | None, default: str, ckpt_path: str | N
 
 def is_run(directory: Path) -> bool:
     """Whether a directory holds something of a run that may be worth keeping: a checkpoint, or
-    anything below it.
+    anything below it but examples, which are written before any member.
     """
-    return (directory / CHECKPOINT).exists() or any(path.is_dir() for path in directory.glob("*"))
+    return (directory / CHECKPOINT).exists() or any(
+        path.is_dir() and path.name != EXAMPLES for path in directory.glob("*")
+    )
 
 
 def check_checkpoint(path: str) -> None:

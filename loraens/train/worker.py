@@ -1,7 +1,7 @@
 """A worker: trains one pack after another, in this process or, pickled, in another one.
 
-It is made from a sweep's `config.yaml` alone, and writes only the pack's checkpoint and the
-directories of the pack's members.
+It is made from a sweep's `config.yaml` alone, and writes only the pack's checkpoint, the
+directories of the pack's members and, with the same contents as every other worker, `examples/`.
 """
 
 from __future__ import annotations
