@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from itertools import product
 from typing import Any
 
+OUT_OF_FOLD = "oof"  # the split of which a member of fold k has the examples of part k
+
 
 @dataclass(frozen=True)
 class Member:
@@ -19,6 +21,8 @@ class Member:
         lr: Learning rate.
         weight_decay: Decoupled weight decay (AdamW).
         head_dropout: Dropout before the heads, in [0, 1).
+        fold: Number of the part of the labelled examples that it is not trained on, from 0; None
+            where it is trained on all of train.
     """
 
     rank: int
@@ -27,6 +31,7 @@ class Member:
     lr: float = 1e-4
     weight_decay: float = 0.01
     head_dropout: float = 0.3
+    fold: int | None = None
 
     def __post_init__(self) -> None:
         if (
@@ -40,16 +45,27 @@ class Member:
                 "rank and weight decay of at least 0, positive scale and learning rate and a"
                 f" dropout in [0, 1) are expected: {self}"
             )
+        if self.fold is not None and self.fold < 0:
+            raise ValueError(f"fold {self.fold} is not a number of a part, from 0")
 
     @property
     def name(self) -> str:
-        """Short name; weight decay and dropout are in it where they are not the default.
+        """Short name; weight decay, dropout and fold are in it where they are not the default.
 
         Examples:
             >>> Member(rank=8, scale=3.0).name
             'r8-c3-s0-lr0.0001'
             >>> Member(rank=8, scale=3.0, head_dropout=0.1).name
             'r8-c3-s0-lr0.0001-do0.1'
+            >>> Member(rank=8, scale=3.0, fold=0).name
+            'r8-c3-s0-lr0.0001-f0'
+        """
+        return self.configuration + ("" if self.fold is None else f"-f{self.fold}")
+
+    @property
+    def configuration(self) -> str:
+        """The name without the fold. The members of the folds of one configuration have their
+        score in common, and are trained, stopped and chosen together.
         """
         adapter = f"r{self.rank}-c{self.scale:g}-" if self.rank else ""
         decay = "" if self.weight_decay == Member.weight_decay else f"-wd{self.weight_decay:g}"
@@ -57,8 +73,11 @@ class Member:
         return f"{adapter}s{self.seed}-lr{self.lr:g}{decay}{dropout}"
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as JSON has them."""
-        return asdict(self)
+        """The fields as JSON has them; without the fold where there is none."""
+        settings = asdict(self)
+        if self.fold is None:
+            del settings["fold"]
+        return settings
 
 
 @dataclass
@@ -74,6 +93,8 @@ class Grid:
         head_dropout: Dropouts before the heads.
         members: Members one by one, such as `[{rank: 8, scale: 1}, {rank: 16, scale: 3}]`, in place
             of axes.
+        folds: K of a K-fold cross-validation, at least 2: each point of the grid becomes K
+            members, each trained on all but one of K parts of the labelled examples.
     """
 
     rank: list[int] | None = None
@@ -83,9 +104,10 @@ class Grid:
     weight_decay: list[float] | None = None
     head_dropout: list[float] | None = None
     members: list[dict[str, float]] | None = None
+    folds: int | None = None
 
     def expand(self, base: Member) -> list[Member]:
-        """The members, the last axis running fastest.
+        """The members, the last axis running fastest, and the folds of a point fastest of all.
 
         Raises:
             ValueError: An axis is empty, a setting is unknown or out of range, or a member occurs
@@ -101,8 +123,13 @@ class Grid:
             r8-c3-s0-lr0.0005
             >>> [member.scale for member in Grid(members=[{"scale": 2.0}]).expand(base)]
             [2.0]
+            >>> [member.name for member in Grid(rank=[8], folds=2).expand(base)]
+            ['r8-c1-s0-lr0.0005-f0', 'r8-c1-s0-lr0.0005-f1']
         """
-        axes = {field.name: getattr(self, field.name) for field in fields(Member)}
+        if self.folds is not None and self.folds < 2:
+            raise ValueError(f"folds {self.folds} is too small: at least 2 is expected")
+        names = [field.name for field in fields(Member) if field.name != "fold"]
+        axes = {name: getattr(self, name) for name in names}
         given = {name: values for name, values in axes.items() if values is not None}
         if self.members is not None:
             if given:
@@ -116,6 +143,10 @@ class Grid:
             )
         members = []
         for setting in settings:
+            if "fold" in setting:
+                raise ValueError(
+                    "a fold is not a setting of one member: folds K makes K members of each"
+                )
             if unknown := set(setting) - set(axes):
                 raise ValueError(
                     f"{sorted(unknown)[0]!r} is not a setting of a member: {', '.join(axes)} are"
@@ -140,12 +171,42 @@ class Grid:
         names = [member.name for member in members]
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"member {twice[0]} occurs twice")
-        return members
+        if self.folds is None:
+            return members
+        return [replace(member, fold=fold) for member in members for fold in range(self.folds)]
+
+
+def indices_of_configurations(members: Sequence[Member]) -> list[list[int]]:
+    """Indices of the members of each configuration, in the order of their first; of single members
+    where there are no folds.
+    """
+    units: dict[str, list[int]] = {}
+    for index, member in enumerate(members):
+        units.setdefault(member.configuration, []).append(index)
+    return list(units.values())
+
+
+def configurations(members: Iterable[Member]) -> list[list[Member]]:
+    """The members of each configuration, in the order of their first; single members where there
+    are no folds.
+    """
+    listed = list(members)
+    return [[listed[index] for index in unit] for unit in indices_of_configurations(listed)]
 
 
 def packs(members: Sequence[Member], size: int) -> list[list[Member]]:
     """Packs of at most `size` members; members of like rank come together, so that little is
     padded.
+
+    The folds of a configuration are always in one pack, even where they are more than `size`.
     """
-    ordered = sorted(members, key=lambda member: (member.rank, member.name))
-    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+    ordered = sorted(
+        members, key=lambda member: (member.rank, member.configuration, member.fold or 0)
+    )
+    made: list[list[Member]] = []
+    for unit in configurations(ordered):
+        if made and len(made[-1]) + len(unit) <= size:
+            made[-1] += unit
+        else:
+            made.append(list(unit))
+    return made

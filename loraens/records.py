@@ -18,7 +18,8 @@ from loraens.tasks import Task
 Epoch = Literal["best", "last"]
 Status = Literal["training", "finished", "stopped", "failed"]
 ENDED: tuple[Status, ...] = ("finished", "stopped", "failed")
-OLDER_SETTINGS = {"adapter": "lora"}  # what runs of older versions were trained with, unsaid
+# what runs of older versions were trained with, unsaid
+OLDER_SETTINGS = {"adapter": "lora", "folds": None}
 R = TypeVar("R", bound="Record")
 
 
@@ -120,6 +121,7 @@ class Settings(Record):
         data: Fingerprint of each split, by `<task>-<split>`.
         scheduled_steps: Steps that the learning rate is scheduled over; None where it is constant.
         adapter: Adapter kind.
+        folds: Parts that the labelled examples are cut into; None where they are not.
     """
 
     backbone: str
@@ -143,6 +145,7 @@ class Settings(Record):
     data: dict[str, str]
     scheduled_steps: Count | None = None
     adapter: str = "lora"
+    folds: Count | None = None
 
     def task(self, name: str) -> Task | None:
         """The task of a name, if there is one."""
@@ -158,7 +161,8 @@ class EpochRecord(Record):
         epoch: Number of the epoch, from 1.
         step: Optimiser steps so far.
         train_loss: Mean training loss since the validation before.
-        dev: Scores on dev.
+        dev: Scores on dev. Of a member of a fold they are those of its configuration: out of
+            fold, of the logits of all its members together, each on its own part.
         score: The score that chooses the best epoch, higher is better.
     """
 
@@ -180,7 +184,8 @@ class Manifest(Record):
         member: Its own settings.
         settings: What it shares with others.
         epochs: Directories of its best and last epoch; none if it failed in its first.
-        dev: Scores on dev of these epochs.
+        dev: Scores on dev of these epochs; out of fold where the member is of a fold, as in
+            `EpochRecord`.
         ended: Why it failed or was stopped.
         history: All its epochs.
         dropped: Records that could not be used: split -> reason -> line numbers.
@@ -207,6 +212,12 @@ class Manifest(Record):
     versions: dict[str, str] = field(default_factory=dict)
     files: dict[Inside, Checksum] = field(default_factory=dict)
     examples: dict[Inside, Checksum] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """As of every record; the member is written as it was before there were folds, where it
+        has none.
+        """
+        return {**super().to_json(), "member": self.member.to_json()}
 
     def score(self, task: Task, epoch: Epoch = "best") -> float | None:
         """The task's metric on dev after an epoch; None where it is not defined."""

@@ -5,6 +5,7 @@
         last.ckpt           Lightning's checkpoint of the last epoch, for `--ckpt_path`
         examples/           the examples of each split, once for all members
             <task>-dev.npz, <task>-test.npz        example_id (N,); labels (N,) where there are any
+            <task>-oof.npz      all that are cut into folds: beside these, groups (N,)
         <member>/
             manifest.json   settings, scores, data fingerprints, and a checksum of every file below
                             and of the examples that they refer to
@@ -12,9 +13,10 @@
                 adapter_config.json, adapter_model.safetensors    in PEFT's format
                 <task>-dev.npz, <task>-test.npz    logits (N, C); indices (N,) of the run's examples
                                                    where only a part of them was evaluated
+                <task>-oof.npz                     the same of a member of a fold, of its own part
             logits/
                 epoch-001/  the logits after every epoch, best and last too, in float16
-                    <task>-dev.npz, <task>-test.npz
+                    <task>-dev.npz, <task>-test.npz, <task>-oof.npz
 
 A member's manifest names its best and its last epoch; it is replaced last, in one step, so that it
 never names a file that is not whole, and what it does not name is removed.
@@ -61,14 +63,17 @@ class Logits:
         logits: `(N, C)`.
         example_id: `(N,)` strings.
         labels: `(N,)` float64; None where there are none.
-        indices: `(N,)` of these among the run's examples; None where they are all of them, or where
-            the file holds ids itself.
+        indices: `(N,)` of these among the run's examples, in ascending order; None where they are
+            all of them, or where the file holds ids itself.
+        groups: `(N,)` number of each example's group, where the examples are cut into folds: equal
+            texts are in one.
     """
 
     logits: np.ndarray
     example_id: np.ndarray
     labels: np.ndarray | None
     indices: np.ndarray | None = None
+    groups: np.ndarray | None = None
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -117,7 +122,11 @@ def in_16_bits(logits: np.ndarray) -> np.ndarray:
 
 
 def write_examples(
-    run: Path, file: str, example_id: Sequence[str], labels: np.ndarray | None
+    run: Path,
+    file: str,
+    example_id: Sequence[str],
+    labels: np.ndarray | None,
+    groups: np.ndarray | None = None,
 ) -> str:
     """Write the examples of a split beside a run's members, unless that very file is there.
 
@@ -128,11 +137,12 @@ def write_examples(
         file: Name of the file, `<task>-<split>.npz`.
         example_id: N ids.
         labels: `(N,)`, where there are any.
+        groups: `(N,)` number of each example's group, where they are cut into folds.
 
     Returns:
         The file's SHA-256.
     """
-    content = npz(example_id=np.array(example_id), labels=labels)
+    content = npz(example_id=np.array(example_id), labels=labels, groups=groups)
     path = run / EXAMPLES / file
     if not path.is_file() or path.read_bytes() != content:
         write_atomically(path, content)
@@ -306,12 +316,11 @@ class MemberStore:
                 return Logits(logits, file["example_id"], file.get("labels"))
             indices = file.get("indices")
         with np.load(self._examples / path.name, allow_pickle=False) as file:
-            example_id = file["example_id"]
-            labels = file.get("labels")
-        if indices is None:
-            return Logits(logits, example_id, labels)
-        labels = None if labels is None else labels[indices]
-        return Logits(logits, example_id[indices], labels, indices)
+            of_examples = [file["example_id"], file.get("labels"), file.get("groups")]
+        if indices is not None:
+            of_examples = [None if array is None else array[indices] for array in of_examples]
+        example_id, labels, groups = of_examples
+        return Logits(logits, example_id, labels, indices, groups)
 
 
 def _verify(file: Path, expected: str, fix: str) -> None:

@@ -29,7 +29,7 @@ class Recorder(Callback):
         self.seen = []
 
     def on_validation_end(self, trainer, pl_module):
-        self.seen.append({k: v.numpy().copy() for k, v in pl_module.evaluation.logits.items()})
+        self.seen.append({k: np.stack(v) for k, v in pl_module.evaluation.logits.items()})
 
 
 def train(directory, tiny_bert, corpus, epochs=3, eval_batch_size=64, **options):

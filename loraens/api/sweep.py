@@ -113,7 +113,7 @@ class Sweep:
 
     @property
     def members(self) -> tuple[Member, ...]:
-        """The grid's members."""
+        """The grid's members; with folds K of each configuration."""
         return self._coordinator.config.members
 
     @property
@@ -131,7 +131,9 @@ class Sweep:
         return self
 
     def to_frame(self) -> pandas.DataFrame:
-        """One row a member: its settings, and its scores on dev after its best epoch."""
+        """One row a member: its settings, and its scores on dev after its best epoch; with folds
+        the out-of-fold scores of its configuration.
+        """
         import pandas
 
         rows = []

@@ -50,7 +50,7 @@ def plan_text(plan: Plan) -> str:
     mib = 2**20
     return "\n".join(
         [
-            f"{plan.members} members, of which {plan.ended} have ended",
+            f"{plan.count}, of which {plan.ended} have ended",
             f"{plan.packs} packs of at most {plan.pack_size} members",
             (
                 f"{plan.steps_of_epoch * plan.epochs:,} steps a member ({plan.epochs} epochs of"
@@ -78,18 +78,27 @@ def _duration(seconds: float) -> str:
 
 
 def print_table(manifests: dict[str, Manifest]) -> None:
-    """Print the members, the best dev score first."""
+    """Print the members, the best dev score first; with folds, configurations by their
+    out-of-fold score.
+    """
     from rich.console import Console
     from rich.table import Table
 
     tasks = next(iter(manifests.values())).settings.tasks
-    table = Table(
-        title="Members by dev score of their best epoch",
-        caption="The best epoch was chosen on dev.",
-    )
+    units: dict[str, list[Manifest]] = {}
+    for manifest in manifests.values():
+        units.setdefault(manifest.member.configuration, []).append(manifest)
+    folds = max(map(len, units.values()))
+    kind = "member" if folds == 1 else "configuration"
+    title = "Members by dev score of their best epoch"
+    caption = "The best epoch was chosen on dev."
+    if folds > 1:
+        title = f"Configurations of {folds} folds by out-of-fold score of their best epoch"
+        caption = "The best epoch was chosen on these scores."
+    table = Table(title=title, caption=caption)
     metrics = [f"{task.name} {task.metric}" for task in tasks]
-    for column in ("member", "rank", "scale", *metrics, "epoch", "status"):
-        left = column in ("member", "status")
+    for column in (kind, "rank", "scale", *metrics, "epoch", "status"):
+        left = column in (kind, "status")
         table.add_column(column, justify="left" if left else "right")
 
     def scores(manifest: Manifest) -> list[float]:
@@ -101,14 +110,24 @@ def print_table(manifests: dict[str, Manifest]) -> None:
         total = sum(task.utility(score) for task, score in pairs)
         return -math.inf if math.isnan(total) else total
 
-    for manifest in sorted(manifests.values(), key=utility, reverse=True):
+    shown = map(_representative, units.values())
+    for manifest in sorted(shown, key=utility, reverse=True):
         member = manifest.member
         ended = "" if manifest.ended is None else f" ({manifest.ended})"
+        if folds > 1 and manifest.status == "failed":
+            ended = f" (fold {member.fold}, {manifest.ended})"
         epoch = manifest.epochs.get("best", "").removeprefix("epoch-").lstrip("0")
         cells = [f"{score:.4f}" for score in scores(manifest)]
-        cells = [manifest.name, f"{member.rank}", f"{member.scale:g}", *cells, epoch]
+        cells = [member.configuration, f"{member.rank}", f"{member.scale:g}", *cells, epoch]
         table.add_row(*cells, manifest.status + ended)
     Console().print(table)
+
+
+def _representative(unit: list[Manifest]) -> Manifest:
+    """The manifest that says most of a configuration: of the fold that failed, if one did; their
+    scores are the same.
+    """
+    return next((manifest for manifest in unit if manifest.status == "failed"), unit[0])
 
 
 def main(args: list[str]) -> None:

@@ -37,7 +37,7 @@ class DataConfig:
 
     Args:
         class_path: Import path of a subclass of `TextData`.
-        init_args: Its arguments; the backbone is the model's.
+        init_args: Its arguments; the backbone is the model's, the folds are the grid's.
     """
 
     class_path: str
@@ -58,11 +58,12 @@ class DataConfig:
         init_args.pop("backbone", None)
         return cls(f"{kind.__module__}.{kind.__qualname__}", init_args)
 
-    def build(self, backbone: str) -> TextData:
+    def build(self, backbone: str, folds: int | None = None) -> TextData:
         """Make the data module; its texts are not read yet.
 
         Args:
             backbone: Backbone whose tokenizer is used.
+            folds: Parts that the labelled examples are cut into.
 
         Raises:
             InputError: The class is not there, or does not take the arguments.
@@ -78,4 +79,5 @@ class DataConfig:
         except ArgumentError as error:
             raise InputError(f"data {self.class_path}: {' '.join(str(error).split())}") from error
         data: TextData = parser.instantiate_classes(parsed).data
+        data.cut(folds)
         return data

@@ -6,50 +6,24 @@ Shape letters: M members, B examples of a member.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import numpy as np
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
+from loraens.data.folds import Folds, pooled
+from loraens.data.recorded import RecordedArguments
 from loraens.data.sampling import PackedDataset, TrainSampler, eval_loader
 from loraens.data.sources import SPLITS, FileSource, Source, course_source
-from loraens.data.splits import Split
+from loraens.data.splits import Split, limited
 from loraens.data.tokens import TokenSplit, cached_tokens
 from loraens.errors import InputError
-from loraens.members import Member
+from loraens.members import OUT_OF_FOLD, Member
 from loraens.model.backbone import load_tokenizer
 from loraens.model.batch import PackedBatch
-from loraens.seeding import derive_seed
 from loraens.tasks import Task
-
-
-class RecordedArguments:
-    """Keeps the arguments of an instance's constructor as `init_args`.
-
-    A class of its own, below `TextData`: jsonargparse reads the parameters of the class that
-    defines `__new__` from there, and not from its constructor.
-    """
-
-    init_args: dict[str, Any]
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        """Note the arguments; the constructor refuses what does not fit it."""
-        instance = super().__new__(cls)
-        signature = inspect.signature(cls.__init__)
-        try:
-            arguments = dict(signature.bind_partial(instance, *args, **kwargs).arguments)
-        except TypeError:
-            arguments = {}
-        (_, *names) = signature.parameters
-        instance.init_args = {name: arguments[name] for name in names if name in arguments}
-        for name, parameter in signature.parameters.items():
-            if parameter.kind is parameter.VAR_KEYWORD:
-                instance.init_args.update(instance.init_args.pop(name, {}))
-        return instance
 
 
 class TextData(RecordedArguments, LightningDataModule):
@@ -66,6 +40,8 @@ class TextData(RecordedArguments, LightningDataModule):
             not for results.
         temperature: With several tasks, a task's share of the batches is in proportion to records
             ** (1 / temperature).
+        pool_dev: With folds, cut dev into parts too, together with train. Without it dev is kept
+            apart: it chooses nothing, and its logits are stored.
 
     Raises:
         InputError: An option is out of range.
@@ -80,6 +56,7 @@ class TextData(RecordedArguments, LightningDataModule):
         max_length: int = 128,
         limit: int | None = None,
         temperature: float = 1.0,
+        pool_dev: bool = False,
     ) -> None:
         super().__init__()
         minima = {
@@ -113,6 +90,8 @@ class TextData(RecordedArguments, LightningDataModule):
         self.max_length = max_length
         self.limit = limit
         self.temperature = temperature
+        self.pool_dev = pool_dev
+        self.folds: int | None = None  # K, see `cut`
         self.splits: dict[tuple[str, str], TokenSplit] = {}
 
     @property
@@ -120,43 +99,59 @@ class TextData(RecordedArguments, LightningDataModule):
         """The tasks, in order."""
         return [source.task for source in self.sources]
 
+    def cut(self, folds: int | None) -> None:
+        """Choose the number K of parts for members of folds; None for none.
+
+        It comes from the grid. The split "oof" then is there, and has the examples of train.
+        """
+        if folds != self.folds:
+            self.folds = folds
+            self.splits = {}  # which are read again
+
     def setup(self, stage: str) -> None:
         """Read and tokenise all splits, once.
 
         Raises:
-            InputError: A file cannot be used, or train or dev has no labels.
+            InputError: A file cannot be used, train or dev has no labels, or the examples cannot be
+                cut into folds.
         """
         if self.splits:
             return
+        if self.pool_dev and self.folds is None:
+            raise InputError(
+                "pool_dev is of folds, and there are none: give `sweep` --grid.folds, or leave"
+                " it out",
+                option="data.pool_dev",
+            )
         tokenizer = load_tokenizer(self.backbone)
+        splits = {}
         for source in self.sources:
-            for name in SPLITS:
-                split = source.read(name)
-                if split is None:
-                    continue
-                if split.labels is None and name != "test":
-                    raise InputError(
-                        f"{split.origin} has no label column {source.task.label_column!r}: the"
-                        f" {name} split needs labels"
-                    )
-                split = self._limited(split)
+            for name, split in self._read(source).items():
                 tokens = cached_tokens(split.texts, tokenizer, self.max_length)
-                self.splits[source.task.name, name] = TokenSplit(source.task, split, tokens)
-                rank_zero_info(self.splits[source.task.name, name].report())
+                splits[source.task.name, name] = TokenSplit(source.task, split, tokens)
+                rank_zero_info(splits[source.task.name, name].report())
+            if self.folds is not None:
+                in_folds = splits[source.task.name, "train"].in_folds(self.folds)
+                splits[source.task.name, OUT_OF_FOLD] = in_folds
+                rank_zero_info(in_folds.report())
+        self.splits = splits
 
-    def _limited(self, split: Split) -> Split:
-        if self.limit is None or self.limit >= len(split):
-            return split
-        rng = np.random.default_rng(derive_seed(0, "limit"))
-        indices = np.sort(rng.permutation(len(split))[: self.limit])
-        return Split(
-            name=split.name,
-            ids=[split.ids[index] for index in indices],
-            texts=[split.texts[index] for index in indices],
-            labels=None if split.labels is None else split.labels[indices],
-            origin=f"{split.origin} ({len(indices)} of {len(split)})",
-            dropped=split.dropped,
-        )
+    def _read(self, source: Source) -> dict[str, Split]:
+        """The splits of a task, dev in train where it is pooled."""
+        splits = {}
+        for name in SPLITS:
+            split = source.read(name)
+            if split is None:
+                continue
+            if split.labels is None and name != "test":
+                raise InputError(
+                    f"{split.origin} has no label column {source.task.label_column!r}: the"
+                    f" {name} split needs labels"
+                )
+            splits[name] = limited(split, self.limit)
+        if self.pool_dev:
+            splits["train"] = pooled(splits["train"], splits.pop("dev"))
+        return splits
 
     def of(self, split: str) -> list[TokenSplit]:
         """The split of every task that has it."""
@@ -173,19 +168,54 @@ class TextData(RecordedArguments, LightningDataModule):
         )
 
     def sampler(self, members: Sequence[Member]) -> TrainSampler:
-        """Places of the training batches of a population."""
-        sizes = [len(split) for split in self.of("train")]
-        return TrainSampler(
-            sizes, self.batch_size, [member.seed for member in members], self.temperature
-        )
+        """Places of the training batches of a population.
+
+        Raises:
+            InputError: A member has no fold and the examples are in parts, or the reverse.
+        """
+        seeds = [member.seed for member in members]
+        parts = self._parts(members)
+        if self.folds is None:
+            sizes = [len(split) for split in self.of("train")]
+            return TrainSampler(sizes, self.batch_size, seeds, self.temperature)
+        sizes = [folds.trained for folds, _ in parts]
+        examples = [[folds.outside[fold] for fold in of_members] for folds, of_members in parts]
+        return TrainSampler(sizes, self.batch_size, seeds, self.temperature, examples)
+
+    def _parts(self, members: Sequence[Member]) -> list[tuple[Folds, list[int]]]:
+        """The parts of each task, and the fold of each member; empty without folds.
+
+        Raises:
+            InputError: A member has no fold and the examples are in parts, or the reverse.
+        """
+        folds = [member.fold for member in members if member.fold is not None]
+        expected = 0 if self.folds is None else len(members)
+        if len(folds) != expected or any(fold >= (self.folds or 0) for fold in folds):
+            raise InputError(
+                f"folds {self.folds}: the data is not cut for member {members[0].name}, give the"
+                " folds of its grid"
+            )
+        if self.folds is None:
+            return []
+        of_tasks = [self.splits[task.name, OUT_OF_FOLD].folds for task in self.tasks]
+        return [(of_task, folds) for of_task in of_tasks if of_task is not None]
 
     def val_dataloader(self) -> list[DataLoader[PackedBatch]]:
-        """One loader a task, over dev; while fitting, over test too, whose logits are stored and
-        not scored.
+        """One loader a task, over dev, or over the members' own parts where there are folds; while
+        fitting, over the other splits too, whose logits are stored and not scored.
         """
         assert self.trainer is not None
         fitting = self.trainer.state.fn == "fit"
-        return self.eval_loaders("dev") + (self.eval_loaders("test") if fitting else [])
+        others = ["test"] if self.folds is None else ["dev", "test"]
+        loaders = self.eval_loaders(self.scored)
+        for split in others if fitting else ():
+            loaders += self.eval_loaders(split)
+        return loaders
+
+    @property
+    def scored(self) -> str:
+        """The split whose scores choose epochs: dev, or "oof" where there are folds."""
+        return "dev" if self.folds is None else OUT_OF_FOLD
 
     def test_dataloader(self) -> list[DataLoader[PackedBatch]]:
         """One loader a task, over test.
@@ -204,11 +234,15 @@ class TextData(RecordedArguments, LightningDataModule):
 
     def eval_loaders(self, split: str) -> list[DataLoader[PackedBatch]]:
         """One loader for each task that has the split, in the order of `of(split)`."""
-        members = len(self._members())
-        return [
-            eval_loader(part, max(1, self.eval_batch_size // members), members)
-            for part in self.of(split)
-        ]
+        members = self._members()
+        size = max(1, self.eval_batch_size // len(members))
+        if split != OUT_OF_FOLD:
+            return [eval_loader(part, size, len(members)) for part in self.of(split)]
+        loaders = []
+        for part, (folds, of_members) in zip(self.of(split), self._parts(members), strict=True):
+            own = [folds.inside[fold] for fold in of_members]
+            loaders.append(eval_loader(part, size, len(members), own))
+        return loaders
 
     def _members(self) -> Sequence[Member]:
         """The population of the trainer's module."""
@@ -221,40 +255,52 @@ class TextData(RecordedArguments, LightningDataModule):
 class SST(TextData):
     """SST-5: sentiment of a sentence in five classes."""
 
-    def __init__(self, root: str | None = None, **kwargs: object) -> None:
+    def __init__(
+        self, root: str | None = None, group_column: str | None = None, **kwargs: object
+    ) -> None:
         """Make the data module of SST-5.
 
         Args:
             root: Directory of the course's files (ids-sst-*.csv); without it, SetFit/sst5 from the
                 Hugging Face hub.
+            group_column: Column that says which records belong together: those of one group are in
+                one fold. Train and dev must have it.
         """
-        super().__init__([course_source("sst", root)], **kwargs)  # type: ignore[arg-type]
+        super().__init__([course_source("sst", root, group_column)], **kwargs)  # type: ignore[arg-type]
 
 
 class Quora(TextData):
     """Quora question pairs: whether two questions are paraphrases."""
 
-    def __init__(self, root: str | None = None, **kwargs: object) -> None:
+    def __init__(
+        self, root: str | None = None, group_column: str | None = None, **kwargs: object
+    ) -> None:
         """Make the data module of Quora.
 
         Args:
             root: Directory of the course's files (quora-*.csv); without it, nyu-mll/glue qqp from
                 the Hugging Face hub.
+            group_column: Column that says which records belong together: those of one group are in
+                one fold. Train and dev must have it.
         """
-        super().__init__([course_source("quora", root)], **kwargs)  # type: ignore[arg-type]
+        super().__init__([course_source("quora", root, group_column)], **kwargs)  # type: ignore[arg-type]
 
 
 class STS(TextData):
     """STS-B: similarity of two sentences from 0 to 5."""
 
-    def __init__(self, root: str | None = None, **kwargs: object) -> None:
+    def __init__(
+        self, root: str | None = None, group_column: str | None = None, **kwargs: object
+    ) -> None:
         """Make the data module of STS-B.
 
         Args:
             root: Directory of the course's files (sts-*.csv); without it, nyu-mll/glue stsb from
                 the Hugging Face hub.
+            group_column: Column that says which records belong together: those of one group are in
+                one fold. Train and dev must have it.
         """
-        super().__init__([course_source("sts", root)], **kwargs)  # type: ignore[arg-type]
+        super().__init__([course_source("sts", root, group_column)], **kwargs)  # type: ignore[arg-type]
 
 
 class Multitask(TextData):
@@ -264,6 +310,7 @@ class Multitask(TextData):
         self,
         root: str | None = None,
         names: Sequence[Literal["sst", "quora", "sts"]] = ("sst", "quora", "sts"),
+        group_column: str | None = None,
         **kwargs: object,
     ) -> None:
         """Make the data module of several tasks.
@@ -271,8 +318,11 @@ class Multitask(TextData):
         Args:
             root: Directory of the course's files; without it, the Hugging Face hub.
             names: The tasks.
+            group_column: Column that says which records belong together: those of one group are in
+                one fold. Train and dev must have it.
         """
-        super().__init__([course_source(name, root) for name in names], **kwargs)  # type: ignore[arg-type]
+        sources = [course_source(name, root, group_column) for name in names]
+        super().__init__(sources, **kwargs)  # type: ignore[arg-type]
 
 
 class TextFiles(TextData):
@@ -293,6 +343,7 @@ class TextFiles(TextData):
         low: float | None = None,
         high: float | None = None,
         id_column: str = "id",
+        group_column: str | None = None,
         **kwargs: object,
     ) -> None:
         """Make the data module of files.
@@ -314,6 +365,8 @@ class TextFiles(TextData):
             low: Smallest legal number.
             high: Largest legal number.
             id_column: Column of a unique id; where it is not there, line numbers are the ids.
+            group_column: Column that says which records belong together: those of one group are in
+                one fold. Train and dev must have it.
         """
         paths = {"train": train, "dev": dev, "test": test}
         source = FileSource(
@@ -328,5 +381,6 @@ class TextFiles(TextData):
             low=low,
             high=high,
             id_column=id_column,
+            group_column=group_column,
         )
         super().__init__([source], **kwargs)  # type: ignore[arg-type]

@@ -1,5 +1,5 @@
 """The examples of each batch: every member goes through train in an order of its own, and all
-together through dev and test by length.
+together through dev and test by length. A member of a fold goes through its own part by length.
 
 Shape letters: M members, B examples of a member.
 """
@@ -39,19 +39,31 @@ class TrainSampler(Sampler[BatchIndex]):
     n ** (1 / T); at 1 every example is seen once an epoch, above 1 small tasks are seen more often
     than large ones.
 
+    With folds, members train on different examples. So that no member's steps depend on its pack,
+    each goes through equally many an epoch: the first ones in its order, which leaves out others
+    in every epoch.
+
     Args:
-        sizes: Examples of each task.
+        sizes: Examples of each task that a member goes through in an epoch.
         batch_size: Examples of a member in one batch; the last batch of a pass may be smaller.
         seeds: One a member.
         temperature: T, at least 1.
+        examples: For each task, the examples of each member, at least as many as its size; all
+            from 0 to the size by default.
     """
 
     def __init__(
-        self, sizes: Sequence[int], batch_size: int, seeds: Sequence[int], temperature: float = 1.0
+        self,
+        sizes: Sequence[int],
+        batch_size: int,
+        seeds: Sequence[int],
+        temperature: float = 1.0,
+        examples: Sequence[Sequence[np.ndarray]] | None = None,
     ) -> None:
         self.sizes = tuple(sizes)
         self.batch_size = batch_size
         self.seeds = tuple(seeds)
+        self.examples = examples or [[np.arange(size)] * len(seeds) for size in sizes]
         self.epoch = 0
         batches = [-(-size // batch_size) for size in sizes]
         if temperature != 1:
@@ -78,20 +90,44 @@ class TrainSampler(Sampler[BatchIndex]):
         size = self.sizes[index]
         for lap in count():
             seeds = [derive_seed(seed, "order", index, self.epoch, lap) for seed in self.seeds]
-            orders = np.stack([np.random.default_rng(seed).permutation(size) for seed in seeds])
+            orders = np.stack(
+                [
+                    np.random.default_rng(seed).permutation(own)[:size]
+                    for seed, own in zip(seeds, self.examples[index], strict=True)
+                ]
+            )
             for start in range(0, size, self.batch_size):
                 yield orders[:, start : start + self.batch_size]
 
 
 class EvalSampler(Sampler[BatchIndex]):
-    """Batch indices of one pass over one split, ordered by length; every member sees the same
-    examples.
+    """Batch indices of one pass over one split, ordered by length.
+
+    Args:
+        lengths: Tokens of each example.
+        batch_size: Examples of a member in one batch.
+        members: M.
+        parts: The examples of each member; all by default. A member that has fewer than another
+            begins with its shortest one several times.
     """
 
-    def __init__(self, lengths: np.ndarray, batch_size: int, members: int) -> None:
-        order = np.argsort(lengths, kind="stable")
-        chunks = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-        self.batches = [(0, np.tile(chunk, (members, 1))) for chunk in chunks]
+    def __init__(
+        self,
+        lengths: np.ndarray,
+        batch_size: int,
+        members: int,
+        parts: Sequence[np.ndarray] | None = None,
+    ) -> None:
+        if parts is None:
+            orders = np.tile(np.argsort(lengths, kind="stable"), (members, 1))
+        else:
+            longest = max(map(len, parts))
+            by_length = [part[np.argsort(lengths[part], kind="stable")] for part in parts]
+            orders = np.stack(
+                [np.pad(order, (longest - len(order), 0), mode="edge") for order in by_length]
+            )
+        starts = range(0, orders.shape[1], batch_size)
+        self.batches = [(0, orders[:, start : start + batch_size]) for start in starts]
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -100,7 +136,12 @@ class EvalSampler(Sampler[BatchIndex]):
         return iter(self.batches)
 
 
-def eval_loader(split: TokenSplit, batch_size: int, members: int) -> DataLoader[PackedBatch]:
-    """A loader that passes once over a split."""
-    sampler = EvalSampler(split.tokens.lengths, batch_size, members)
+def eval_loader(
+    split: TokenSplit,
+    batch_size: int,
+    members: int,
+    parts: Sequence[np.ndarray] | None = None,
+) -> DataLoader[PackedBatch]:
+    """A loader that passes once over a split, or over a part of each member's own."""
+    sampler = EvalSampler(split.tokens.lengths, batch_size, members, parts)
     return DataLoader(PackedDataset([split]), sampler=sampler, batch_size=None)

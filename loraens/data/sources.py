@@ -61,6 +61,7 @@ class CourseSource(Source):
     stem: str
     hub: HubName
     root: str | None = None
+    group_column: str | None = None
 
     @property
     def task(self) -> Task:
@@ -74,7 +75,8 @@ class CourseSource(Source):
         names = [f"{self.stem}-{split}.csv"] + [f"{self.stem}-test-student.csv"] * (split == "test")
         for name in names:
             if (Path(self.root) / name).is_file():
-                return read_split(Path(self.root) / name, split, self.task)
+                path = Path(self.root) / name
+                return read_split(path, split, self.task, group_column=self.group_column)
         if split == "test":
             return None
         raise InputError(
@@ -94,13 +96,18 @@ class CourseSource(Source):
                 f"data set {self.hub.path!r} could not be loaded from the hub ({reason}): "
                 "connect, or give root with the course's files"
             ) from None
-        missing = set(self.hub.columns) - set(data.column_names)
+        groups = [self.group_column] if self.group_column else []
+        missing = {*self.hub.columns, *groups} - set(data.column_names)
         if missing:
             raise InputError(
                 f"data set {self.hub.path!r} has no column {missing.pop()!r}: expected"
-                f" {list(self.hub.columns)}"
+                f" {[*self.hub.columns, *groups]}"
             )
-        data = data.select_columns(list(self.hub.columns)).rename_columns(self.hub.columns)
+        data = data.select_columns(list(dict.fromkeys([*self.hub.columns, *groups])))
+        group_column = self.group_column and self.hub.columns.get(
+            self.group_column, self.group_column
+        )
+        data = data.rename_columns(self.hub.columns)
         if set(data.unique(self.task.label_column)) <= {-1, None}:  # GLUE's mark for hidden labels
             data = data.remove_columns(self.task.label_column)
         rows: list[dict[str, Any]] = list(data)
@@ -110,7 +117,7 @@ class CourseSource(Source):
             data.column_names,
             iter(enumerate(rows, start=1)),
         )
-        return collect_split(table, split, self.task, "id")
+        return collect_split(table, split, self.task, "id", group_column)
 
 
 _PAIR = {"sentence1": "sentence1", "sentence2": "sentence2"}
@@ -133,10 +140,10 @@ _COURSE = {
 }
 
 
-def course_source(name: str, root: str | None) -> CourseSource:
+def course_source(name: str, root: str | None, group_column: str | None = None) -> CourseSource:
     """The source of "sst", "quora" or "sts"."""
     task, stem, hub = _COURSE[name]
-    return CourseSource(task, stem, hub, root)
+    return CourseSource(task, stem, hub, root, group_column)
 
 
 class FileSource(Source):
@@ -155,9 +162,11 @@ class FileSource(Source):
         low: float | None,
         high: float | None,
         id_column: str,
+        group_column: str | None = None,
     ) -> None:
         self.paths = paths
         self.id_column = id_column
+        self.group_column = group_column
         if kind not in LABEL_KINDS:
             raise InputError(
                 f"kind {kind!r} is none of {', '.join(LABEL_KINDS)}", option="data.kind"
@@ -200,4 +209,5 @@ class FileSource(Source):
         """Read one split; the test split may be left out."""
         if split == "test" and self.paths["test"] is None:
             return None
-        return read_split(self._path(split), split, self.task, self.id_column)
+        path = self._path(split)
+        return read_split(path, split, self.task, self.id_column, self.group_column)

@@ -4,7 +4,7 @@ dropped is counted.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from loraens.data.files import Row, Table, open_table
 from loraens.errors import InputError
+from loraens.seeding import derive_seed
 from loraens.tasks import Task
 
 
@@ -26,6 +27,8 @@ class Split:
         labels: `(N,)` float64, class numbers or values; None where the split has no labels.
         origin: Where it came from, in words.
         dropped: Reason -> line numbers of the records that could not be used.
+        groups: For each record the name of its group, "" where it has none; None where the split
+            has no groups. Records of one group are in one fold.
     """
 
     name: str
@@ -34,6 +37,7 @@ class Split:
     labels: np.ndarray | None
     origin: str
     dropped: dict[str, list[int]] = field(default_factory=dict)
+    groups: list[str] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -47,6 +51,22 @@ class Split:
         return "; ".join(parts)
 
 
+def limited(split: Split, limit: int | None) -> Split:
+    """At most `limit` records of a split, drawn by a fixed seed; all of them for None."""
+    if limit is None or limit >= len(split):
+        return split
+    rng = np.random.default_rng(derive_seed(0, "limit"))
+    indices = np.sort(rng.permutation(len(split))[:limit])
+    return replace(
+        split,
+        ids=[split.ids[index] for index in indices],
+        texts=[split.texts[index] for index in indices],
+        labels=None if split.labels is None else split.labels[indices],
+        origin=f"{split.origin} ({len(indices)} of {len(split)})",
+        groups=None if split.groups is None else [split.groups[index] for index in indices],
+    )
+
+
 def row_texts(row: Row, columns: tuple[str, ...]) -> tuple[str, ...] | None:
     """The texts of a row, stripped; None where one is missing or blank."""
     texts = tuple(_text(row.get(column)) for column in columns)
@@ -55,32 +75,45 @@ def row_texts(row: Row, columns: tuple[str, ...]) -> tuple[str, ...] | None:
     return whole if all(whole) else None
 
 
-def read_split(path: str | Path, name: str, task: Task, id_column: str = "id") -> Split:
+def read_split(
+    path: str | Path,
+    name: str,
+    task: Task,
+    id_column: str = "id",
+    group_column: str | None = None,
+) -> Split:
     """Read one split of a task from a file.
 
     Records without a text, without a label (in a labelled split) or with the wrong number of fields
     are dropped and counted. A split is labelled if any of its records is.
 
     Raises:
-        InputError: A text column is missing, no usable record is left, an id repeats, or a label is
-            out of range.
+        InputError: A text column or, of train or dev, the group column is missing, no usable record
+            is left, an id repeats, or a label is out of range.
     """
     with open_table(path) as table:
         table.require(task.text_columns, "text columns")
-        return collect_split(table, name, task, id_column)
+        return collect_split(table, name, task, id_column, group_column)
 
 
 class _Candidate(NamedTuple):
-    """A record that has its texts: line number, id, texts and label as they stand in the file."""
+    """A record that has its texts: line number, id, texts, label and group as they stand in the
+    file.
+    """
 
     line: int
     id: str
     texts: tuple[str, ...]
     label: str
+    group: str
 
 
-def collect_split(table: Table, name: str, task: Task, id_column: str) -> Split:
+def collect_split(
+    table: Table, name: str, task: Task, id_column: str, group_column: str | None = None
+) -> Split:
     """The split of an open table; as `read_split`."""
+    if group_column is not None and name != "test":
+        table.require([group_column], "group_column")
     records: list[_Candidate] = []
     dropped: dict[str, list[int]] = {}
     for line, row in table.rows:
@@ -92,7 +125,9 @@ def collect_split(table: Table, name: str, task: Task, id_column: str) -> Split:
         else:
             given = row.get(id_column)
             identity = str(line) if given in (None, "") else str(given)
-            records.append(_Candidate(line, identity, texts, _text(row.get(task.label_column))))
+            label = _text(row.get(task.label_column))
+            group = "" if group_column is None else _text(row.get(group_column))
+            records.append(_Candidate(line, identity, texts, label, group))
     labelled = any(record.label for record in records)
     if labelled and (unlabelled := [record.line for record in records if not record.label]):
         dropped["no label"] = unlabelled
@@ -113,6 +148,7 @@ def collect_split(table: Table, name: str, task: Task, id_column: str) -> Split:
         labels=labels,
         origin=Path(table.name).name,
         dropped=dropped,
+        groups=None if group_column is None else [record.group for record in records],
     )
 
 

@@ -7,14 +7,16 @@ import io
 import json
 import os
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from loraens.data.folds import Folds, cut
 from loraens.data.splits import Split
+from loraens.members import OUT_OF_FOLD
 from loraens.model.batch import PackedBatch, pack
 from loraens.store import write_atomically
 from loraens.tasks import Task
@@ -109,11 +111,12 @@ def cached_tokens(
 
 @dataclass
 class TokenSplit:
-    """One split of one task, tokenised."""
+    """One split of one task, tokenised; the split "oof" has the examples of train, in parts."""
 
     task: Task
     split: Split
     tokens: Tokens
+    folds: Folds | None = None
 
     def __len__(self) -> int:
         return len(self.split)
@@ -134,17 +137,30 @@ class TokenSplit:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the split's ids, texts and labels, in order."""
+        """SHA-256 of the split's ids, texts and labels, in order, and of their parts."""
         digest = hashlib.sha256()
         for identity, texts in zip(self.split.ids, self.split.texts, strict=True):
             digest.update("\x1f".join((identity, *texts)).encode() + b"\x1e")
         if self.split.labels is not None:
             digest.update(self.split.labels.tobytes())
+        if self.folds is not None:
+            digest.update(self.folds.parts.tobytes())
         return digest.hexdigest()
 
+    def in_folds(self, count: int) -> TokenSplit:
+        """The same examples as the split "oof", cut into K parts.
+
+        Raises:
+            InputError: There are not enough examples.
+        """
+        named = replace(self.split, name=OUT_OF_FOLD, dropped={})
+        return TokenSplit(self.task, named, self.tokens, cut(self.task, self.split, count))
+
     def report(self) -> str:
-        """One line: what was read, dropped and cut."""
-        cut = (
+        """One line: what was read, dropped and cut, to the maximum length or into parts."""
+        if self.folds is not None:
+            return f"{self.task.name} {self.folds.report()}"
+        shortened = (
             f"; {self.tokens.truncated} cut to the maximum length" if self.tokens.truncated else ""
         )
-        return f"{self.task.name} {self.split.report()}{cut}"
+        return f"{self.task.name} {self.split.report()}{shortened}"

@@ -104,16 +104,16 @@ def folds(pool: Pool) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
 
     counts = np.unique(pool.labels, return_counts=True)[1]
     stratified = pool.kind.categorical and counts.min() >= FOLDS
-    if pool.groups is None:
+    groups = pool.groups
+    if groups is None or len(np.unique(groups)) == len(groups):
+        groups = None
         splitter_class = StratifiedKFold if stratified else KFold
     else:
         splitter_class = StratifiedGroupKFold if stratified else GroupKFold
     for repeat in range(REPEATS):
         seed = derive_seed(0, "folds", repeat) % 2**32
         splitter = splitter_class(FOLDS, shuffle=True, random_state=seed)
-        for chosen_on, scored_on in splitter.split(
-            np.zeros(len(pool.labels)), pool.labels, pool.groups
-        ):
+        for chosen_on, scored_on in splitter.split(np.zeros(len(pool.labels)), pool.labels, groups):
             yield repeat, chosen_on, scored_on
 
 

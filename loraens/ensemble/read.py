@@ -12,26 +12,36 @@ from typing import Any
 
 import numpy as np
 
+from loraens.ensemble.combine import combine
+from loraens.ensemble.folded import StoredMember, Unit, out_of_fold, problem_of, units_of
 from loraens.ensemble.pool import Pool
 from loraens.errors import InputError
+from loraens.members import OUT_OF_FOLD
+from loraens.metrics import Outcome
 from loraens.records import Epoch, Manifest
 from loraens.store import Logits, MemberStore, find_members, logits_file
-
-StoredMember = tuple[Path, Manifest]
 
 
 @dataclass
 class PoolMembers:
     """Members that an ensemble may choose from, and their files.
 
+    Where a sweep has folds, what may be chosen are M configurations, and each is K members, one a
+    fold. Their out-of-fold logits together are the configuration's on `dev`. On test all K predict
+    each example: so there the pool has M K members, and each has a K-th of its configuration's
+    weight. Without folds K is 1.
+
     Args:
-        dev: Their logits on dev; those of all epochs too, where these are stored and the best epoch
-            was asked for.
+        dev: Their logits on dev; of configurations out of fold, every labelled example once. Those
+            of all epochs too, where these are stored and the best epoch was asked for.
         test: Their logits on test; None where there is none, labels NaN where there are none.
         test_ids: `(N,)` ids of test.
-        directories: Directory of each member.
-        manifests: Manifest of each member.
+        directories: Directory of each member; of a configuration that of its first.
+        manifests: Manifest of each member; of a configuration that of its first.
         epoch: The epoch of each member that was read.
+        units: For each of the M, its members' directories and manifests.
+        apart: Logits on a dev set that was kept apart from the folds, as `test`; None where there
+            is none.
     """
 
     dev: Pool
@@ -40,11 +50,29 @@ class PoolMembers:
     directories: list[Path]
     manifests: list[Manifest]
     epoch: Epoch
+    units: list[Unit]
+    apart: Pool | None = None
 
     @property
     def labelled_test(self) -> Pool | None:
         """Test, where it has labels."""
         return None if self.test is None or np.isnan(self.test.labels[0]) else self.test
+
+    @property
+    def folds(self) -> int:
+        """K."""
+        return len(self.units[0])
+
+    def combined(self, pool: Pool, weights: np.ndarray, rule: str) -> Outcome:
+        """Predictions for a split whose examples no member was chosen on: `test` or `apart`.
+
+        Args:
+            pool: The split's pool.
+            weights: `(M,)`.
+            rule: Combination rule.
+        """
+        each = np.repeat(weights / self.folds, self.folds)
+        return combine(pool, each, rule, np.repeat(self.dev.standings, self.folds))
 
 
 def read_runs(
@@ -54,8 +82,8 @@ def read_runs(
     report: Callable[[str], None] = print,
     mode: str | None = None,
 ) -> dict[str, PoolMembers]:
-    """Read all members at or below some directories, by task; failed members are skipped and
-    reported.
+    """Read all members at or below some directories, by task; failed members, and configurations
+    of which a fold failed or is missing, are skipped and reported.
 
     Args:
         runs: Directories of runs, sweeps or members.
@@ -69,14 +97,15 @@ def read_runs(
         InputError: There is no member, a file is missing or altered, or members differ in what must
             be the same.
     """
-    by_task: dict[str, list[StoredMember]] = {}
-    for path in _directories(runs):
-        manifest = MemberStore(path).manifest()
-        if epoch not in manifest.epochs:
-            report(f"{path} is skipped: it failed ({manifest.ended})")
-        elif mode is None or manifest.settings.mode == mode:
-            for task in manifest.settings.tasks:
-                by_task.setdefault(task.name, []).append((path, manifest))
+    by_task: dict[str, list[Unit]] = {}
+    stored = [(path, MemberStore(path).manifest()) for path in _directories(runs)]
+    for unit in units_of(stored):
+        settings = unit[0][1].settings
+        if (problem := problem_of(unit, epoch)) is not None:
+            report(problem)
+        elif mode is None or settings.mode == mode:
+            for task in settings.tasks:
+                by_task.setdefault(task.name, []).append(unit)
     if tasks and (unknown := set(tasks) - set(by_task)):
         raise InputError(
             f"task {sorted(unknown)[0]}: the members have"
@@ -110,95 +139,123 @@ def _directories(runs: Sequence[Path]) -> list[Path]:
 
 
 def _read(
-    name: str, members: Sequence[StoredMember], epoch: Epoch, report: Callable[[str], None]
+    name: str, units: Sequence[Unit], epoch: Epoch, report: Callable[[str], None]
 ) -> PoolMembers:
-    directories = [path for path, _ in members]
-    manifests = [manifest for _, manifest in members]
+    members = [entry for unit in units for entry in unit]
     _check_comparable(members, name)
-    task = manifests[0].settings.task(name)
-    assert task is not None
-    ranks = np.array([manifest.member.rank for manifest in manifests])
-    epochs = [(manifest.epochs[epoch],) for manifest in manifests]
-    pools = {}
-    ids = np.array([])
-    for split in ("dev", "test"):
-        if split == "test" and not all(
-            (path / logits_file(manifest, manifest.epochs[epoch], name, split)).is_file()
-            for path, manifest in members
-        ):
-            continue
-        logits, examples = _logits(members, epochs, name, split)
-        ids = examples.example_id
-        labels = np.full(len(ids), np.nan) if examples.labels is None else examples.labels
-        pools[split] = Pool(
-            task=task,
-            names=_names(directories),
-            ranks=ranks,
-            logits=np.concatenate(logits),
-            labels=labels,
-        )
+    first = [unit[0] for unit in units]
+    folds = first[0][1].settings.folds
+
+    def pool(split: str, optional: bool) -> tuple[Pool, np.ndarray] | None:
+        """The pool of a split and the ids `(N,)` of its examples."""
+        files = [path / logits_file(m, m.epochs[epoch], name, split) for path, m in members]
+        if optional and not all(file.is_file() for file in files):
+            return None
+        logits = [MemberStore(p).logits_of(m, m.epochs[epoch], name, split) for p, m in members]
+        if split == OUT_OF_FOLD:
+            logits = out_of_fold(units, logits)
+            named = [(path.with_name(m.member.configuration), m) for path, m in first]
+            return _pool(name, split, named, logits), logits[0].example_id
+        return _pool(name, split, members, logits), logits[0].example_id
+
+    scored = "dev" if folds is None else OUT_OF_FOLD
+    dev = pool(scored, optional=False)
+    assert dev is not None
+    test = pool("test", optional=True)
+    apart = None if folds is None else pool("dev", optional=True)
+    chosen_on, ids = dev
     if epoch == "best":
-        pools["dev"] = _with_epochs(pools["dev"], members, report)
+        chosen_on = _with_epochs(chosen_on, ids, units, scored, report)
     return PoolMembers(
-        dev=pools["dev"],
-        test=pools.get("test"),
-        test_ids=ids,
-        directories=directories,
-        manifests=manifests,
+        dev=chosen_on,
+        test=test and test[0],
+        test_ids=test[1] if test else ids,
+        directories=[path for path, _ in first],
+        manifests=[manifest for _, manifest in first],
         epoch=epoch,
+        units=list(units),
+        apart=apart and apart[0],
     )
 
 
-def _logits(
-    members: Sequence[StoredMember], epochs: Sequence[Sequence[str]], task: str, split: str
-) -> tuple[list[np.ndarray], Logits]:
-    """Logits `(E, N, C)` of some epochs of each member, and those of the first one with their
-    examples.
-
-    Args:
-        members: M members.
-        epochs: Names of E epochs of each.
-        task: Name of the task.
-        split: Name of the split.
+def _pool(task: str, split: str, members: Sequence[StoredMember], logits: Sequence[Logits]) -> Pool:
+    """The pool of members or configurations on one split.
 
     Raises:
-        InputError: They are not all of the same examples.
+        InputError: They have logits of different examples.
     """
-    stacked = []
-    first: Logits | None = None
-    for (path, manifest), names in zip(members, epochs, strict=True):
-        of_member = [MemberStore(path).logits_of(manifest, e, task, split) for e in names]
-        first = first or of_member[0]
-        for logits in of_member:
-            if not np.array_equal(logits.example_id, first.example_id):
-                raise InputError(
-                    f"{path} has logits of other {split} examples than {members[0][0]}: was it"
-                    " validated on a part of them?"
-                )
-        stacked.append(np.stack([logits.logits for logits in of_member]))
-    assert first is not None
-    return stacked, first
+    directories = [path for path, _ in members]
+    ids = logits[0].example_id
+    for path, other in zip(directories, logits, strict=True):
+        _check_examples(path, other, ids, split, f"than {directories[0]}")
+    of_settings = members[0][1].settings.task(task)
+    assert of_settings is not None
+    return Pool(
+        task=of_settings,
+        names=_names(directories),
+        ranks=np.array([manifest.member.rank for _, manifest in members]),
+        logits=np.stack([one.logits for one in logits]),
+        labels=np.full(len(ids), np.nan) if logits[0].labels is None else logits[0].labels,
+        groups=logits[0].groups,
+    )
 
 
-def _with_epochs(dev: Pool, members: Sequence[StoredMember], report: Callable[[str], None]) -> Pool:
+def _check_examples(path: Path, logits: Logits, ids: np.ndarray, split: str, other: str) -> None:
+    """Refuse a member that has logits of other examples."""
+    if not np.array_equal(logits.example_id, ids):
+        raise InputError(
+            f"{path} has logits of other {split} examples {other}: was it validated on a part of"
+            " them?"
+        )
+
+
+def _with_epochs(
+    dev: Pool,
+    ids: np.ndarray,
+    units: Sequence[Unit],
+    split: str,
+    report: Callable[[str], None],
+) -> Pool:
     """The pool with the logits of all epochs where every member has them; otherwise as it is, which
     is reported.
+
+    Args:
+        dev: The pool.
+        ids: `(N,)` ids of its examples.
+        units: Its members or configurations.
+        split: The split that their epochs were chosen on.
+        report: Called with a sentence.
+
+    Raises:
+        InputError: An epoch has logits of other examples.
     """
     task = dev.task.name
-    epochs = [tuple(entry.name for entry in manifest.history) for _, manifest in members]
+    names = [tuple(dict.fromkeys(e.name for _, m in unit for e in m.history)) for unit in units]
     lacking = 0
-    for (_, manifest), names in zip(members, epochs, strict=True):
-        files = {logits_file(manifest, name, task, "dev") for name in names}
-        lacking += not files or not files <= manifest.files.keys()
+    for unit, of_unit in zip(units, names, strict=True):
+        for _, manifest in unit:
+            files = {logits_file(manifest, name, task, split) for name in of_unit}
+            lacking += not files or not files <= manifest.files.keys()
     if lacking:
         report(
-            f"task {task}: {lacking} of {len(members)} members lack logits of some of their epochs,"
-            " which older versions did not keep: so the epoch of each member is the one that was"
-            " chosen on all of dev"
+            f"task {task}: {lacking} of {sum(map(len, units))} members lack logits of some of their"
+            " epochs (older versions did not keep them): so the epoch of each member is the one"
+            " that was chosen on all examples"
         )
         return dev
-    logits, _ = _logits(members, epochs, task, "dev")
-    return replace(dev, epochs=tuple(logits), epoch_names=tuple(epochs))
+    epochs = []
+    for unit, of_unit in zip(units, names, strict=True):
+        logits = [_of_epoch(unit, name, task, split) for name in of_unit]
+        for one in logits:
+            _check_examples(unit[0][0], one, ids, split, "after some epochs than the pool")
+        epochs.append(np.stack([one.logits for one in logits]))
+    return replace(dev, epochs=tuple(epochs), epoch_names=tuple(names))
+
+
+def _of_epoch(unit: Unit, epoch: str, task: str, split: str) -> Logits:
+    """Logits of a member, or of a configuration out of fold, after an epoch."""
+    logits = [MemberStore(path).logits_of(m, epoch, task, split) for path, m in unit]
+    return out_of_fold([unit], logits)[0] if split == OUT_OF_FOLD else logits[0]
 
 
 def _names(directories: Sequence[Path]) -> tuple[str, ...]:
@@ -228,6 +285,8 @@ def _facts(manifest: Manifest, task: str) -> dict[str, Any]:
     return {
         "task": settings.task(task),
         "backbone": settings.backbone_fingerprint,
+        "number of folds": settings.folds,
+        "parts": settings.data.get(f"{task}-{OUT_OF_FOLD}"),
         "dev data": settings.data.get(f"{task}-dev"),
         "training data": settings.data.get(f"{task}-train"),
         "test data": settings.data.get(f"{task}-test"),

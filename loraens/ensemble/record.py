@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from loraens.ensemble.combine import combine
 from loraens.ensemble.diversity import summary
 from loraens.ensemble.options import Options
 from loraens.ensemble.prove import Proof
@@ -58,9 +57,9 @@ class EnsembleRecord(Record):
         rule: The rule that combines it.
         options: Options of the method.
         epoch: Epoch of each member.
-        pool_size: Members to choose from.
+        pool_size: Members to choose from; configurations where there are folds.
         members: The chosen ones.
-        dev: Every metric on dev, on which it was chosen.
+        dev: Every metric on dev, on which it was chosen; out of fold where there are folds.
         held_out: Every metric, cross-validated.
         interval: The task's metric, cross-validated.
         to_best: Difference of that to the best member.
@@ -74,6 +73,8 @@ class EnsembleRecord(Record):
         backbone: Name of the backbone.
         backbone_fingerprint: SHA-256 of its weights.
         data: Fingerprint of each split of the task.
+        folds: Members of each chosen configuration, each of a fold; None without folds.
+        apart: The task's metric on a dev set that was kept apart from the folds.
         epochs_chosen: Whether the proof chose each member's epoch anew in its folds and bags; if
             not, the best one was chosen on all of dev.
     """
@@ -98,6 +99,8 @@ class EnsembleRecord(Record):
     backbone: str
     backbone_fingerprint: str
     data: dict[str, str]
+    folds: Annotated[int, Field(ge=2)] | None = None
+    apart: float | None = None
     epochs_chosen: bool = False
 
     @property
@@ -186,7 +189,9 @@ def make_record(members: PoolMembers, proof: Proof, directory: Path) -> Ensemble
         options=proof.candidate.options,
         epoch=members.epoch,
         pool_size=len(pool),
-        members=tuple(_member(members, proof, index, directory) for index in chosen),
+        members=tuple(
+            member for index in chosen for member in _members(members, proof, index, directory)
+        ),
         dev=dict(proof.dev),
         held_out=dict(proof.held_out),
         interval=proof.interval,
@@ -200,21 +205,29 @@ def make_record(members: PoolMembers, proof: Proof, directory: Path) -> Ensemble
         backbone=settings.backbone,
         backbone_fingerprint=settings.backbone_fingerprint,
         data={split: value for split, value in settings.data.items() if split.startswith(prefix)},
+        folds=settings.folds,
+        apart=_apart_score(members, proof),
         epochs_chosen=pool.epochs is not None,
     )
 
 
-def _member(members: PoolMembers, proof: Proof, index: int, directory: Path) -> EnsembleMember:
-    path = members.directories[index]
-    return EnsembleMember(
-        name=members.dev.names[index],
-        directory=os.path.relpath(path, directory),
-        epoch=members.manifests[index].epochs[members.epoch],
-        rank=int(members.dev.ranks[index]),
-        standing=int(members.dev.standings[index]),
-        weight=float(proof.weights[index]),
-        manifest_sha256=checksum(path / MANIFEST),
-    )
+def _members(
+    members: PoolMembers, proof: Proof, index: int, directory: Path
+) -> list[EnsembleMember]:
+    """A chosen member; of a configuration the members of its folds, which share its weight."""
+    name = members.dev.names[index]
+    return [
+        EnsembleMember(
+            name=name if members.folds == 1 else f"{name}-f{manifest.member.fold}",
+            directory=os.path.relpath(path, directory),
+            epoch=manifest.epochs[members.epoch],
+            rank=int(members.dev.ranks[index]),
+            standing=int(members.dev.standings[index]),
+            weight=float(proof.weights[index]) / members.folds,
+            manifest_sha256=checksum(path / MANIFEST),
+        )
+        for path, manifest in members.units[index]
+    ]
 
 
 def _test_score(members: PoolMembers, proof: Proof) -> float | None:
@@ -222,5 +235,13 @@ def _test_score(members: PoolMembers, proof: Proof) -> float | None:
     test = members.labelled_test
     if test is None:
         return None
-    outcome = combine(test, proof.weights, proof.candidate.rule, members.dev.standings)
+    outcome = members.combined(test, proof.weights, proof.candidate.rule)
     return test.task.main_metric(outcome, test.labels)
+
+
+def _apart_score(members: PoolMembers, proof: Proof) -> float | None:
+    """The task's metric on a dev set that was kept apart from the folds."""
+    if members.apart is None:
+        return None
+    outcome = members.combined(members.apart, proof.weights, proof.candidate.rule)
+    return members.apart.task.main_metric(outcome, members.apart.labels)

@@ -39,7 +39,8 @@ class Soup:
         advance: Called after each model that was made and run.
 
     Raises:
-        InputError: Members have no adapters or cannot share a backbone, or the texts cannot be had.
+        InputError: Members have no adapters, are of folds or cannot share a backbone, or the texts
+            cannot be had.
     """
 
     def __init__(self, members: PoolMembers, advance: Callable[[], Any] = lambda: None) -> None:
@@ -51,6 +52,12 @@ class Soup:
             raise InputError(
                 f"method soup merges LoRA members, and {members.directories[0]} was trained with"
                 f" mode {self.settings.mode}",
+                option="method",
+            )
+        if self.settings.folds is not None:
+            raise InputError(
+                "method soup merges members, and a model merged of the members of all folds has"
+                " seen every example, so it has no out-of-fold score: choose another method",
                 option="method",
             )
         self.texts = read_texts(members)

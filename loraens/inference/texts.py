@@ -21,7 +21,8 @@ class SplitTexts:
 
 
 def read_texts(members: PoolMembers) -> dict[str, SplitTexts]:
-    """Dev and test, from the data that the members' run names.
+    """Dev and test, from the data that the members' run names; with folds, "dev" are the examples
+    that were cut into parts, in the order of the pool.
 
     Raises:
         InputError: The run's settings are missing, or its data is not what the members were trained
@@ -36,13 +37,15 @@ def read_texts(members: PoolMembers) -> dict[str, SplitTexts]:
         raise InputError(
             f"{path} names no data, as it was only in a program's memory: texts cannot be read"
         )
-    data = DataConfig(config["class_path"], config["init_args"]).build(settings.backbone)
+    data = DataConfig(config["class_path"], config["init_args"]).build(
+        settings.backbone, settings.folds
+    )
     data.setup("fit")
     task = members.dev.task.name
     texts = {}
-    for split in ("dev", "test"):
-        key = f"{task}-{split}"
-        part = data.splits.get((task, split))
+    for split, name in (("dev", data.scored), ("test", "test")):
+        key = f"{task}-{name}"
+        part = data.splits.get((task, name))
         if (part.fingerprint if part else None) != settings.data.get(key):
             raise InputError(
                 f"{path} names other data than the members were trained on ({key} differs):"

@@ -66,8 +66,10 @@ class Content:
         pool = self.members.labelled_test
         if pool is None:
             return None
-        best = int(self.members.dev.order[0])
-        return self.task.main_metric(pool.outcome(best), pool.labels)
+        best = np.zeros(len(self.members.dev))
+        best[self.members.dev.order[0]] = 1
+        outcome = self.members.combined(pool, best, "logits")
+        return self.task.main_metric(outcome, pool.labels)
 
     def paper(self) -> list[EnsembleRecord]:
         """The ensembles combined by the paper's rule, and the soups."""
@@ -82,8 +84,9 @@ class Content:
         return max(several, key=lambda r: self.task.utility(r.interval.value), default=None)
 
     def indices(self, record: EnsembleRecord) -> list[int]:
-        """Indices of an ensemble's members in the pool."""
-        return [self.members.dev.names.index(member.name) for member in record.members]
+        """Indices of an ensemble's members, or their configurations, in the pool."""
+        names = dict.fromkeys(member.name for member in record.members)
+        return [self.members.dev.names.index(name) for name in names]
 
     def held_out(self, record: EnsembleRecord) -> HeldOut:
         """An ensemble's cross-validated outcomes on dev."""
@@ -137,7 +140,9 @@ def _ensembles(
     report: Callable[[str], None],
 ) -> list[EnsembleRecord]:
     """The ensembles of the members that were read, in the order in which they are shown."""
-    indices = {path.resolve(): index for index, path in enumerate(members.directories)}
+    indices = {
+        path.resolve(): index for index, unit in enumerate(members.units) for path, _ in unit
+    }
     shown = []
     for folder, record in records.items():
         if record.epoch != members.epoch:

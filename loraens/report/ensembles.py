@@ -79,17 +79,22 @@ def score_table(records: Sequence[EnsembleRecord]) -> Table:
     once = " (greedy_soup: once)" if any(METHODS[r.method].repeats == 1 for r in records) else ""
     p = not all(record.p_best != record.p_best for record in records)
     test = any(record.test is not None for record in records)
+    apart = any(record.apart is not None for record in records)
+    pool = f"{first.pool_size} {_kind(first)} to choose from"
     table = _table(
-        title=f"{first.task.name}: {first.task.metric}, {first.pool_size} members to choose from",
+        title=f"{first.task.name}: {first.task.metric}, {pool}",
         columns=[
-            *("method", "rule", "members", "dev", "held out", "minus best", "minus omni"),
+            *("method", "rule", "members", "dev" if first.folds is None else "out of fold"),
+            *("held out", "minus best", "minus omni"),
             *(["p"] if p else []),
+            *(["dev"] if apart else []),
             *(["test"] if test else []),
         ],
         caption=(
-            f"dev: chosen on it, so not held out. held out: {REPEATS} x {FOLDS}"
+            f"{_chosen_on(first)}, so not held out. held out: {REPEATS} x {FOLDS}"
             f" cross-validation{once} of the choice; 95 % intervals from bags in which it is made"
-            f" again{_epochs(first)}. p: of minus best, adjusted for the number of rows (Holm)."
+            f" again{_epochs(first)}."
+            + (" p: of minus best, adjusted for the rows (Holm)." if p else "")
         ),
     )
     for record in records:
@@ -97,6 +102,7 @@ def score_table(records: Sequence[EnsembleRecord]) -> Table:
         cells += [_interval(record.interval), _interval(record.to_best, "+")]
         cells += [_interval(record.to_omni, "+")]
         cells += [_number(record.p_best)] if p else []
+        cells += [_number(record.apart)] if apart else []
         cells += [_number(record.test)] if test else []
         table.add_row(*cells)
     return table
@@ -153,6 +159,16 @@ def overall_sentences(records: Sequence[EnsembleRecord]) -> Iterable[str]:
         held_out = overall({record.task.name: record.interval.value for record in chosen})
         if dev is not None and held_out is not None:
             yield f"overall, {method}: dev {dev:.4f}, held out {held_out:.4f}"
+
+
+def _kind(record: EnsembleRecord) -> str:
+    """What was chosen."""
+    return "members" if record.folds is None else f"configurations of {record.folds} folds"
+
+
+def _chosen_on(record: EnsembleRecord) -> str:
+    """What the ensemble was chosen on."""
+    return "dev: chosen on it" if record.folds is None else "out of fold: chosen on these scores"
 
 
 def _epochs(record: EnsembleRecord) -> str:

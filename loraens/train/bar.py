@@ -21,10 +21,12 @@ class SweepBar:
     Args:
         shown: Whether to show it.
         steps_of_epoch: Batches of one member and epoch.
+        description: What is trained, in words.
     """
 
-    def __init__(self, shown: bool, steps_of_epoch: int) -> None:
+    def __init__(self, shown: bool, steps_of_epoch: int, description: str = "") -> None:
         self.shown = shown
+        self.description = description
         self.steps_of_epoch = steps_of_epoch
         self._bar: tqdm[Any] = tqdm(disable=True)
         self._reported: Counter[Path] = Counter()
@@ -47,6 +49,7 @@ class SweepBar:
         self.close()
         self._bar = tqdm(
             total=epochs * self.steps_of_epoch,
+            desc=self.description or None,
             initial=epochs_done * self.steps_of_epoch,
             unit=" member-steps",
             mininterval=pause,

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from loraens.data.modules import TextData
 from loraens.errors import InputError
+from loraens.members import OUT_OF_FOLD
 from loraens.model.weights import member_files
 from loraens.records import Epoch, EpochRecord, Manifest, Status
 from loraens.store import CHECKPOINT, LOGITS, MemberStore, in_16_bits, npz, write_examples
@@ -43,7 +44,8 @@ def _validations(progress: dict[str, Any], epoch: int) -> int:
 
 
 def write_data_examples(data: TextData, directory: Path) -> dict[str, str]:
-    """Write ids and labels of every split that members are evaluated on.
+    """Write ids and labels of every split that members are evaluated on, and groups of the one that
+    is cut into folds.
 
     Args:
         data: The texts, read.
@@ -54,7 +56,11 @@ def write_data_examples(data: TextData, directory: Path) -> dict[str, str]:
     """
     return {
         (file := f"{task}-{split}.npz"): write_examples(
-            directory, file, part.split.ids, part.split.labels
+            directory,
+            file,
+            part.split.ids,
+            part.split.labels,
+            None if part.folds is None else part.folds.groups,
         )
         for (task, split), part in data.splits.items()
         if split != "train"
@@ -62,10 +68,11 @@ def write_data_examples(data: TextData, directory: Path) -> dict[str, str]:
 
 
 class MemberWriter(Callback):
-    """Writes every member after each validation: weights, logits of dev and test, and the manifest.
+    """Writes every member after each validation: weights, logits of dev and test, and out of fold
+    where there are folds, and the manifest.
 
-    The best epoch is the one with the best dev score (the first of equals). The weights of best and
-    last are kept, and the logits of all epochs.
+    The best epoch is the one with the best dev score, or out-of-fold score of the configuration
+    (the first of equals). The weights of best and last are kept, and the logits of all epochs.
 
     Args:
         directory: The run's directory; members lie right below it.
@@ -153,8 +160,8 @@ class MemberWriter(Callback):
             small = {}
             for (task, split), of_members in module.evaluation.logits.items():
                 file = f"{task}-{split}.npz"
-                logits = of_members[index].numpy()
-                indices = self._indices(module, task, split)
+                logits = of_members[index]
+                indices = self._indices(module, index, task, split)
                 files[file] = npz(logits=logits, indices=indices)
                 small[file] = npz(logits=in_16_bits(logits), indices=indices)
             manifest = self._manifest(module, index, "training")
@@ -164,10 +171,10 @@ class MemberWriter(Callback):
         return MemberStore(self.directory / module.members[index].name)
 
     @staticmethod
-    def _indices(module: Population, task: str, split: str) -> np.ndarray | None:
+    def _indices(module: Population, index: int, task: str, split: str) -> np.ndarray | None:
         """The examples `(N,)` that were evaluated, in ascending order; None where all were."""
-        evaluated = module.evaluation.indices[task, split]
-        everything = len(evaluated) == len(module.data.splits[task, split].split)
+        evaluated = module.evaluation.indices[task, split][index]
+        everything = len(evaluated) == len(module.data.splits[task, split])
         return None if everything else evaluated.astype(np.int32)
 
     def _manifest(self, module: Population, index: int, status: Status) -> Manifest:
@@ -178,7 +185,11 @@ class MemberWriter(Callback):
             epochs = {"best": progress["best"], "last": history[-1].name}
         by_name = {entry.name: entry.dev for entry in history}
         failure = module.failures.of(index)
-        splits = {f"{task}-{split}": part for (task, split), part in module.data.splits.items()}
+        splits = {
+            f"{task}-{split}": part
+            for (task, split), part in module.data.splits.items()
+            if split != OUT_OF_FOLD  # whose examples are those of train
+        }
         return Manifest(
             name=module.members[index].name,
             status=status,

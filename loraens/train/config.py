@@ -23,7 +23,7 @@ from loraens.train.runs import TRAINER_DEFAULTS
 CONFIG = "config.yaml"
 IN_MEMORY = "# data: in the memory of the Python program that made this sweep\n"
 BASE = Member(rank=8, scale=1.0)  # as `fit` trains one by default
-MEMBER_FIELDS = tuple(field.name for field in fields(Member))
+MEMBER_FIELDS = tuple(field.name for field in fields(Member) if field.name != "fold")
 # options of the trainer that a sweep needs at their defaults, as it trains whole epochs
 _FIXED: dict[str, Any] = {
     "max_steps": -1,
@@ -46,11 +46,13 @@ class TrainConfig:
         data: The data module; None where it is only in the memory of the program that made it.
         model: Options of `Population` beside its members and tasks.
         trainer: Options of Lightning's `Trainer`.
+        folds: Parts that the labelled examples are cut into; the grid's.
     """
 
     data: DataConfig | None
     model: Mapping[str, Any]
     trainer: Mapping[str, Any]
+    folds: int | None = None
 
     @classmethod
     def read(cls, directory: Path) -> TrainConfig:
@@ -140,10 +142,12 @@ class SweepConfig:
         model = sections["model"]
         member = {name: model.pop(name) for name in MEMBER_FIELDS if name in model}
         options = _arguments(Population, model, f"{origin}: model", frozenset({"members", "tasks"}))
+        grid = Grid(**_arguments(Grid, sections["grid"], f"{origin}: grid"))
         train = TrainConfig(
             data=_data_section(content, origin),
             model=options,
             trainer={**TRAINER_DEFAULTS, **sections["trainer"]},
+            folds=grid.folds,
         )
         _check_training(train)
         member = _arguments(Member, {**BASE.to_json(), **member}, f"{origin}: model")
@@ -155,7 +159,7 @@ class SweepConfig:
             text=text,
             train=train,
             base=base,
-            grid=Grid(**_arguments(Grid, sections["grid"], f"{origin}: grid")),
+            grid=grid,
             options=SweepOptions(**_arguments(SweepOptions, sections["sweep"], f"{origin}: sweep")),
             root=str(sections["store"].get("root", "checkpoints")),
             run=sections["store"].get("run"),

@@ -23,7 +23,7 @@ from typing import Any
 
 from loraens.data.modules import TextData
 from loraens.errors import InputError
-from loraens.members import Member
+from loraens.members import Member, configurations
 from loraens.members import packs as packs_of
 from loraens.records import ENDED, Manifest
 from loraens.store import MANIFEST, MemberStore, write_atomically
@@ -33,8 +33,17 @@ from loraens.train.checkpoints import PackCheckpoint
 from loraens.train.config import CONFIG, SweepConfig
 from loraens.train.cost import choose_pack
 from loraens.train.executors import Executor, executor_named
-from loraens.train.packs import Pack, PackFiles, PackResult, ranked, regrouped
-from loraens.train.plan import Plan, planned
+from loraens.train.packs import (
+    FOLD_FAILED,
+    Pack,
+    PackFiles,
+    PackResult,
+    beside_failed_folds,
+    ranked,
+    regrouped,
+    too_large,
+)
+from loraens.train.plan import Plan, count_in_words, planned
 from loraens.train.runs import quiet_trainers
 from loraens.train.state import SWEEP, SweepState, locked
 from loraens.train.tracking import check_logger, log_member
@@ -73,7 +82,11 @@ class Coordinator:
         self.state = SweepState.new(self._settings())
         self._under_way: dict[Path, Pack] = {}  # packs of the current rung, by their file
         self._claimed: dict[Path, Pack] = {}  # packs that an executor has taken
-        self._bar = SweepBar(config.train.progress_bar, self.steps_of_epoch())
+        self._bar = SweepBar(
+            config.train.progress_bar,
+            self.steps_of_epoch(),
+            count_in_words(len(self.members), self.unit) if self.unit > 1 else "",
+        )
 
     def _settings(self) -> dict[str, Any]:
         """What all members share; JSON gives the same back."""
@@ -83,6 +96,7 @@ class Coordinator:
         module.build(data.max_length)
         halvings = self.config.rungs[:-1]
         shared = {
+            "folds": self.config.train.folds,  # first, as other folds are other data too
             **module.fixed_settings(data, self.worker.trainer()).to_json(),
             "limit": data.limit,
             "max_epochs": self.config.train.epochs,
@@ -104,7 +118,7 @@ class Coordinator:
 
     def pack_size(self) -> int:
         """Members of a pack: as given, as once measured for this sweep, or measured now; less where
-        memory did not do.
+        memory did not do. With folds it is that of whole configurations, at least of one.
         """
         size = self.config.options.pack_size
         if size == "auto":
@@ -117,7 +131,13 @@ class Coordinator:
                     report=print,
                 ).size
             size = self.state.measured
-        return min(size, self.state.fits or size)
+        allowed = min(size, self.state.fits or size)
+        return max(self.unit, allowed - allowed % self.unit)
+
+    @property
+    def unit(self) -> int:
+        """Members that are always trained together: the folds of a configuration."""
+        return self.config.train.folds or 1
 
     # State
 
@@ -152,13 +172,33 @@ class Coordinator:
             else:
                 if manifest.status in ENDED:
                     self.ended[name] = manifest
+        for unit in configurations(self.members.values()):
+            names = {member.name for member in unit}
+            if names & damaged:  # all folds of a configuration are trained again
+                damaged |= {name for name in names if (self.directory / name).is_dir()}
+        for name in damaged & set(self.ended):
+            del self.ended[name]
         return damaged
+
+    def _forget_incomplete(self) -> None:
+        """Have configurations of which only some members ended before a kill, and that no pack's
+        checkpoint has, be trained again.
+        """
+        if self.unit == 1:
+            return
+        in_packs: set[Member] = set()
+        for path in self.files.paths(self.state.rung):
+            in_packs.update(PackCheckpoint.load(path).members)
+        for unit in configurations(self.members.values()):
+            names = {member.name for member in unit}
+            if not names <= set(self.ended) and not in_packs.intersection(unit):
+                self.ended = {n: m for n, m in self.ended.items() if n not in names}
 
     def _manifest(self, name: str) -> Manifest:
         return MemberStore(self.directory / name).manifest()
 
     def _missing(self) -> list[Member]:
-        """Members that have not begun."""
+        """Members that have not begun, of whole configurations."""
         begun = set(self.ended)
         for pack in (*self._under_way.values(), *self._claimed.values()):
             begun |= {member.name for member in pack.members}
@@ -183,6 +223,7 @@ class Coordinator:
                 left=left,
                 pack_size=size,
                 steps_of_epoch=self.steps_of_epoch(),
+                folds=self.config.train.folds,
             )
 
     # Run
@@ -202,7 +243,8 @@ class Coordinator:
 
         Raises:
             InputError: Another sweep runs in the directory, it has something else or a sweep of
-                other settings or data, or one member alone does not fit in memory.
+                other settings or data, or one member alone, or one configuration with its folds,
+                does not fit in memory.
         """
         with locked(self.directory), quiet_trainers():
             self._read_state()
@@ -214,6 +256,7 @@ class Coordinator:
             for name in damaged:
                 shutil.rmtree(self.directory / name)
             self.files.clean(self.state.rung, damaged)
+            self._forget_incomplete()
             for name in list(self.ended):
                 self._log(name)
             if len(self.ended) < len(self.members):
@@ -318,16 +361,13 @@ class Coordinator:
             begun.
 
         Raises:
-            InputError: It has one member only.
+            InputError: It has one member only, or one configuration with its folds.
         """
         members = [member for member in result.members if member.status == "out_of_memory"]
-        if len(members) == 1:
-            raise InputError(
-                f"member {members[0].name} alone does not fit in memory"
-                f" ({' '.join(str(result.problem).split())[:200]}): lower"
-                " batch_size or max_length"
-            )
-        half = -(-len(members) // 2)
+        units = len(members) // self.unit
+        if units == 1:
+            raise too_large(result, self.unit)
+        half = -(-units // 2) * self.unit
         self._bar.write(f"out of memory with {len(members)} members: continuing with {half}")
         self.state.fits = min(half, self.state.fits or half)
         self._write_state()
@@ -343,11 +383,15 @@ class Coordinator:
         checkpoints = [PackCheckpoint.load(path) for path in self.files.paths(rung)]
         standings = ranked(checkpoints)
         assert self.config.options.halving_factor is not None
-        kept = math.ceil(len(standings) / self.config.options.halving_factor)
         epoch = self.config.rungs[rung]
-        for number, standing in enumerate(standings[kept:], kept + 1):
-            reason = f"epoch {epoch}: number {number} of {len(standings)} by dev score"
+        score = "dev score" if self.unit == 1 else "out-of-fold score"
+        units = len(standings) // self.unit
+        kept = math.ceil(units / self.config.options.halving_factor) * self.unit
+        for number, standing in enumerate(standings[kept:], kept):
+            reason = f"epoch {epoch}: number {number // self.unit + 1} of {units} by {score}"
             self._end(standing.member.name, status="stopped", ended=reason)
+        for name in beside_failed_folds(checkpoints):
+            self._end(name, status="stopped", ended=f"epoch {epoch}: {FOLD_FAILED}")
         for name, checkpoint in regrouped(checkpoints, standings[:kept], self.pack_size()):
             checkpoint.save(self.files.path(rung + 1, name))
         # only now does the next rung count: killed before, this one is halved once more

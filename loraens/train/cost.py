@@ -17,7 +17,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from loraens.data.modules import TextData
-from loraens.members import Member, packs
+from loraens.members import Member, configurations, packs
 from loraens.model.population import MemberModel
 from loraens.train.module import Population
 
@@ -185,7 +185,7 @@ def choose_pack(
     report: Callable[[str], None],
 ) -> Cost:
     """The cost of the pack size that is best: doubled while that makes it faster and the memory
-    allows it.
+    allows it, from one configuration on.
 
     Measured on the members of the highest ranks, which cost most.
 
@@ -197,10 +197,10 @@ def choose_pack(
         report: Is told each size's cost in words.
 
     Raises:
-        torch.OutOfMemoryError: One member alone does not fit.
+        torch.OutOfMemoryError: One member alone, or one configuration, does not fit.
     """
     best: Cost | None = None
-    size = 1
+    size = least = len(configurations(members)[0])
     free = free_memory(trainer.strategy.root_device)
     while True:
         try:
@@ -222,5 +222,6 @@ def choose_pack(
             break
         size = double
     if best is None:
-        raise torch.OutOfMemoryError("one member alone does not fit")
+        one = "one member alone" if least == 1 else f"one configuration of {least} folds"
+        raise torch.OutOfMemoryError(f"{one} does not fit")
     return best

@@ -23,48 +23,64 @@ from loraens.train.features import SplitName
 class Evaluation:
     """Collects the logits of one pass over some splits, batch by batch.
 
+    The examples may be others for each member, and of other numbers.
+
     Attributes:
-        logits: `(M, N, C)` of each split, in the order of `indices`.
-        indices: `(N,)` examples of each split that were evaluated, in their order.
+        logits: For each split and member `(N, C)`, in the order of `indices`.
+        indices: For each split and member `(N,)` examples that were evaluated, in their order.
     """
 
     def __init__(self) -> None:
-        self.logits: dict[SplitName, Tensor] = {}
-        self.indices: dict[SplitName, np.ndarray] = {}
+        self.logits: dict[SplitName, list[np.ndarray]] = {}
+        self.indices: dict[SplitName, list[np.ndarray]] = {}
         self._batches: dict[SplitName, list[tuple[Tensor, Tensor]]] = defaultdict(list)
 
     def add(self, batch: PackedBatch, logits: Tensor) -> None:
-        """Keep the logits `(M, B, C)` of a batch, in which all members have the same examples."""
-        part = batch.indices[0].cpu(), logits.float().cpu()
+        """Keep the logits `(M, B, C)` of a batch."""
+        part = batch.indices.cpu(), logits.float().cpu()
         self._batches[batch.task, batch.split].append(part)
 
     def finish(self) -> Tensor:
-        """Put the batches of the pass together; returns `(M,)` whose logits are all finite."""
+        """Put the batches of the pass together, an example that was repeated to fill batches once;
+        returns `(M,)` whose logits are all finite.
+        """
         for name, batches in self._batches.items():
-            indices = torch.cat([part for part, _ in batches])
-            order = indices.argsort()
-            self.indices[name] = indices[order].numpy()
-            self.logits[name] = torch.cat([logits for _, logits in batches], dim=1)[:, order]
+            indices = torch.cat([part for part, _ in batches], dim=1).numpy()
+            logits = torch.cat([part for _, part in batches], dim=1).numpy()
+            once = [np.unique(of_member, return_index=True) for of_member in indices]
+            self.indices[name] = [examples for examples, _ in once]
+            self.logits[name] = [
+                of_member[order] for of_member, (_, order) in zip(logits, once, strict=True)
+            ]
         self._batches.clear()
-        finite = [logits.isfinite().flatten(1).all(1) for logits in self.logits.values()]
-        return torch.stack(finite).all(0)
+        finite = [
+            [bool(np.isfinite(of_member).all()) for of_member in of_split]
+            for of_split in self.logits.values()
+        ]
+        return torch.tensor(finite).all(0)
 
-    def member_scores(
-        self, tasks: Sequence[Task], labels: Sequence[np.ndarray], split: str, member: int
+    def scores(
+        self,
+        tasks: Sequence[Task],
+        labels: Sequence[np.ndarray],
+        split: str,
+        members: Sequence[int],
     ) -> Scores:
-        """All metrics of one member by task.
+        """All metrics by task of the logits of some members together, each on its own examples.
 
         Args:
             tasks: The tasks.
             labels: Labels of each task's whole split.
             split: Name of the split.
-            member: Index of the member.
+            members: Indices of the members: one, or those of the folds of a configuration.
         """
         scores = {}
         for task, of_split in zip(tasks, labels, strict=True):
-            evaluated = self.indices[task.name, split]
-            logits = self.logits[task.name, split][member].numpy()
-            scores[task.name] = task.scores(logits, of_split[evaluated])
+            name = task.name, split
+            evaluated = np.concatenate([self.indices[name][member] for member in members])
+            logits = np.concatenate([self.logits[name][member] for member in members])
+            order = evaluated.argsort(kind="stable")
+            scores[task.name] = task.scores(logits[order], of_split[evaluated[order]])
         return scores
 
 

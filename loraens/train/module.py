@@ -19,7 +19,7 @@ from transformers import get_scheduler
 
 from loraens.data.modules import TextData
 from loraens.errors import InputError
-from loraens.members import Member
+from loraens.members import OUT_OF_FOLD, Member, indices_of_configurations
 from loraens.model.adapters import ADAPTERS
 from loraens.model.backbone import fingerprint, load_encoder, max_positions
 from loraens.model.batch import PackedBatch
@@ -89,6 +89,7 @@ class Population(LightningModule):
             raise InputError(f"init_std {init_std:g} must be positive", option="model.init_std")
         self.strict_loading = False  # checkpoints have no frozen weights
         self.members = tuple(members)
+        self.units = indices_of_configurations(members)
         self.tasks = tuple(tasks)
         self.options: dict[str, Any] = {
             "mode": mode,
@@ -104,7 +105,7 @@ class Population(LightningModule):
         self.model: MemberModel
         self.backbone_fingerprint = ""
         self.evaluation = Evaluation()
-        self.scores: list[Scores] = []  # of each member on dev, last evaluation
+        self.scores: list[Scores] = []  # of each member, or its configuration, last evaluation
         self.failures = Failures(len(members))
         self.train_losses = torch.zeros(len(members))  # (M,) sums since the last validation
         self._steps = 0  # that they are sums of
@@ -212,6 +213,7 @@ class Population(LightningModule):
             gradient_clip_algorithm=str(trainer.gradient_clip_algorithm or "norm"),
             limit_train_batches=trainer.limit_train_batches,
             data=fingerprints,
+            folds=data.folds,
         )
 
     @property
@@ -309,8 +311,10 @@ class Population(LightningModule):
         self.evaluation.add(batch, self._logits(batch))
 
     def on_validation_epoch_end(self) -> None:
-        """Score dev, and keep the logits of all splits for the callbacks."""
-        self._score("dev")
+        """Score dev, or the parts where there are folds, and keep the logits of all splits for the
+        callbacks.
+        """
+        self._score(self.data.scored)
         self._fresh = True
 
     def on_test_epoch_end(self) -> None:
@@ -318,14 +322,26 @@ class Population(LightningModule):
         self._score("test")
 
     def _score(self, split: str) -> None:
-        """Score every member on a split, and log the means of the active ones."""
+        """Score every member on a split, and log the means of the active ones.
+
+        The members of a configuration's folds have one score out of fold, that of all their logits
+        together; it is not defined once one of them has failed.
+        """
         finite = self.evaluation.finish()
         self.failures.note(finite.to(self.device), self.global_step, look=True)
         labels = [self._labels(task, split) for task in self.tasks]
         self.scores = [undefined_scores(self.tasks)] * len(self.members)
-        active = [m for m in range(len(self.members)) if self.failures.of(m) is None]
-        for member in active:
-            self.scores[member] = self.evaluation.member_scores(self.tasks, labels, split, member)
+        units = self.units if split == OUT_OF_FOLD else [[m] for m in range(len(self.members))]
+        active = []
+        for unit in units:
+            if any(self.failures.of(member) is not None for member in unit):
+                continue
+            scores = self.evaluation.scores(self.tasks, labels, split, unit)
+            for member in unit:
+                self.scores[member] = scores
+            active += unit
+        if not active:
+            return
         for task in self.tasks:
             of_task = [self.scores[member][task.name] for member in active]
             for metric in of_task[0]:

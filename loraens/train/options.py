@@ -13,10 +13,13 @@ class SweepOptions:
     """How the members are trained together.
 
     Args:
-        pack_size: Members that share each forward and backward pass, or "auto": measured.
-        patience: Stop a member after so many epochs without a better dev score.
+        pack_size: Members that share each forward and backward pass, or "auto": measured. The folds
+            of a configuration are never separated.
+        patience: Stop a member after so many epochs without a better dev score; with folds, a
+            configuration by its out-of-fold score.
         halving_factor: Successive halving: after `halving_epochs`, and that times the factor, and
-            so on, keep the best 1 / factor of the members by their last dev score.
+            so on, keep the best 1 / factor of the members by their last dev score; with folds, of
+            the configurations by their out-of-fold score.
         halving_epochs: Epochs before the first halving.
         engine: Name of the executor that trains the packs.
     """

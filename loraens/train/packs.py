@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from loraens.members import Member
+from loraens.errors import InputError
+from loraens.members import Member, indices_of_configurations
 from loraens.members import packs as packs_of
 from loraens.train.checkpoints import PackCheckpoint, concatenate
 
 PACKS = "packs"
-
+FOLD_FAILED = "another fold of the configuration failed"
 
 Status = Literal["trained", "finished", "stopped", "failed", "population_failed", "out_of_memory"]
 
@@ -75,6 +76,17 @@ class PackResult:
     def out_of_memory(self) -> bool:
         """Whether the pack has to be split."""
         return any(member.status == "out_of_memory" for member in self.members)
+
+
+def incomplete(members: Sequence[Member], failed: Sequence[bool]) -> list[bool]:
+    """Whether each member's configuration has no score any more, as the member of one of its folds
+    failed, or the member itself.
+    """
+    without_score = [False] * len(members)
+    for unit in indices_of_configurations(members):
+        for index in unit:
+            without_score[index] = any(failed[other] for other in unit)
+    return without_score
 
 
 Report = Callable[[Pack, int], None]  # is told a pack and the member-steps that it has just done
@@ -165,20 +177,54 @@ class Standing:
 
 
 def ranked(checkpoints: Sequence[PackCheckpoint]) -> list[Standing]:
-    """The members of a rung that have not failed, the best first; of equals the first one first."""
+    """The members of a rung whose configuration has a score, the best first; of equals the first
+    one first. So the members of a configuration's folds follow each other.
+    """
     standings = []
     for number, checkpoint in enumerate(checkpoints):
-        members = zip(checkpoint.members, checkpoint.progress, checkpoint.failed, strict=True)
+        without_score = incomplete(checkpoint.members, checkpoint.failed)
+        members = zip(checkpoint.members, checkpoint.progress, without_score, strict=True)
         standings += [
             Standing(member, progress.scores[-1], number, index)
-            for index, (member, progress, failed) in enumerate(members)
-            if not failed
+            for index, (member, progress, left_out) in enumerate(members)
+            if not left_out
         ]
 
     def score(standing: Standing) -> float:
         return -math.inf if math.isnan(standing.score) else standing.score
 
     return sorted(standings, key=score, reverse=True)
+
+
+def beside_failed_folds(checkpoints: Sequence[PackCheckpoint]) -> list[str]:
+    """Names of the members that have not failed, but another fold of their configuration has."""
+    names = []
+    for checkpoint in checkpoints:
+        without_score = incomplete(checkpoint.members, checkpoint.failed)
+        entries = zip(checkpoint.members, without_score, checkpoint.failed, strict=True)
+        names += [member.name for member, left_out, failed in entries if left_out and not failed]
+    return names
+
+
+def too_large(result: PackResult, unit: int) -> InputError:
+    """The error of a pack that cannot be split.
+
+    Args:
+        result: Of a pack of one member, or of one configuration.
+        unit: Folds of a configuration; 1 without folds.
+    """
+    member = next(member for member in result.members if member.status == "out_of_memory")
+    one = f"member {member.name} alone does not fit in memory"
+    fewer = ""
+    if unit > 1:
+        configuration = member.name[: member.name.rindex("-f")]
+        one = (
+            f"configuration {configuration} does not fit in memory with its {unit} folds, which"
+            " are trained together"
+        )
+        fewer = ", or give fewer folds"
+    problem = " ".join(str(result.problem).split())[:200]
+    return InputError(f"{one} ({problem}): lower batch_size or max_length{fewer}")
 
 
 def regrouped(
@@ -189,7 +235,7 @@ def regrouped(
     Args:
         checkpoints: Of the rung's packs.
         kept: The members that continue.
-        pack_size: Most members of a pack.
+        pack_size: Most members of a pack, unless one configuration has more folds.
 
     Yields:
         The name of each pack's first member, and the pack's checkpoint.

@@ -24,6 +24,7 @@ class Plan:
         steps_of_epoch: Batches of one member and epoch.
         seconds: Of all, if nothing stops early.
         cost: Of a pack.
+        folds: Members of each configuration; None without folds.
     """
 
     members: int
@@ -34,11 +35,28 @@ class Plan:
     steps_of_epoch: int
     seconds: float
     cost: Cost
+    folds: int | None = None
 
     @property
     def member_steps(self) -> int:
         """Training steps that are left, of all members."""
         return (self.members - self.ended) * self.epochs * self.steps_of_epoch
+
+    @property
+    def count(self) -> str:
+        """The number of members in words."""
+        return count_in_words(self.members, self.folds or 1)
+
+
+def count_in_words(members: int, unit: int) -> str:
+    """A number of members, each configuration of which has `unit`, one a fold.
+
+    Examples:
+        >>> count_in_words(20, 5)
+        '4 configurations x 5 folds = 20 members'
+    """
+    total = f"{members} members"
+    return total if unit == 1 else f"{members // unit} configurations x {unit} folds = {total}"
 
 
 def planned(
@@ -47,6 +65,7 @@ def planned(
     left: Sequence[Member],
     pack_size: int,
     steps_of_epoch: int,
+    folds: int | None = None,
 ) -> Plan:
     """Measure a pack, and multiply.
 
@@ -56,6 +75,7 @@ def planned(
         left: Members that have not ended.
         pack_size: Most members of a pack.
         steps_of_epoch: Batches of one member and epoch.
+        folds: Members of each configuration; None without folds.
     """
     cost = measure(
         build=worker.build,
@@ -67,7 +87,8 @@ def planned(
         split: sum(int(part.tokens.lengths.sum()) for part in worker.data.of(split))
         for split in ("train", "dev", "test")
     }
-    evaluated = (tokens["dev"] + tokens["test"]) / tokens["train"]
+    part = tokens["train"] / folds if folds else 0.0  # that a member is evaluated on
+    evaluated = (part + tokens["dev"] + tokens["test"]) / (tokens["train"] - part)
     steps = len(left) * worker.config.epochs * steps_of_epoch
     return Plan(
         members=len(members),
@@ -78,4 +99,5 @@ def planned(
         steps_of_epoch=steps_of_epoch,
         seconds=steps * cost.seconds * (1 + evaluated / 3),  # a forward is a third of a step
         cost=cost,
+        folds=folds,
     )

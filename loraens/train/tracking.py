@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
 from loraens.errors import InputError
+from loraens.members import OUT_OF_FOLD
 from loraens.records import Manifest
 from loraens.train.account import run_id
 from loraens.train.runs import default_logger
@@ -64,11 +65,12 @@ def log_member(configured: Any, directory: Path, manifest: Manifest) -> None:
     logger.log_hyperparams(
         {**manifest.member.to_json(), **settings, "task": tasks, "sweep": directory.name}
     )
+    split = "dev" if manifest.member.fold is None else OUT_OF_FOLD
     for entry in manifest.history:
         metrics = {"epoch": entry.epoch, "train/loss": entry.train_loss}
         for task, scores in entry.dev.items():
             defined = {name: value for name, value in scores.items() if not math.isnan(value)}
-            metrics |= {f"dev/{task}/{name}": value for name, value in defined.items()}
+            metrics |= {f"{split}/{task}/{name}": value for name, value in defined.items()}
         logger.log_metrics(metrics, entry.step)
     logger.save()
     if isinstance(logger, WandbLogger):

@@ -12,7 +12,7 @@ from argparse import ArgumentError
 from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -27,7 +27,15 @@ from loraens.train.checkpoints import PackCheckpoint, Progress
 from loraens.train.config import CONFIG, SweepConfig, TrainConfig
 from loraens.train.failures import PopulationError
 from loraens.train.module import Population
-from loraens.train.packs import MemberResult, Pack, PackResult, Report, Status
+from loraens.train.packs import (
+    FOLD_FAILED,
+    MemberResult,
+    Pack,
+    PackResult,
+    Report,
+    Status,
+    incomplete,
+)
 from loraens.train.runs import quiet, quiet_trainers
 
 # what a sweep does itself, for all packs
@@ -69,8 +77,12 @@ class PackWatch(Callback):
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         writer = next(callback for callback in callbacks if isinstance(callback, MemberWriter))
         progress = map(Progress.of, writer.state_dict()["progress"])
-        if trainer.current_epoch + 1 == self.pack.until or any(
-            member.stalled(self.pack.patience) for member in progress
+        module = cast(Population, pl_module)
+        failed = (~module.failures.active).tolist()
+        if (
+            trainer.current_epoch + 1 == self.pack.until
+            or any(member.stalled(self.pack.patience) for member in progress)
+            or all(incomplete(module.members, failed))
         ):
             trainer.should_stop = True
 
@@ -126,9 +138,10 @@ class Worker:
     def _data_module(self) -> TextData:
         """The texts, which need not be read yet."""
         if self._given_data is not None:
+            self._given_data.cut(self.config.folds)
             return self._given_data
         assert self.config.data is not None
-        return self.config.data.build(self.config.backbone)
+        return self.config.data.build(self.config.backbone, self.config.folds)
 
     @cached_property
     def data(self) -> TextData:
@@ -235,7 +248,7 @@ class Worker:
         is left; returns the members that are left, and the epochs that they are trained.
 
         Members that failed stay while no other stops: so the others' numbers stay the same bit for
-        bit.
+        bit. The members of a configuration's folds stop together, and with one that failed.
         """
         checkpoint = PackCheckpoint.load(pack.checkpoint)
         epochs = checkpoint.epochs_done
@@ -243,17 +256,21 @@ class Worker:
             return checkpoint.members, epochs
         failed = checkpoint.failed
         stalled = [progress.stalled(pack.patience) for progress in checkpoint.progress]
+        without_score = incomplete(checkpoint.members, failed)
         indices = range(len(failed))
-        active = [index for index in indices if not failed[index] and not stalled[index]]
+        active = [index for index in indices if not without_score[index] and not stalled[index]]
         if active and not any(stalled[index] and not failed[index] for index in indices):
             return checkpoint.members, epochs
-        reason = f"epoch {epochs}: no better dev score for {pack.patience} epochs"
+        score = "dev score" if self.config.folds is None else "out-of-fold score"
+        reason = f"epoch {epochs}: no better {score} for {pack.patience} epochs"
         # manifests before the checkpoint: killed in between, the same members stop once more
         for index, member in enumerate(checkpoint.members):
             if failed[index]:
                 results.append(MemberResult(member.name, "failed", epochs))
-            elif stalled[index]:
-                self._end(member, status="stopped", ended=reason)
+            elif without_score[index] or stalled[index]:
+                of_fold = f"epoch {epochs}: {FOLD_FAILED}"
+                ended = of_fold if without_score[index] else reason
+                self._end(member, status="stopped", ended=ended)
                 results.append(MemberResult(member.name, "stopped", epochs))
         if not active:
             pack.checkpoint.unlink()
