@@ -17,6 +17,7 @@ from loraens.ensemble.options import Options
 from loraens.ensemble.prove import Proof
 from loraens.ensemble.prove import prove as prove_pool
 from loraens.ensemble.read import PoolMembers, read_runs
+from loraens.ensemble.recommend import Recommendation, recommend
 from loraens.ensemble.record import EnsembleRecord, make_record
 from loraens.errors import InputError
 from loraens.records import Epoch
@@ -59,8 +60,7 @@ class ProvedEnsemble:
     @property
     def name(self) -> str:
         """Its directory's name by default: task, method and rule."""
-        candidate = self.proof.candidate
-        return f"{self.members.dev.task.name}-{candidate.method}-{candidate.rule}"
+        return self.proof.candidate.name(self.members.dev.task.name)
 
     def record(self, directory: str | Path) -> EnsembleRecord:
         """The record as it would be saved in a directory."""
@@ -85,6 +85,25 @@ class Proofs(Mapping[str, ProvedEnsemble]):
     `proofs["dicor"]` is the ensemble of that method with the paper's rule, `proofs["dicor-probs"]`
     that with another one. A `Proofs` prints as a table.
     """
+
+    def recommended(self, max_members: int | None = None) -> tuple[ProvedEnsemble, Recommendation]:
+        """The cheapest ensemble within one standard error of the best, and what it is worth on new
+        texts, corrected for the pick.
+
+        Args:
+            max_members: Most members that run at prediction.
+
+        Raises:
+            InputError: `max_members` is below the best member's.
+        """
+        members = self.ensembles[0].members
+        index, recommendation = recommend(
+            pool=members.dev,
+            proofs=[ensemble.proof for ensemble in self.ensembles],
+            max_members=max_members,
+            unit=members.folds or 1,
+        )
+        return self.ensembles[index], recommendation
 
     def __init__(self, task: Task, ensembles: Sequence[ProvedEnsemble]) -> None:
         self.task = task

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from loraens.api.proofs import candidates, prove_members
 from loraens.ensemble.methods import names
 from loraens.ensemble.options import Options
 from loraens.ensemble.read import read_runs
+from loraens.ensemble.recommend import Recommendation, write_recommended
 from loraens.ensemble.record import EnsembleRecord
 from loraens.records import Epoch
 from loraens.report import ensembles as tables
@@ -35,26 +36,36 @@ def run(
     options: Options,
     out: Path | None,
     logged: bool = False,
+    max_members: int | None = None,
 ) -> list[EnsembleRecord]:
-    """Choose, prove and write ensembles of each task, and print their tables; returns them."""
+    """Choose, prove and write ensembles of each task, print their tables, and recommend one of
+    each; returns them.
+    """
     folder = out or Path(runs[0]) / "ensembles"
     records: list[EnsembleRecord] = []
+    recommended: dict[str, Recommendation] = {}
     for members in read_runs([Path(path) for path in runs], tasks, epoch).values():
         chosen = candidates(members.dev.task, methods, rules, options)
         proofs = prove_members(members, chosen, _bar)
+        recommendation = proofs.recommended(max_members)[1]
+        recommended[proofs.task.name] = recommendation
         of_task = []
         for ensemble in proofs.ensembles:
             of_task.append(EnsembleRecord.read(ensemble.save(folder / ensemble.name)))
-        print_tables(of_task)
+        print_tables(of_task, recommendation.ensemble)
         records += of_task
     write_atomically(folder / "ensembles.csv", tables.to_csv(records).encode())
     entries = [record.to_json() for record in records]
     write_atomically(folder / "ensembles.json", (json.dumps(entries, indent=2) + "\n").encode())
     for sentence in tables.overall_sentences(records):
         print(sentence)
+    path = write_recommended(folder, recommended)
     if logged:
-        log(records, folder, Path(runs[0]))
+        log(records, recommended, folder, Path(runs[0]))
     print(f"the ensembles are in {folder}")
+    for one in recommended.values():
+        print(one.sentence)
+    print(f"to predict with it: loraens predict --model {path} --input FILE")
     return records
 
 
@@ -64,17 +75,27 @@ def _bar(description: str, total: int) -> Callable[[], Any]:
     return update
 
 
-def print_tables(records: Sequence[EnsembleRecord]) -> None:
-    """Print scores, calibration and diversity of one task's ensembles."""
+def print_tables(records: Sequence[EnsembleRecord], recommended: str) -> None:
+    """Print scores, calibration and diversity of one task's ensembles; the recommended one is
+    marked.
+    """
     from rich.console import Console
 
-    for make in (tables.score_table, tables.calibration_table, tables.diversity_table):
+    Console().print(tables.score_table(records, recommended))
+    for make in (tables.calibration_table, tables.diversity_table):
         if (table := make(records)) is not None:
             Console().print(table)
 
 
-def log(records: Sequence[EnsembleRecord], folder: Path, first: Path) -> None:
-    """A W&B run of job type `ensemble` in the group of the first sweep, with the table."""
+def log(
+    records: Sequence[EnsembleRecord],
+    recommended: Mapping[str, Recommendation],
+    folder: Path,
+    first: Path,
+) -> None:
+    """A W&B run of job type `ensemble` in the group of the first sweep, with the table and what is
+    recommended.
+    """
     import wandb
 
     task_names = "-".join(dict.fromkeys(record.task.name for record in records))
@@ -82,6 +103,14 @@ def log(records: Sequence[EnsembleRecord], folder: Path, first: Path) -> None:
     rows = [tables.row(record) for record in records]
     with wandb.init(**ensembles_run(first, folder), config=config) as run:
         run.log({"ensembles": wandb.Table(list(rows[0]), [list(row.values()) for row in rows])})
+        for task, one in recommended.items():
+            run.summary.update(
+                {
+                    f"{task}/recommended": one.ensemble,
+                    f"{task}/recommended/estimate": one.estimate.value,
+                    f"{task}/recommended/gain": one.gain.value,
+                }
+            )
         for record in records:
             name = f"{record.task.name}/{record.method}/{record.rule}"
             run.summary.update(
@@ -111,6 +140,12 @@ def main(args: list[str]) -> None:
         "--out", type=text, default=None, help="Where ensembles go; RUN/ensembles by default."
     )
     parser.add_argument("--logger", type=bool, default=True, help="Whether to log a W&B run.")
+    parser.add_argument(
+        "--max_members",
+        type=int | None,
+        default=None,
+        help="Most members of the recommended ensemble.",
+    )
     parser.add_class_arguments(Options)
     given = parser.parse_args(args)
     run(
@@ -122,4 +157,5 @@ def main(args: list[str]) -> None:
         options=Options(**{name: given[name] for name in asdict(Options())}),
         out=None if given.out is None else Path(given.out),
         logged=given.logger,
+        max_members=given.max_members,
     )

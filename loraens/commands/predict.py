@@ -34,7 +34,8 @@ def predict(
     counted. Memory does not grow with the file.
 
     Args:
-        model: Directory of a member, of a run with one member, or of an ensemble.
+        model: Directory of a member, of a run with one member, or of an ensemble; or the file
+            RUN/ensembles/recommended.
         input: CSV, TSV, JSON lines or Parquet file with the task's text columns; - is standard
             input.
         output: CSV, TSV or JSON lines file to write; - is standard output, in the format of the

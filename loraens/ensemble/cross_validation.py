@@ -47,6 +47,10 @@ class Candidate:
         rng = np.random.default_rng(derive_seed(0, self.method, str(self.options.size), *seed))
         return METHODS[self.method].select(pool, self.options, rng)
 
+    def name(self, task: str) -> str:
+        """Name of the ensemble's directory by default: task, method and rule."""
+        return f"{task}-{self.method}-{self.rule}"
+
     @property
     def repeats(self) -> int:
         """Repetitions of the cross-validation."""

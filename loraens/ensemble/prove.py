@@ -6,7 +6,7 @@ Shape letters: M members, N examples, T repetitions.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -45,6 +45,9 @@ class Proof:
         temperature: Divides logits; fitted on dev. None for numbers and votes.
         calibrated: NLL, Brier score and calibration error, cross-validated, the temperature fitted
             in the folds.
+        outcomes: Cross-validated outcomes.
+        bagged: `(B,)` the task's metric out of each bag, its sign turned where lower is better.
+        ratio: As in `significance.standard_error`.
     """
 
     candidate: Candidate
@@ -58,6 +61,9 @@ class Proof:
     p_best: float
     temperature: float | None
     calibrated: dict[str, float]
+    outcomes: HeldOut = field(repr=False)
+    bagged: np.ndarray = field(repr=False)
+    ratio: float = field(repr=False)
 
 
 def _mean_scores(pool: Pool, held_out: HeldOut, calibrated: bool = False) -> dict[str, float]:
@@ -179,4 +185,7 @@ class _Evaluation:
             p_best=p_best,
             temperature=temperature,
             calibrated=calibrated,
+            outcomes=self.held_out[index],
+            bagged=self.bagged.scores[index],
+            ratio=self.bagged.ratio,
         )

@@ -15,6 +15,7 @@ import numpy as np
 
 from loraens.data.files import Row
 from loraens.ensemble.pool import Pool
+from loraens.ensemble.recommend import resolved
 from loraens.ensemble.record import EnsembleRecord
 from loraens.errors import InputError
 from loraens.inference.combination import Combination
@@ -71,7 +72,8 @@ class Predictor:
         """Load a member of a run, or an ensemble.
 
         Args:
-            path: A member's directory, a run's that has one member, or an ensemble's.
+            path: A member's directory, a run's that has one member, an ensemble's, or the file
+                `recommended` beside the ensembles.
             epoch: Epoch of a member; an ensemble names the epochs of its members.
             batch_size: Texts in one batch.
             device: Where to compute; a GPU if there is one, by default.
@@ -80,7 +82,7 @@ class Predictor:
             InputError: There is no such member, its files were altered, or its backbone cannot be
                 had or is another.
         """
-        path = Path(path)
+        path = resolved(Path(path))
         # a soup is both, and is loaded as the one member that it is
         if not (path / ENSEMBLE).is_file() or (path / MANIFEST).is_file():
             store = MemberStore(find_member(path))

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from loraens.ensemble.recommend import RECOMMENDED, read_recommended
 from loraens.ensemble.record import EnsembleRecord
 from loraens.errors import InputError
 from loraens.store import ENSEMBLE, MANIFEST, MemberStore
@@ -34,6 +35,7 @@ COLUMNS = (
         "members",
         "method",
         "rule",
+        "recommended",
     ),
     *(
         "metric",
@@ -59,6 +61,7 @@ TEXTS = frozenset(
         "backbone",
         "method",
         "rule",
+        "recommended",
         "metric",
         "path",
     }
@@ -137,9 +140,12 @@ def _of_ensemble(path: Path) -> Row:
         "high": record.interval.high,
         "test": record.test,
     }
+    file = folder / RECOMMENDED
+    recommended = read_recommended(file).values() if file.is_file() else ()
     return {
         **dict.fromkeys(COLUMNS),
         "kind": "ensemble",
+        "recommended": "yes" if any(path.name == one.ensemble for one in recommended) else None,
         "run": folder.parent.name if folder.name == "ensembles" else folder.name,
         "name": path.resolve().name,
         "task": record.task.name,

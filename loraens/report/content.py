@@ -14,6 +14,7 @@ import numpy as np
 from loraens.ensemble.cross_validation import Candidate, HeldOut, cross_validate
 from loraens.ensemble.methods import METHODS
 from loraens.ensemble.read import PoolMembers, read_runs
+from loraens.ensemble.recommend import RECOMMENDED, Recommendation, read_recommended
 from loraens.ensemble.record import EnsembleRecord
 from loraens.errors import InputError
 from loraens.members import Member
@@ -35,6 +36,7 @@ class Content:
             best such member.
         ensembles: Its ensembles.
         backbone: Name of the backbone.
+        recommended: What `loraens ensemble` recommends, if it did.
     """
 
     task: Task
@@ -42,6 +44,7 @@ class Content:
     baselines: dict[str, float]
     ensembles: list[EnsembleRecord]
     backbone: str
+    recommended: Recommendation | None = None
 
     @property
     def metric(self) -> str:
@@ -130,8 +133,22 @@ def read(
             baselines=_baselines(runs, task, epoch),
             ensembles=_ensembles(of_task, members, report),
             backbone=Path(members.manifests[0].settings.backbone).name,
+            recommended=_recommended(runs, of_task, epoch),
         )
     return contents
+
+
+def _recommended(
+    runs: Sequence[Path], records: Mapping[Path, EnsembleRecord], epoch: Epoch
+) -> Recommendation | None:
+    """The first recommendation of one task's ensembles of these epochs."""
+    for run in runs:
+        path = Path(run) / "ensembles" / RECOMMENDED
+        for one in read_recommended(path).values() if path.is_file() else ():
+            record = records.get(path.parent / one.ensemble)
+            if record is not None and record.epoch == epoch:
+                return one
+    return None
 
 
 def _ensembles(

@@ -73,8 +73,13 @@ def to_csv(records: Sequence[EnsembleRecord]) -> str:
     return text.getvalue()
 
 
-def score_table(records: Sequence[EnsembleRecord]) -> Table:
-    """Scores of one task's ensembles."""
+def score_table(records: Sequence[EnsembleRecord], recommended: str | None = None) -> Table:
+    """Scores of one task's ensembles.
+
+    Args:
+        records: The ensembles.
+        recommended: Name of the one that is recommended, `<task>-<method>-<rule>`; it is marked.
+    """
     first = records[0]
     once = " (greedy_soup: once)" if any(METHODS[r.method].repeats == 1 for r in records) else ""
     p = not all(record.p_best != record.p_best for record in records)
@@ -97,8 +102,12 @@ def score_table(records: Sequence[EnsembleRecord]) -> Table:
             + (" p: of minus best, adjusted for the rows (Holm)." if p else "")
         ),
     )
+    if recommended:
+        table.caption = f"{table.caption} *: recommended."
     for record in records:
-        cells = [record.method, record.rule, str(len(record.members)), f"{record.score:.4f}"]
+        marked = f"{record.task.name}-{record.method}-{record.rule}" == recommended
+        method = f"{record.method} *" if marked else record.method
+        cells = [method, record.rule, str(len(record.members)), f"{record.score:.4f}"]
         cells += [_interval(record.interval), _interval(record.to_best, "+")]
         cells += [_interval(record.to_omni, "+")]
         cells += [_number(record.p_best)] if p else []

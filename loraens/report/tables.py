@@ -133,7 +133,11 @@ def _overall_values(contents: Mapping[str, Content], method: str) -> list[float 
 
 
 def verdict(content: Content) -> str:
-    """One sentence: what won, and whether the interval of the difference excludes zero."""
+    """One sentence: what is recommended; in runs without that, what won, and whether the interval
+    of the difference excludes zero.
+    """
+    if content.recommended is not None:
+        return content.recommended.sentence
     task = content.task
     winner = content.winner()
     if winner is None:
