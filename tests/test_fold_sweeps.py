@@ -20,6 +20,7 @@ from loraens.api.proofs import prove
 from loraens.api.sweep import Sweep
 from loraens.data import modules as data
 from loraens.ensemble.read import read_runs
+from loraens.ensemble.recommend import resolved
 from loraens.ensemble.record import EnsembleRecord
 from loraens.errors import InputError
 from loraens.members import Grid, Member, configurations
@@ -277,6 +278,13 @@ def test_ensembles_of_configurations_from_choice_to_prediction(
     out = tmp_path / "out.csv"
     texts = corpus / f"{stem}-test-student.csv"
     assert run_command("predict", "--model", folder, "--input", texts, "--output", out) == 0
+    recommended = run / "ensembles" / "recommended"
+    predicted = []
+    for model in (recommended, resolved(recommended)):
+        given = ("--input", texts, "--output", tmp_path / "again.csv")
+        assert run_command("predict", "--model", model, *given) == 0
+        predicted.append((tmp_path / "again.csv").read_text())
+    assert predicted[0] == predicted[1]
     assert len(out.read_text().splitlines()) == 11
     assert run_command("report", "--runs", run, "--logger", "false") == 0
     page = (run / "report" / "index.html").read_text()
