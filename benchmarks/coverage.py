@@ -258,6 +258,8 @@ def as_table(out: Path) -> str:
             f"Coverage of the 95 % intervals; {machine()}. In brackets the Monte Carlo standard"
             " error, sqrt(p (1 - p) / draws), which is 0 where p is 100 %. Bias: mean of estimate"
             " minus truth. The truth is of 200,000 fresh rows (100,000 where M is 64)."
+            " `random` chooses by a fixed seed: of one size, the same members in every draw, so"
+            " that its misses are not independent."
         ),
         "",
         f"    python benchmarks/coverage.py --out DIR --cells {there} --draws 200 --minutes T",
