@@ -94,18 +94,7 @@ def recommend(
     """
     costs = np.array([cost(proof) * unit for proof in proofs])
     best = next(i for i, proof in enumerate(proofs) if proof.candidate.method == "best")
-    if max_members is not None and max_members < costs[best]:
-        raise InputError(
-            f"max_members {max_members}: at least {costs[best]} is expected, which the best"
-            f" {'member' if unit == 1 else 'configuration'} runs",
-            option="max_members",
-        )
-    allowed = [
-        index
-        for index, proof in enumerate(proofs)
-        if (max_members is None or costs[index] <= max_members)
-        and proof.candidate.method != "random"  # a control
-    ]
+    allowed = _allowed(proofs, costs, best, max_members, unit)
     rows = [proofs[index] for index in allowed]
     best = allowed.index(best)
     costs = costs[allowed]
@@ -145,6 +134,24 @@ def recommend(
     )
     sentence = _sentence(result, pool, rows[picked])
     return allowed[picked], replace(result, sentence=sentence)
+
+
+def _allowed(
+    proofs: Sequence[Proof], costs: np.ndarray, best: int, max_members: int | None, unit: int
+) -> list[int]:
+    """Indices of the candidates that may be recommended: not too large, and no control."""
+    if max_members is not None and max_members < costs[best]:
+        raise InputError(
+            f"max_members {max_members}: at least {costs[best]} is expected, which the best"
+            f" {'member' if unit == 1 else 'configuration'} runs",
+            option="max_members",
+        )
+    return [
+        index
+        for index, proof in enumerate(proofs)
+        if (max_members is None or costs[index] <= max_members)
+        and proof.candidate.method != "random"
+    ]
 
 
 def _error(one: Proof, other: Proof) -> float:
