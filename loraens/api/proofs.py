@@ -86,25 +86,6 @@ class Proofs(Mapping[str, ProvedEnsemble]):
     that with another one. A `Proofs` prints as a table.
     """
 
-    def recommended(self, max_members: int | None = None) -> tuple[ProvedEnsemble, Recommendation]:
-        """The cheapest ensemble within one standard error of the best, and what it is worth on new
-        texts, corrected for the pick.
-
-        Args:
-            max_members: Most members that run at prediction.
-
-        Raises:
-            InputError: `max_members` is below the best member's.
-        """
-        members = self.ensembles[0].members
-        index, recommendation = recommend(
-            pool=members.dev,
-            proofs=[ensemble.proof for ensemble in self.ensembles],
-            max_members=max_members,
-            unit=members.folds or 1,
-        )
-        return self.ensembles[index], recommendation
-
     def __init__(self, task: Task, ensembles: Sequence[ProvedEnsemble]) -> None:
         self.task = task
         self.ensembles = tuple(ensembles)
@@ -126,6 +107,25 @@ class Proofs(Mapping[str, ProvedEnsemble]):
 
     def __len__(self) -> int:
         return len(self.ensembles)
+
+    def recommended(self, max_members: int | None = None) -> tuple[ProvedEnsemble, Recommendation]:
+        """The cheapest ensemble within one standard error of the best, and what it is worth on new
+        texts, corrected for the pick.
+
+        Args:
+            max_members: Most members that run at prediction.
+
+        Raises:
+            InputError: `max_members` is below the best member's.
+        """
+        members = self.ensembles[0].members
+        index, recommendation = recommend(
+            pool=members.dev,
+            proofs=[ensemble.proof for ensemble in self.ensembles],
+            max_members=max_members,
+            unit=members.folds or 1,
+        )
+        return self.ensembles[index], recommendation
 
     def records(self, directory: str | Path = ".") -> list[EnsembleRecord]:
         """The records of all ensembles, as if each were saved in a directory."""

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from loraens.ensemble.cross_validation import Candidate
 from loraens.ensemble.diversity import summary
 from loraens.ensemble.options import Options
 from loraens.ensemble.prove import Proof
@@ -107,6 +108,11 @@ class EnsembleRecord(Record):
     def size(self) -> int:
         """Members that run at prediction: one where they are merged."""
         return 1 if self.rule == "merged" else len(self.members)
+
+    @property
+    def candidate(self) -> Candidate:
+        """The method, rule and options that it was made by."""
+        return Candidate(self.method, self.rule, self.options)
 
     @property
     def score(self) -> float:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from loraens.ensemble.cross_validation import Candidate, HeldOut, cross_validate
+from loraens.ensemble.cross_validation import HeldOut, cross_validate
 from loraens.ensemble.methods import METHODS
 from loraens.ensemble.read import PoolMembers, read_runs
 from loraens.ensemble.recommend import RECOMMENDED, Recommendation, read_recommended
@@ -93,8 +93,7 @@ class Content:
 
     def held_out(self, record: EnsembleRecord) -> HeldOut:
         """An ensemble's cross-validated outcomes on dev."""
-        candidate = Candidate(record.method, record.rule, record.options)
-        return cross_validate(self.members.dev, [candidate])[0]
+        return cross_validate(self.members.dev, [record.candidate])[0]
 
 
 def read(

@@ -105,7 +105,7 @@ def score_table(records: Sequence[EnsembleRecord], recommended: str | None = Non
     if recommended:
         table.caption = f"{table.caption} *: recommended."
     for record in records:
-        marked = f"{record.task.name}-{record.method}-{record.rule}" == recommended
+        marked = record.candidate.name(record.task.name) == recommended
         method = f"{record.method} *" if marked else record.method
         cells = [method, record.rule, str(len(record.members)), f"{record.score:.4f}"]
         cells += [_interval(record.interval), _interval(record.to_best, "+")]
