@@ -43,12 +43,17 @@ class Metric:
         title: Its name in prose.
         compute: From an outcome and labels `(N,)` to the score; NaN where it is not defined.
         higher_is_better: Its direction.
+        compares: Whether it compares predictions of one example with those of another. Then those
+            of different ensembles, which may differ in offset and scale, are not pooled: the metric
+            is the mean of the folds of a cross-validation (Forman and Scholz 2010, on the area
+            under the curve).
     """
 
     name: str
     title: str
     compute: Callable[[Outcome, np.ndarray], float]
     higher_is_better: bool = True
+    compares: bool = False
 
     def __call__(self, outcome: Outcome, labels: np.ndarray) -> float:
         """The score; NaN where it is not defined."""
@@ -141,8 +146,8 @@ BRIER = Metric("brier", "brier", _brier, higher_is_better=False)
 CALIBRATION_ERROR = Metric(
     "calibration_error", "calibration error", _calibration_error, higher_is_better=False
 )
-PEARSON = Metric("pearson", "Pearson's r", _pearson)
-SPEARMAN = Metric("spearman", "Spearman's rho", _spearman)
+PEARSON = Metric("pearson", "Pearson's r", _pearson, compares=True)
+SPEARMAN = Metric("spearman", "Spearman's rho", _spearman, compares=True)
 MSE = Metric("mse", "mean squared error", _mse, higher_is_better=False)
 
 

@@ -25,10 +25,12 @@ from loraens.ensemble.combine import combine
 from loraens.ensemble.methods import METHODS, REPEATS
 from loraens.ensemble.options import Options
 from loraens.ensemble.pool import Pool
-from loraens.metrics import Outcome
+from loraens.ensemble.significance import OutOfBag
+from loraens.metrics import Metric, Outcome
 from loraens.seeding import derive_seed
 
 FOLDS = 5
+FEWEST = 10  # examples of a fold that a metric which compares them is computed on
 Advance = Callable[[], Any]
 
 
@@ -40,11 +42,11 @@ class Candidate:
     rule: str
     options: Options
 
-    def weights(self, pool: Pool, *seed: str | int) -> np.ndarray:
-        """Weights `(M,)` on a pool; random choices are named by the method, its size and the
-        seed.
+    def weights(self, pool: Pool) -> np.ndarray:
+        """Weights `(M,)` on a pool. Random choices are the same on every pool of as many members:
+        they are no property of the examples, and what is proved is the ensemble that they lead to.
         """
-        rng = np.random.default_rng(derive_seed(0, self.method, str(self.options.size), *seed))
+        rng = np.random.default_rng(derive_seed(0, self.method, str(self.options.size), "dev"))
         return METHODS[self.method].select(pool, self.options, rng)
 
     def name(self, task: str) -> str:
@@ -70,33 +72,49 @@ class HeldOut:
         predictions: `(T, N)`.
         probabilities: `(T, N, K)`; None for numbers and votes.
         calibrated: `(T, N, K)` at the temperatures that were fitted in the folds.
+        folds: `(T, N)` number of the fold that each example was scored in.
     """
 
     predictions: np.ndarray
     probabilities: np.ndarray | None
     calibrated: np.ndarray | None
+    folds: np.ndarray
 
     @classmethod
     def empty(cls, pool: Pool, candidate: Candidate) -> HeldOut:
         """Of NaN, to be filled fold by fold."""
         shape = (candidate.repeats, len(pool.labels))
         classes = len(pool.task.class_names)
+        predictions = np.full(shape, np.nan)
+        folds = np.zeros(shape, np.int64)
         if not classes or candidate.rule == "vote":
-            return cls(np.full(shape, np.nan), None, None)
+            return cls(predictions, None, None, folds)
         probabilities = np.full((*shape, classes), np.nan)
-        return cls(np.full(shape, np.nan), probabilities, probabilities.copy())
+        return cls(predictions, probabilities, probabilities.copy(), folds)
 
     def first(self, repeats: int) -> HeldOut:
         """The first repetitions."""
         probabilities = None if self.probabilities is None else self.probabilities[:repeats]
         calibrated = None if self.calibrated is None else self.calibrated[:repeats]
-        return HeldOut(self.predictions[:repeats], probabilities, calibrated)
+        return HeldOut(self.predictions[:repeats], probabilities, calibrated, self.folds[:repeats])
 
     def outcome(self, repeat: int, calibrated: bool = False) -> Outcome:
         """The outcome of one repetition."""
         probabilities = self.calibrated if calibrated else self.probabilities
         of_repeat = None if probabilities is None else probabilities[repeat]
         return Outcome(self.predictions[repeat], of_repeat)
+
+    def score(self, metric: Metric, labels: np.ndarray, calibrated: bool = False) -> float:
+        """A metric, mean of the repetitions; NaN where it is not defined."""
+        scores = []
+        for repeat, fold_of in enumerate(self.folds):
+            outcome = self.outcome(repeat, calibrated)
+            if not metric.compares or len(labels) < FEWEST * FOLDS:
+                scores.append(metric(outcome, labels))
+                continue
+            by_fold = [np.flatnonzero(fold_of == fold) for fold in np.unique(fold_of)]
+            scores += [metric(outcome.at(fold), labels[fold]) for fold in by_fold]
+        return float(np.mean(scores))
 
 
 def folds(pool: Pool) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
@@ -134,9 +152,10 @@ def cross_validate(
                 continue
             key = candidate.method, candidate.options
             if key not in weights:
-                weights[key] = candidate.weights(inside, number)
+                weights[key] = candidate.weights(inside)
             outcome = combine(outside, weights[key], candidate.rule, inside.standings)
             held_out.predictions[repeat, scored_on] = outcome.predictions
+            held_out.folds[repeat, scored_on] = number
             if held_out.probabilities is None or held_out.calibrated is None:
                 continue
             fitted_on = combine(inside, weights[key], candidate.rule, inside.standings)
@@ -145,20 +164,6 @@ def cross_validate(
             held_out.calibrated[repeat, scored_on] = calibrated.probabilities
         advance()
     return results
-
-
-@dataclass
-class Bagged:
-    """Scores of candidates out of bag.
-
-    Args:
-        scores: `(B,)` of each candidate, the task's metric, its sign turned where lower is better;
-            NaN where it is not defined. Bags are the same for all, so that scores are paired.
-        ratio: Examples out of bag for each different one in it, mean of the bags.
-    """
-
-    scores: list[np.ndarray]
-    ratio: float
 
 
 def bags(pool: Pool, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -181,30 +186,47 @@ def bags(pool: Pool, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def score_bags(
-    pool: Pool, candidates: Sequence[Candidate], advance: Advance = lambda: None
-) -> Bagged:
-    """Every candidate chosen in each bag and scored out of it; `advance` is called after each."""
+    pool: Pool,
+    candidates: Sequence[Candidate],
+    held_out: Sequence[HeldOut],
+    advance: Advance = lambda: None,
+) -> list[OutOfBag]:
+    """The task's metric of every candidate out of each bag, its sign turned where lower is better.
+
+    Bags are the same for all candidates, so that scores are paired.
+
+    Args:
+        pool: The pool.
+        candidates: The candidates.
+        held_out: Their cross-validated outcomes.
+        advance: Called after each bag.
+    """
     drawn = bags(pool, max(candidate.bags for candidate in candidates))
     each = np.arange(len(pool.labels))  # copies of an example in a bag are a group
     grouped = pool if pool.groups is not None else replace(pool, groups=each)
 
-    def scores_of(number: int) -> list[float]:
+    def scores_of(number: int) -> list[tuple[float, float]]:
         inside, outside = grouped.split(*drawn[number])
         weights: dict[tuple[str, Options], np.ndarray] = {}
         scores = []
-        for candidate in candidates:
+        for candidate, of_candidate in zip(candidates, held_out, strict=True):
             if number >= candidate.bags:
                 continue
             key = candidate.method, candidate.options
             if key not in weights:
-                weights[key] = candidate.weights(inside, "bag", number)
+                weights[key] = candidate.weights(inside)
             outcome = combine(outside, weights[key], candidate.rule, inside.standings)
-            scores.append(pool.task.score(outcome, outside.labels))
+            chosen = pool.task.score(outcome, outside.labels)
+            fixed = [
+                pool.task.score(of_candidate.outcome(repeat).at(drawn[number][1]), outside.labels)
+                for repeat in range(candidate.repeats)
+            ]
+            scores.append((chosen, float(np.mean(fixed))))
         return scores
 
     # a merged model is computed by the backbone, which has threads of its own
     workers = 1 if pool.merged is not None else os.cpu_count()
-    scores: list[list[float]] = [[] for _ in candidates]
+    scores: list[list[tuple[float, float]]] = [[] for _ in candidates]
     with ThreadPoolExecutor(workers) as executor:
         for number, row in enumerate(executor.map(scores_of, range(len(drawn)))):
             of_bag = [of for of, c in zip(scores, candidates, strict=True) if number < c.bags]
@@ -212,4 +234,8 @@ def score_bags(
                 of_candidate.append(score)
             advance()
     out = float(np.mean([len(outside) for _, outside in drawn])) / len(pool.labels)
-    return Bagged([np.array(of_candidate) for of_candidate in scores], out / (1 - out))
+    ratio = out / (1 - out)
+    return [
+        OutOfBag(chosen=np.array(chosen), fixed=np.array(fixed), ratio=ratio)
+        for chosen, fixed in (zip(*of_candidate, strict=True) for of_candidate in scores)
+    ]

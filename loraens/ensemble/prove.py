@@ -14,14 +14,13 @@ from loraens.ensemble.calibration import fit_temperature
 from loraens.ensemble.combine import combine
 from loraens.ensemble.cross_validation import (
     Advance,
-    Bagged,
     Candidate,
     HeldOut,
     cross_validate,
     score_bags,
 )
 from loraens.ensemble.pool import Pool
-from loraens.ensemble.significance import Interval, holm, of_bags, p_value
+from loraens.ensemble.significance import Interval, OutOfBag, holm
 from loraens.metrics import BRIER, CALIBRATION_ERROR, NLL
 
 CALIBRATION = (NLL.name, BRIER.name, CALIBRATION_ERROR.name)
@@ -46,8 +45,7 @@ class Proof:
         calibrated: NLL, Brier score and calibration error, cross-validated, the temperature fitted
             in the folds.
         outcomes: Cross-validated outcomes.
-        bagged: `(B,)` the task's metric out of each bag, its sign turned where lower is better.
-        ratio: As in `significance.standard_error`.
+        bagged: The task's metric out of bag, its sign turned where lower is better.
     """
 
     candidate: Candidate
@@ -62,17 +60,13 @@ class Proof:
     temperature: float | None
     calibrated: dict[str, float]
     outcomes: HeldOut = field(repr=False)
-    bagged: np.ndarray = field(repr=False)
-    ratio: float = field(repr=False)
+    bagged: OutOfBag = field(repr=False)
 
 
 def _mean_scores(pool: Pool, held_out: HeldOut, calibrated: bool = False) -> dict[str, float]:
     """Every metric, mean of the repetitions."""
-    repeats = range(len(held_out.predictions))
-    outcomes = [held_out.outcome(repeat, calibrated) for repeat in repeats]
     return {
-        metric.name: float(np.mean([metric(outcome, pool.labels) for outcome in outcomes]))
-        for metric in pool.kind.metrics
+        metric.name: held_out.score(metric, pool.labels, calibrated) for metric in pool.kind.metrics
     }
 
 
@@ -90,7 +84,8 @@ def prove(
         advance: Called after each fold and each bag.
     """
     held_out = cross_validate(pool, candidates, advance)
-    evaluation = _Evaluation(pool, candidates, held_out, score_bags(pool, candidates, advance))
+    bagged = score_bags(pool, candidates, held_out, advance)
+    evaluation = _Evaluation(pool, candidates, held_out, bagged)
     proofs = [evaluation.proof(index) for index in range(len(candidates))]
     # the best member is no claim about itself
     claims = [p.p_best if p.candidate.method != "best" else np.nan for p in proofs]
@@ -110,7 +105,7 @@ class _Evaluation:
         pool: Pool,
         candidates: Sequence[Candidate],
         held_out: Sequence[HeldOut],
-        bagged: Bagged,
+        bagged: Sequence[OutOfBag],
     ) -> None:
         self.pool = pool
         self.candidates = candidates
@@ -134,7 +129,7 @@ class _Evaluation:
         """Weights `(M,)` on all of dev; the rules of one method share them."""
         key = candidate.method, candidate.options
         if key not in self._weights:
-            self._weights[key] = candidate.weights(self.pool, "dev")
+            self._weights[key] = candidate.weights(self.pool)
         return self._weights[key]
 
     def reference(self, method: str) -> int:
@@ -147,15 +142,13 @@ class _Evaluation:
         ]
         return matches[-1]
 
-    def difference(self, index: int, other: int) -> tuple[Interval, float]:
-        """Difference of the task's metric, its sign turned where lower is better, and its p."""
+    def difference(self, index: int, other: int) -> tuple[float, OutOfBag]:
+        """Difference of the task's metric, its sign turned where lower is better, and the same out
+        of bag.
+        """
         repeats = self.candidates[index].repeats
         value = self.utility(index, repeats) - self.utility(other, repeats)
-        bagged = (
-            self.bagged.scores[index] - self.bagged.scores[other][: self.candidates[index].bags]
-        )
-        ratio = self.bagged.ratio
-        return of_bags(value, bagged, ratio), p_value(value, bagged, ratio)
+        return value, self.bagged[index] - self.bagged[other]
 
     def proof(self, index: int) -> Proof:
         """All of one candidate's scores."""
@@ -165,7 +158,8 @@ class _Evaluation:
         outcome = combine(pool, weights, candidate.rule, pool.standings)
         scores = self.scores(index, candidate.repeats)
         value = scores[pool.task.metric]
-        to_best, p_best = self.difference(index, self.reference("best"))
+        to_best, best_bagged = self.difference(index, self.reference("best"))
+        to_omni, omni_bagged = self.difference(index, self.reference("omni"))
         temperature = None
         if outcome.probabilities is not None:
             temperature = fit_temperature(outcome, pool.labels)
@@ -179,13 +173,12 @@ class _Evaluation:
             weights=weights,
             dev=pool.task.all_scores(outcome, pool.labels),
             held_out=scores,
-            interval=of_bags(value, self.bagged.scores[index], self.bagged.ratio),
-            to_best=to_best,
-            to_omni=self.difference(index, self.reference("omni"))[0],
-            p_best=p_best,
+            interval=self.bagged[index].interval(value),
+            to_best=best_bagged.interval(to_best),
+            to_omni=omni_bagged.interval(to_omni),
+            p_best=best_bagged.p_value(to_best),
             temperature=temperature,
             calibrated=calibrated,
             outcomes=self.held_out[index],
-            bagged=self.bagged.scores[index],
-            ratio=self.bagged.ratio,
+            bagged=self.bagged[index],
         )

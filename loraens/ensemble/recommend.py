@@ -17,7 +17,7 @@ from loraens.ensemble.combine import MERGED
 from loraens.ensemble.cross_validation import bags
 from loraens.ensemble.pool import Pool
 from loraens.ensemble.prove import Proof
-from loraens.ensemble.significance import Interval, of_bags, standard_error
+from loraens.ensemble.significance import Interval, OutOfBag
 from loraens.errors import InputError
 from loraens.records import Count, Record
 from loraens.store import ENSEMBLE, write_atomically
@@ -80,8 +80,8 @@ def recommend(
     The best of many estimates is too good. So the pick is repeated in each bag, on the
     cross-validated outcomes of its examples: by how much its score is better there than out of the
     bag is subtracted (the optimism of Efron 1983; Tsamardinos et al. 2018 correct by such bags,
-    too). The interval is that of `of_bags`, where each bag picks among the ensembles that were
-    chosen in it.
+    too). The interval is of the same bags, each of which picks among the ensembles that were chosen
+    in it.
 
     Args:
         pool: The pool that was proved.
@@ -112,24 +112,24 @@ def recommend(
     of_best = inside[:, best] - outside[:, best]
     bagged = np.full((count, len(rows)), np.nan)  # a candidate may have fewer bags
     for column, proof in enumerate(rows):
-        bagged[: len(proof.bagged), column] = proof.bagged
-    again = bagged[each, picks]
-    ratio = rows[picked].ratio
+        bagged[: len(proof.bagged), column] = proof.bagged.chosen
+    ratio = rows[picked].bagged.ratio
+    again = OutOfBag(bagged[each, picks], outside[:, picked], ratio)
+    best_again = OutOfBag(bagged[:, best], outside[:, best], ratio)
     value = scores[picked] - max(0.0, float(np.nanmean(optimism)))
     gain = 0.0
-    differences = np.zeros(count)
+    difference = best_again - best_again
     if picked != best:
         excess = max(0.0, float(np.nanmean(optimism - of_best)))
         gain = float(scores[picked] - scores[best]) - excess
-        differences = again - bagged[:, best]
+        difference = again - best_again
     sign = task.utility(1.0)
-    estimate = of_bags(sign * value, sign * again, ratio)
     result = Recommendation(
         ensemble=rows[picked].candidate.name(task.name),
         members=int(costs[picked]),
         candidates=len(rows),
-        estimate=estimate,
-        gain=of_bags(gain, differences, ratio),
+        estimate=again.interval(sign * value),
+        gain=difference.interval(gain),
         sentence="",
     )
     sentence = _sentence(result, pool, rows[picked])
@@ -156,8 +156,7 @@ def _allowed(
 
 def _error(one: Proof, other: Proof) -> float:
     """Standard error of the difference of two scores; nought where it is not defined."""
-    count = min(len(one.bagged), len(other.bagged))
-    error = standard_error(one.bagged[:count] - other.bagged[:count], one.ratio)
+    error = (one.bagged - other.bagged).standard_error()
     return 0.0 if np.isnan(error) else error
 
 

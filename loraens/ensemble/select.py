@@ -42,11 +42,11 @@ def _sized(select: Select) -> Select:
             return select(pool, options, rng)
         sizes = [size for size in SIZES if size <= len(pool)] or [len(pool)]
         rule = pool.kind.rules[0]
+        seed = int(rng.spawn(1)[0].integers(2**32))  # the same for any number of examples
         fold_of = rng.permutation(len(pool.labels)) % 5
         if pool.groups is not None:
             _, first, group = np.unique(pool.groups, return_index=True, return_inverse=True)
             fold_of = fold_of[first][group]
-        seed = int(rng.integers(2**32))
         predictions = np.empty((len(sizes), len(pool.labels)))
         for fold in np.unique(fold_of):
             inside = pool.at(np.flatnonzero(fold_of != fold))

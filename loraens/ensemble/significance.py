@@ -24,53 +24,81 @@ class Interval:
     high: Score
 
 
-def standard_error(scores: np.ndarray, ratio: float) -> float:
-    """Standard error of an estimate from its values out of bag; NaN where fewer than two are
-    defined.
+@dataclass(frozen=True)
+class OutOfBag:
+    """An estimate out of bag, from which its uncertainty is computed. The estimand is the score, or
+    the difference of two, on new texts of *the* ensemble that was chosen on all examples.
 
-    The values of two bags are not independent: both the examples that are chosen on and those that
-    are scored overlap. Nadeau and Bengio (2003) correct the variance of the mean of B such values
-    from S^2 / B to (1 / B + n2 / n1) S^2, where n1 examples are chosen on and n2 are scored. Where
-    there is nothing to choose this is the delete-d jackknife (Shao and Wu 1989), exact for a mean:
-    values out of bag are of n2 of N examples drawn without replacement, so that their variance is
-    (n1 / n2) sigma^2 / N. The variance of the choice comes on top.
+    The estimate misses it for two reasons: which examples there were to score, and which choice
+    they led to.
 
-    Args:
-        scores: `(B,)` values out of bag; NaN where not defined.
-        ratio: n2 / n1, examples out of bag for each different one in it.
-    """
-    defined = scores[~np.isnan(scores)]
-    if len(defined) < 2:
-        return float("nan")
-    return float(np.sqrt((1 / len(defined) + ratio) * defined.var(ddof=1)))
+    - Sampling: the variance of `fixed` times n2 / n1, where n1 different examples are in a bag and
+      n2 out of it. Values of n2 of N examples that are drawn without replacement have the variance
+      (n1 / n2) sigma^2 / N: this is the delete-d jackknife (Shao and Wu 1989), exact for a mean.
+    - Choice: by how much the variance of `chosen` is above that of `fixed`. A bag stands for a
+      sample of N examples (Efron 1979), and so its choice varies as a choice on N examples does.
+    - Monte Carlo: the variance of the mean of B values.
 
-
-def of_bags(value: float, scores: np.ndarray, ratio: float) -> Interval:
-    """Interval about an estimate by Student's t with B - 1 degrees of freedom (Nadeau and Bengio
-    2003).
-
-    The estimand is the score (or the difference) on new texts of *the* ensemble that was chosen on
-    all examples. The variance out of bag contains both reasons for which the estimate misses it:
-    the examples that happened to be there to score, and the choice that they happened to lead to.
+    The formula of Nadeau and Bengio (2003), (1 / B + n2 / n1) times the variance of `chosen`, is the
+    same where nothing is chosen, and otherwise counts n2 / n1 of the choice.
 
     Args:
-        value: The estimate, cross-validated.
-        scores: `(B,)` the same out of bag.
-        ratio: As in `standard_error`.
+        chosen: `(B,)` the value out of each bag, chosen in it; NaN where it is not defined.
+        fixed: `(B,)` the value of the cross-validated predictions on the same examples.
+        ratio: n2 / n1, mean of the bags.
     """
-    half = standard_error(scores, ratio) * _quantile(scores)
-    return Interval(value, value - half, value + half)
 
+    chosen: np.ndarray
+    fixed: np.ndarray
+    ratio: float
 
-def p_value(value: float, scores: np.ndarray, ratio: float) -> float:
-    """Two-sided p of an estimate being zero, of the same t as `of_bags`; 1 where all is zero."""
-    error = standard_error(scores, ratio)
-    if value == 0:
-        return 1.0
-    if error == 0:
-        return 0.0
-    degrees = np.count_nonzero(~np.isnan(scores)) - 1
-    return float(2 * student.sf(abs(value) / error, max(1, degrees)))
+    def __sub__(self, other: OutOfBag) -> OutOfBag:
+        """The difference of two estimates, in the bags that both have."""
+        count = min(len(self.chosen), len(other.chosen))
+        return OutOfBag(
+            chosen=self.chosen[:count] - other.chosen[:count],
+            fixed=self.fixed[:count] - other.fixed[:count],
+            ratio=self.ratio,
+        )
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    @property
+    def _defined(self) -> np.ndarray:
+        defined: np.ndarray = ~(np.isnan(self.chosen) | np.isnan(self.fixed))
+        return defined
+
+    def standard_error(self) -> float:
+        """Of the estimate; NaN where fewer than two values are defined."""
+        count = int(np.count_nonzero(self._defined))
+        if count < 2:
+            return float("nan")
+        whole = self.chosen[self._defined].var(ddof=1)
+        sampling = self.fixed[self._defined].var(ddof=1)
+        choice = max(0.0, whole - sampling)
+        return float(np.sqrt(self.ratio * sampling + choice + max(whole, sampling) / count))
+
+    def interval(self, value: float) -> Interval:
+        """Interval about the cross-validated value, by Student's t with B - 1 degrees."""
+        quantile = float(student.ppf((1 + LEVEL) / 2, self._degrees))
+        half = self.standard_error() * quantile
+        return Interval(value, value - half, value + half)
+
+    def p_value(self, value: float) -> float:
+        """Two-sided p of the value being zero, of the same t; 1 where the value is zero, 0 where
+        only the error is.
+        """
+        error = self.standard_error()
+        if value == 0:
+            return 1.0
+        if error == 0:
+            return 0.0
+        return float(2 * student.sf(abs(value) / error, self._degrees))
+
+    @property
+    def _degrees(self) -> int:
+        return max(1, int(np.count_nonzero(self._defined)) - 1)
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:
@@ -81,8 +109,3 @@ def holm(p_values: np.ndarray) -> np.ndarray:
     factors = len(order) - np.arange(len(order))
     adjusted[order] = np.minimum(1, np.maximum.accumulate(factors * adjusted[order]))
     return adjusted
-
-
-def _quantile(scores: np.ndarray) -> float:
-    degrees = max(1, np.count_nonzero(~np.isnan(scores)) - 1)
-    return float(student.ppf((1 + LEVEL) / 2, degrees))
