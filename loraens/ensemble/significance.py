@@ -39,8 +39,8 @@ class OutOfBag:
       sample of N examples (Efron 1979), and so its choice varies as a choice on N examples does.
     - Monte Carlo: the variance of the mean of B values.
 
-    The formula of Nadeau and Bengio (2003), (1 / B + n2 / n1) times the variance of `chosen`, is the
-    same where nothing is chosen, and otherwise counts n2 / n1 of the choice.
+    The formula of Nadeau and Bengio (2003), (1 / B + n2 / n1) times the variance of `chosen`, is
+    the same where nothing is chosen, and otherwise counts n2 / n1 of the choice.
 
     Args:
         chosen: `(B,)` the value out of each bag, chosen in it; NaN where it is not defined.
