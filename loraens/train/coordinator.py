@@ -33,6 +33,7 @@ from loraens.train.checkpoints import PackCheckpoint
 from loraens.train.config import CONFIG, SweepConfig
 from loraens.train.cost import choose_pack
 from loraens.train.executors import Executor, executor_named
+from loraens.train.halving import ranked_by_ensemble
 from loraens.train.packs import (
     FOLD_FAILED,
     Pack,
@@ -103,6 +104,7 @@ class Coordinator:
             "patience": self.config.options.patience,
             "halving": halvings,
             "halving_factor": self.config.options.halving_factor,
+            "halving_by": self.config.options.halving_by,
             "halved_members": sorted(self.members) if halvings else None,
         }
         settings: dict[str, Any] = json.loads(json.dumps(shared))
@@ -382,13 +384,16 @@ class Coordinator:
         rung = self.state.rung
         checkpoints = [PackCheckpoint.load(path) for path in self.files.paths(rung)]
         standings = ranked(checkpoints)
+        criterion = "dev score" if self.unit == 1 else "out-of-fold score"
+        if self.config.options.halving_by == "ensemble":
+            standings = ranked_by_ensemble(standings, self.directory)
+            criterion = "forward selection " + ("on dev" if self.unit == 1 else "out of fold")
         assert self.config.options.halving_factor is not None
         epoch = self.config.rungs[rung]
-        score = "dev score" if self.unit == 1 else "out-of-fold score"
         units = len(standings) // self.unit
         kept = math.ceil(units / self.config.options.halving_factor) * self.unit
         for number, standing in enumerate(standings[kept:], kept):
-            reason = f"epoch {epoch}: number {number // self.unit + 1} of {units} by {score}"
+            reason = f"epoch {epoch}: number {number // self.unit + 1} of {units} by {criterion}"
             self._end(standing.member.name, status="stopped", ended=reason)
         for name in beside_failed_folds(checkpoints):
             self._end(name, status="stopped", ended=f"epoch {epoch}: {FOLD_FAILED}")
