@@ -158,36 +158,31 @@ def test_interrupted_at_the_halving_it_keeps_the_same_members(sweep, monkeypatch
     options = ["--grid.folds", folds] if folds else []
     expected = contents(sweep("ensemble", *options, name="whole"))
     end = coordinator.Coordinator._end
-    ends = []
+    remove = PackFiles.remove_others
+    ended = []
 
-    def stop_once(*args, **fields):
-        if len(ends) == 1:
-            ends.append("interrupted")
+    def stop_at_the_second(self, name, **fields):
+        if ended:
             raise KeyboardInterrupt
-        ends.append(args[1])
-        return end(*args, **fields)
+        ended.append(name)
+        return end(self, name, **fields)
 
     def stop(*args):
         raise KeyboardInterrupt
 
+    def stop_in_the_next_rung(self, rung):
+        return stop() if rung else remove(self, rung)
+
     points = [
-        (coordinator.Coordinator, "_end", stop_once),  # one member of two is stopped
-        (coordinator, "regrouped", stop),  # all are stopped
-        (PackFiles, "remove_others", None),  # the next rung counts
+        (coordinator.Coordinator, "_end", stop_at_the_second),
+        (coordinator, "regrouped", stop),
+        (PackFiles, "remove_others", stop_in_the_next_rung),
     ]
-    for number, (owner, name, replacement) in enumerate(points):
-        calls = []
-
-        def at_the_halving(self, rung, remove=PackFiles.remove_others, calls=calls):
-            calls.append(rung)
-            if rung:
-                raise KeyboardInterrupt
-            remove(self, rung)
-
+    for owner, name, replacement in points:
         with monkeypatch.context() as patch:
-            patch.setattr(owner, name, replacement or at_the_halving)
-            sweep("ensemble", *options, name=f"run-{number}", expect=130)
-        run = sweep("ensemble", *options, name=f"run-{number}")
+            patch.setattr(owner, name, replacement)
+            sweep("ensemble", *options, name=name, expect=130)
+        run = sweep("ensemble", *options, name=name)
         assert contents(run) == expected
         assert finished(run) == KEPT["ensemble"]
 
