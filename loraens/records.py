@@ -19,7 +19,7 @@ Epoch = Literal["best", "last"]
 Status = Literal["training", "finished", "stopped", "failed"]
 ENDED: tuple[Status, ...] = ("finished", "stopped", "failed")
 # what runs of older versions were trained with, unsaid
-OLDER_SETTINGS = {"adapter": "lora", "folds": None}
+OLDER_SETTINGS = {"adapter": "lora", "folds": None, "halving_by": "score"}
 R = TypeVar("R", bound="Record")
 
 

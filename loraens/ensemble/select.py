@@ -5,7 +5,7 @@ Shape letters: M members, N examples, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import wraps
 
@@ -142,6 +142,34 @@ def _forward(size: int, scores: BagScores, bag: np.ndarray, options: Options) ->
         ensembles.append((float(extended[index]), chosen))
     members = max(ensembles, key=lambda entry: (entry[0], -len(entry[1])))[1]
     return np.bincount(members, minlength=size) / len(members)
+
+
+def forward_order(pools: Sequence[Pool], combined: Callable[[Sequence[float]], float]) -> list[int]:
+    """All members in the order of a forward selection without replacement (Caruana et al. 2004):
+    one after another the one that gives the mean of the chosen the best score.
+
+    The first is the best one; of equal scores the better single member is chosen, then the first by
+    name. So the order does not depend on the members' order in the pools.
+
+    Args:
+        pools: Of each task, with the same members.
+        combined: From the scores of the tasks, in the order of the pools, to the one that counts;
+            higher is better.
+    """
+    scorers = [_scorer(pool) for pool in pools]
+
+    def scores(chosen: list[int], bag: np.ndarray) -> np.ndarray:
+        by_task = [scorer(chosen, bag).tolist() for scorer in scorers]
+        return np.array([combined(of_tasks) for of_tasks in zip(*by_task, strict=True)])
+
+    by_name = np.argsort(np.argsort(pools[0].names))
+    remaining = np.lexsort((by_name, -scores([], np.arange(len(pools[0])))))
+    chosen: list[int] = []
+    while len(remaining):
+        index = int(np.argmax(scores(chosen, remaining)))
+        chosen.append(int(remaining[index]))
+        remaining = np.delete(remaining, index)
+    return chosen
 
 
 def _scorer(pool: Pool) -> BagScores:

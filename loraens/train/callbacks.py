@@ -21,21 +21,16 @@ from loraens.model.weights import member_files
 from loraens.records import Epoch, EpochRecord, Manifest, Status
 from loraens.store import CHECKPOINT, LOGITS, MemberStore, in_16_bits, npz, write_examples
 from loraens.train.checkpoints import WRITER
+from loraens.train.evaluation import combined_score
 from loraens.train.failures import PopulationError
 from loraens.train.module import Population
 
 
 def score_of(module: Population, index: int) -> float:
-    """The score that chooses a member's best epoch, higher is better: the task's metric, its sign
-    turned where lower is better; of several tasks the paper's overall score, or, where they are
-    others, the mean.
-    """
-    overall = module.overall(index)
-    if overall is not None:
-        return overall
+    """The score that chooses a member's best epoch, higher is better."""
     scores = module.scores[index]
-    utilities = [task.utility(scores[task.name][task.metric]) for task in module.tasks]
-    return float(np.mean(utilities))
+    by_task = {task.name: scores[task.name][task.metric] for task in module.tasks}
+    return combined_score(module.tasks, by_task)
 
 
 def _validations(progress: dict[str, Any], epoch: int) -> int:

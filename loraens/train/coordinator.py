@@ -14,7 +14,6 @@ workers train the packs. Both write `examples/`, always with the same contents.
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,30 +21,22 @@ from pathlib import Path
 from typing import Any
 
 from loraens.data.modules import TextData
-from loraens.errors import InputError
-from loraens.members import Member, configurations
+from loraens.members import Member
 from loraens.members import packs as packs_of
-from loraens.records import ENDED, Manifest
-from loraens.store import MANIFEST, MemberStore, write_atomically
+from loraens.records import Manifest
+from loraens.store import MemberStore, write_atomically
 from loraens.train.bar import SweepBar
 from loraens.train.callbacks import write_data_examples
 from loraens.train.checkpoints import PackCheckpoint
 from loraens.train.config import CONFIG, SweepConfig
 from loraens.train.cost import choose_pack
 from loraens.train.executors import Executor, executor_named
-from loraens.train.packs import (
-    FOLD_FAILED,
-    Pack,
-    PackFiles,
-    PackResult,
-    beside_failed_folds,
-    ranked,
-    regrouped,
-    too_large,
-)
+from loraens.train.halving import halved
+from loraens.train.packs import Pack, PackFiles, PackResult, regrouped, too_large
 from loraens.train.plan import Plan, count_in_words, planned
+from loraens.train.resume import ended_members, read_state, without_incomplete
 from loraens.train.runs import quiet_trainers
-from loraens.train.state import SWEEP, SweepState, locked
+from loraens.train.state import SweepState, locked
 from loraens.train.tracking import check_logger, log_member
 from loraens.train.worker import Worker
 
@@ -103,6 +94,7 @@ class Coordinator:
             "patience": self.config.options.patience,
             "halving": halvings,
             "halving_factor": self.config.options.halving_factor,
+            "halving_by": self.config.options.halving_by,
             "halved_members": sorted(self.members) if halvings else None,
         }
         settings: dict[str, Any] = json.loads(json.dumps(shared))
@@ -139,64 +131,6 @@ class Coordinator:
         """Members that are always trained together: the folds of a configuration."""
         return self.config.train.folds or 1
 
-    # State
-
-    def _read_state(self) -> None:
-        """Resume the state of a sweep that was begun.
-
-        Raises:
-            InputError: The directory has something else, or a sweep of other settings or data.
-        """
-        path = self.directory / SWEEP
-        if path.is_file():
-            self.state = SweepState.read(path, self.state.settings, len(self.config.rungs))
-        elif any(self.directory.glob(f"*/{MANIFEST}")) or any(self.directory.glob("*.ckpt")):
-            raise InputError(
-                f"run {self.directory} has a run that is no sweep: choose another name",
-                option="store.run",
-            )
-
-    def _find_ended(self) -> set[str]:
-        """Find the members that have ended; returns, and reports, those whose files are not
-        whole.
-        """
-        damaged = set()
-        for name in self.members:
-            if not (self.directory / name / MANIFEST).is_file():
-                continue
-            try:
-                manifest = self._manifest(name)
-            except InputError as error:
-                print(f"{error}: the sweep will do that", flush=True)
-                damaged.add(name)
-            else:
-                if manifest.status in ENDED:
-                    self.ended[name] = manifest
-        for unit in configurations(self.members.values()):
-            names = {member.name for member in unit}
-            if names & damaged:  # all folds of a configuration are trained again
-                damaged |= {name for name in names if (self.directory / name).is_dir()}
-        for name in damaged & set(self.ended):
-            del self.ended[name]
-        return damaged
-
-    def _forget_incomplete(self) -> None:
-        """Have configurations of which only some members ended before a kill, and that no pack's
-        checkpoint has, be trained again.
-        """
-        if self.unit == 1:
-            return
-        in_packs: set[Member] = set()
-        for path in self.files.paths(self.state.rung):
-            in_packs.update(PackCheckpoint.load(path).members)
-        for unit in configurations(self.members.values()):
-            names = {member.name for member in unit}
-            if not names <= set(self.ended) and not in_packs.intersection(unit):
-                self.ended = {n: m for n, m in self.ended.items() if n not in names}
-
-    def _manifest(self, name: str) -> Manifest:
-        return MemberStore(self.directory / name).manifest()
-
     def _missing(self) -> list[Member]:
         """Members that have not begun, of whole configurations."""
         begun = set(self.ended)
@@ -213,8 +147,8 @@ class Coordinator:
             InputError: The directory has something else, or a sweep of other settings or data.
         """
         with quiet_trainers():
-            self._read_state()
-            self._find_ended()
+            self.state = read_state(self.directory, self.state, len(self.config.rungs))
+            self.ended, _ = ended_members(self.directory, self.config.members)
             left = [member for name, member in self.members.items() if name not in self.ended]
             size = min(self.pack_size(), len(self.members))
             return planned(
@@ -247,16 +181,19 @@ class Coordinator:
                 does not fit in memory.
         """
         with locked(self.directory), quiet_trainers():
-            self._read_state()
+            self.state = read_state(self.directory, self.state, len(self.config.rungs))
             write_atomically(self.directory / CONFIG, self.config.text.encode())
             self.files.folder.mkdir(parents=True, exist_ok=True)
             # restored where they are not whole: no member need be trained again for that
             write_data_examples(self.worker.data, self.directory)
-            damaged = self._find_ended()
+            self.ended, damaged = ended_members(self.directory, self.config.members)
             for name in damaged:
                 shutil.rmtree(self.directory / name)
             self.files.clean(self.state.rung, damaged)
-            self._forget_incomplete()
+            if self.unit > 1:
+                self.ended = without_incomplete(
+                    self.ended, self.config.members, self.files, self.state.rung
+                )
             for name in list(self.ended):
                 self._log(name)
             if len(self.ended) < len(self.members):
@@ -381,18 +318,13 @@ class Coordinator:
         """Stop all but the best members, and put those into packs of the next rung."""
         rung = self.state.rung
         checkpoints = [PackCheckpoint.load(path) for path in self.files.paths(rung)]
-        standings = ranked(checkpoints)
-        assert self.config.options.halving_factor is not None
-        epoch = self.config.rungs[rung]
-        score = "dev score" if self.unit == 1 else "out-of-fold score"
-        units = len(standings) // self.unit
-        kept = math.ceil(units / self.config.options.halving_factor) * self.unit
-        for number, standing in enumerate(standings[kept:], kept):
-            reason = f"epoch {epoch}: number {number // self.unit + 1} of {units} by {score}"
-            self._end(standing.member.name, status="stopped", ended=reason)
-        for name in beside_failed_folds(checkpoints):
-            self._end(name, status="stopped", ended=f"epoch {epoch}: {FOLD_FAILED}")
-        for name, checkpoint in regrouped(checkpoints, standings[:kept], self.pack_size()):
+        kept, stopped = halved(
+            checkpoints, self.config.options, self.config.train.folds, self.directory
+        )
+        for name, reason in stopped.items():
+            ended = f"epoch {self.config.rungs[rung]}: {reason}"
+            self._end(name, status="stopped", ended=ended)
+        for name, checkpoint in regrouped(checkpoints, kept, self.pack_size()):
             checkpoint.save(self.files.path(rung + 1, name))
         # only now does the next rung count: killed before, this one is halved once more
         self.state.rung += 1

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -87,6 +87,20 @@ class Evaluation:
 def undefined_scores(tasks: Sequence[Task]) -> Scores:
     """Scores of a member that failed."""
     return {task.name: {task.metric: math.nan} for task in tasks}
+
+
+def combined_score(tasks: Sequence[Task], by_task: Mapping[str, float]) -> float:
+    """One score of several tasks, higher is better: of one task its metric, its sign turned where
+    lower is better; of several the paper's overall score, or, where they are others, the mean.
+
+    Args:
+        tasks: The tasks.
+        by_task: The metric of each, by its name.
+    """
+    paper = overall(by_task)
+    if paper is not None:
+        return paper
+    return float(np.mean([task.utility(by_task[task.name]) for task in tasks]))
 
 
 def overall_score(tasks: Sequence[Task], scores: Scores) -> float | None:

@@ -7,6 +7,8 @@ from typing import Literal
 
 from loraens.errors import InputError
 
+HalvingBy = Literal["score", "ensemble"]
+
 
 @dataclass
 class SweepOptions:
@@ -18,9 +20,13 @@ class SweepOptions:
         patience: Stop a member after so many epochs without a better dev score; with folds, a
             configuration by its out-of-fold score.
         halving_factor: Successive halving: after `halving_epochs`, and that times the factor, and
-            so on, keep the best 1 / factor of the members by their last dev score; with folds, of
-            the configurations by their out-of-fold score.
+            so on, keep the best 1 / factor of the members on dev; with folds, of the configurations
+            out of fold.
         halving_epochs: Epochs before the first halving.
+        halving_by: Which are the best at a halving: "score", those with the best last scores, or
+            "ensemble", those that greedy forward selection, on the logits of that epoch, adds first
+            to an ensemble of all. The latter keeps members that correct each other's errors, where
+            scores alone would keep near copies of the best one.
         engine: Name of the executor that trains the packs.
     """
 
@@ -28,6 +34,7 @@ class SweepOptions:
     patience: int | None = None
     halving_factor: float | None = None
     halving_epochs: int = 1
+    halving_by: HalvingBy = "score"
     engine: str = "in_process"
 
     def __post_init__(self) -> None:
@@ -43,6 +50,12 @@ class SweepOptions:
             raise InputError(
                 f"halving_factor {self.halving_factor:g} must be above 1",
                 option="sweep.halving_factor",
+            )
+        if self.halving_by != "score" and self.halving_factor is None:
+            raise InputError(
+                f"halving_by {self.halving_by} is of successive halving, and there is none: give"
+                " halving_factor too",
+                option="sweep.halving_by",
             )
 
     def rungs(self, epochs: int) -> list[int]:
