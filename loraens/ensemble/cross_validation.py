@@ -7,7 +7,7 @@ ensemble that did not see it, once in each repetition. This gives the estimate.
 By bags (bootstrap samples): chosen in the bag, scored out of it (Tsamardinos et al. 2018). This
 gives the estimate's uncertainty, which comes from the choice too.
 
-Shape letters: M members, N examples, K classes, T repetitions, B bags.
+Shape letters: M members, N examples, K classes, T repetitions, B bags, V candidates.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from loraens.ensemble.combine import combine
 from loraens.ensemble.methods import METHODS, REPEATS
 from loraens.ensemble.options import Options
 from loraens.ensemble.pool import Pool
-from loraens.metrics import Outcome
+from loraens.metrics import NLL, Outcome
 from loraens.seeding import derive_seed
 
 FOLDS = 5
@@ -155,10 +155,14 @@ class Bagged:
         scores: `(B,)` of each candidate, the task's metric, its sign turned where lower is better;
             NaN where it is not defined. Bags are the same for all, so that scores are paired.
         ratio: Examples out of bag for each different one in it, mean of the bags.
+        weights: `(M,)` that were chosen in each bag, of each candidate.
+        drawn: The bags, as `bags` gives them.
     """
 
     scores: list[np.ndarray]
     ratio: float
+    weights: list[list[np.ndarray]]
+    drawn: list[tuple[np.ndarray, np.ndarray]]
 
 
 def bags(pool: Pool, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -188,7 +192,7 @@ def score_bags(
     each = np.arange(len(pool.labels))  # copies of an example in a bag are a group
     grouped = pool if pool.groups is not None else replace(pool, groups=each)
 
-    def scores_of(number: int) -> list[float]:
+    def scores_of(number: int) -> list[tuple[float, np.ndarray]]:
         inside, outside = grouped.split(*drawn[number])
         weights: dict[tuple[str, Options], np.ndarray] = {}
         scores = []
@@ -199,17 +203,57 @@ def score_bags(
             if key not in weights:
                 weights[key] = candidate.weights(inside, "bag", number)
             outcome = combine(outside, weights[key], candidate.rule, inside.standings)
-            scores.append(pool.task.score(outcome, outside.labels))
+            scores.append((pool.task.score(outcome, outside.labels), weights[key]))
         return scores
 
-    # a merged model is computed by the backbone, which has threads of its own
-    workers = 1 if pool.merged is not None else os.cpu_count()
     scores: list[list[float]] = [[] for _ in candidates]
-    with ThreadPoolExecutor(workers) as executor:
+    chosen: list[list[np.ndarray]] = [[] for _ in candidates]
+    with ThreadPoolExecutor(_workers(pool)) as executor:
         for number, row in enumerate(executor.map(scores_of, range(len(drawn)))):
-            of_bag = [of for of, c in zip(scores, candidates, strict=True) if number < c.bags]
-            for of_candidate, score in zip(of_bag, row, strict=True):
-                of_candidate.append(score)
+            of_bag = [i for i, candidate in enumerate(candidates) if number < candidate.bags]
+            for index, (score, weights) in zip(of_bag, row, strict=True):
+                scores[index].append(score)
+                chosen[index].append(weights)
             advance()
     out = float(np.mean([len(outside) for _, outside in drawn])) / len(pool.labels)
-    return Bagged([np.array(of_candidate) for of_candidate in scores], out / (1 - out))
+    arrays = [np.array(of_candidate) for of_candidate in scores]
+    return Bagged(arrays, out / (1 - out), chosen, drawn)
+
+
+def nll_of_bags(
+    pool: Pool,
+    rules: Sequence[str],
+    chosen: Sequence[Sequence[np.ndarray]],
+    drawn: Sequence[tuple[np.ndarray, np.ndarray]],
+) -> np.ndarray:
+    """NLL `(B, V)` out of each bag of what was chosen in it, at the temperature that is fitted in
+    it; NaN where a candidate has fewer bags.
+
+    Args:
+        pool: The pool.
+        rules: Combination rule of each of V candidates.
+        chosen: Weights `(M,)` of each, in each of its bags.
+        drawn: The bags, as `bags` gives them.
+    """
+
+    def of_bag(number: int) -> list[float]:
+        inside, outside = pool.split(*drawn[number])
+        scores = []
+        for rule, of_candidate in zip(rules, chosen, strict=True):
+            if number >= len(of_candidate):
+                scores.append(np.nan)
+                continue
+            weights = of_candidate[number]
+            fitted_on = combine(inside, weights, rule, inside.standings)
+            outcome = combine(outside, weights, rule, inside.standings)
+            calibrated = scaled(outcome, fit_temperature(fitted_on, inside.labels))
+            scores.append(NLL(calibrated, outside.labels))
+        return scores
+
+    with ThreadPoolExecutor(_workers(pool)) as executor:
+        return np.array(list(executor.map(of_bag, range(len(drawn)))))
+
+
+def _workers(pool: Pool) -> int | None:
+    """Threads; a merged model is computed by the backbone, which has threads of its own."""
+    return 1 if pool.merged is not None else os.cpu_count()

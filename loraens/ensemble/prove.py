@@ -48,6 +48,8 @@ class Proof:
         outcomes: Cross-validated outcomes.
         bagged: `(B,)` the task's metric out of each bag, its sign turned where lower is better.
         ratio: As in `significance.standard_error`.
+        chosen: Weights `(M,)` that were chosen in each bag.
+        drawn: The bags: indices of the examples in each and out of it.
     """
 
     candidate: Candidate
@@ -64,6 +66,8 @@ class Proof:
     outcomes: HeldOut = field(repr=False)
     bagged: np.ndarray = field(repr=False)
     ratio: float = field(repr=False)
+    chosen: list[np.ndarray] = field(repr=False)
+    drawn: list[tuple[np.ndarray, np.ndarray]] = field(repr=False)
 
 
 def _mean_scores(pool: Pool, held_out: HeldOut, calibrated: bool = False) -> dict[str, float]:
@@ -147,15 +151,17 @@ class _Evaluation:
         ]
         return matches[-1]
 
-    def difference(self, index: int, other: int) -> tuple[Interval, float]:
-        """Difference of the task's metric, its sign turned where lower is better, and its p."""
+    def difference(self, index: int, method: str) -> tuple[float, np.ndarray]:
+        """Difference of the task's metric to the reference of a method, its sign turned where lower
+        is better: cross-validated, and `(B,)` out of each bag.
+        """
+        other = self.reference(method)
         repeats = self.candidates[index].repeats
         value = self.utility(index, repeats) - self.utility(other, repeats)
         bagged = (
             self.bagged.scores[index] - self.bagged.scores[other][: self.candidates[index].bags]
         )
-        ratio = self.bagged.ratio
-        return of_bags(value, bagged, ratio), p_value(value, bagged, ratio)
+        return value, bagged
 
     def proof(self, index: int) -> Proof:
         """All of one candidate's scores."""
@@ -165,7 +171,8 @@ class _Evaluation:
         outcome = combine(pool, weights, candidate.rule, pool.standings)
         scores = self.scores(index, candidate.repeats)
         value = scores[pool.task.metric]
-        to_best, p_best = self.difference(index, self.reference("best"))
+        to_best = self.difference(index, "best")
+        ratio = self.bagged.ratio
         temperature = None
         if outcome.probabilities is not None:
             temperature = fit_temperature(outcome, pool.labels)
@@ -179,13 +186,15 @@ class _Evaluation:
             weights=weights,
             dev=pool.task.all_scores(outcome, pool.labels),
             held_out=scores,
-            interval=of_bags(value, self.bagged.scores[index], self.bagged.ratio),
-            to_best=to_best,
-            to_omni=self.difference(index, self.reference("omni"))[0],
-            p_best=p_best,
+            interval=of_bags(value, self.bagged.scores[index], ratio),
+            to_best=of_bags(*to_best, ratio),
+            to_omni=of_bags(*self.difference(index, "omni"), ratio),
+            p_best=p_value(*to_best, ratio),
             temperature=temperature,
             calibrated=calibrated,
             outcomes=self.held_out[index],
             bagged=self.bagged.scores[index],
-            ratio=self.bagged.ratio,
+            ratio=ratio,
+            chosen=self.bagged.weights[index],
+            drawn=self.bagged.drawn,
         )
