@@ -115,8 +115,9 @@ def test_the_commands_read_a_sweep_made_in_python(sweep, run_command, tmp_path, 
         ({"rules": ["nothing"]}, "^rule nothing does not apply to task questions"),
         ({"task": "nothing"}, "^task nothing: the members have questions"),
         ({"options": loraens.Options(measure="nothing")}, "^measure nothing is unknown"),
+        ({"options": loraens.Options(size=3, max_size=2)}, "^size 3: at most 2 is expected"),
     ],
-    ids=["method", "rule", "task", "measure"],
+    ids=["method", "rule", "task", "measure", "size"],
 )
 def test_errors_name_arguments_not_options(sweep, arguments, sentence):
     with pytest.raises(loraens.InputError, match=sentence) as error:

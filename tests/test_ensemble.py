@@ -154,6 +154,16 @@ def test_runs_that_differ_are_refused(fails, tmp_path, plant, changes, message):
         pytest.param("{run} --rule vote", "--rule vote does not apply to task sts", id="rule"),
         pytest.param("{run} --measure x", "--measure x is unknown", id="measure"),
         pytest.param("{run} --task sst", "--task sst: the members have sts", id="task"),
+        pytest.param(
+            "{run} --size 3 --max_members 2", "--size 3: at most 2 is expected", id="size"
+        ),
+        pytest.param("{run} --max_members 0", "--max_members 0: at least 1 is", id="max_members"),
+        pytest.param("{run} --goal x", "ensemble: argument --goal: invalid choice: 'x'", id="goal"),
+        pytest.param(
+            "{run} --goal calibration",
+            "--goal calibration is by the probabilities of classes, and task sts has none",
+            id="calibration",
+        ),
     ],
 )
 def test_what_is_refused(fails, tmp_path, plant, args, message):

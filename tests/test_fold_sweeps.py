@@ -293,6 +293,10 @@ def test_ensembles_of_configurations_from_choice_to_prediction(
     assert "topk" in capsys.readouterr().out
     message = fails("ensemble", "--runs", run, "--method", "soup", "--logger", "false")
     assert "has seen every example" in message
+    message = fails("ensemble", "--runs", run, *methods, "--max_members", 2)
+    assert "--max_members 2: at least 3 is expected, which the best configuration runs" in message
+    message = fails("ensemble", "--runs", run, *methods, "--max_members", 5)
+    assert "--size 2: at most 1 is expected" in message
     proofs = prove(run, methods=["omni"])
     assert proofs["omni"].members.folds == 3
 

@@ -13,6 +13,7 @@ from loraens.ensemble.cross_validation import (
     bags,
     cross_validate,
     folds,
+    nll_of_bags,
     score_bags,
 )
 from loraens.ensemble.methods import BAGS, REPEATS
@@ -84,7 +85,7 @@ def test_scores_out_of_bag_against_a_plain_loop(task, make_pool):
         assert len(inside) == 60
         assert set(inside) | set(outside) == set(range(60))
         assert not set(inside) & set(outside)
-        for candidate, held, bagged in zip(wanted, held_out, found, strict=True):
+        for candidate, held, bagged in zip(wanted, held_out, found.scores, strict=True):
             weights = candidate.weights(pool.at(inside))
             outcome = combine(pool.at(outside), weights, candidate.rule, pool.at(inside).standings)
             assert len(bagged) == BAGS
@@ -112,6 +113,30 @@ def test_correlations_are_of_predictions_of_one_ensemble(make_pool):
     assert held.score(PEARSON, pool.labels) > pooled + 0.01
     squared = [MSE(held.outcome(repeat), pool.labels) for repeat in range(REPEATS)]
     assert held.score(MSE, pool.labels) == pytest.approx(np.mean(squared))
+
+
+@pytest.mark.parametrize("task", [SST, QUORA], ids=lambda task: task.name)
+def test_nll_out_of_bag_against_a_plain_loop(task, make_pool):
+    pool = make_pool(task, 4, 60)
+    wanted = [c for c in candidates(task, ["weighted", "topk"], size=2) if c.rule != "vote"]
+    bagged = score_bags(pool, wanted, cross_validate(pool, wanted))
+    chosen = [of_candidate[:20] for of_candidate in bagged.weights]
+    chosen[-1] = chosen[-1][:10]  # one has fewer bags
+    found = nll_of_bags(pool, [c.rule for c in wanted], chosen, bagged.drawn[:20])
+    assert found.shape == (20, len(wanted))
+    assert np.isnan(found[10:, -1]).all()
+    for number in (0, 7):
+        inside, outside = (pool.at(indices) for indices in bags(pool, 20)[number])
+        for column, candidate in enumerate(wanted):
+            weights = bagged.weights[column][number]
+            of_bag = combine(inside, weights, candidate.rule, inside.standings)
+            outcome = combine(outside, weights, candidate.rule, inside.standings)
+            assert task.score(outcome, outside.labels) == bagged.scores[column].chosen[number]
+            temperature = fit_temperature(of_bag, inside.labels)
+            log_p = np.log(outcome.probabilities) / temperature
+            log_p -= np.log(np.exp(log_p).sum(axis=1, keepdims=True))
+            expected = -np.mean([log_p[i, int(label)] for i, label in enumerate(outside.labels)])
+            assert found[number, column] == pytest.approx(expected)
 
 
 def test_groups_are_never_divided(make_pool):

@@ -8,10 +8,14 @@ import pytest
 from helpers.planted import plant
 
 from loraens.api.proofs import candidates
+from loraens.ensemble.cross_validation import nll_of_bags
+from loraens.ensemble.options import Options
 from loraens.ensemble.pool import Pool
 from loraens.ensemble.prove import prove
 from loraens.ensemble.recommend import pick, read_recommended, recommend, resolved
+from loraens.ensemble.significance import OutOfBag
 from loraens.errors import InputError
+from loraens.metrics import NLL
 from loraens.tasks import QUORA, STS
 
 
@@ -53,6 +57,112 @@ def test_members_that_are_the_same_are_not_combined():
     found = recommend(pool, prove(pool, candidates(STS)))[1]
     assert found.members <= 4
     assert abs(found.gain.value) < 0.001
+
+
+def naive(proofs, scores, errors):
+    """Index of the cheapest proof that is within an error of the best one's score, of equally cheap
+    ones the best.
+    """
+    top = max(scores, key=scores.get)
+    near = [index for index in scores if scores[index] >= scores[top] - errors(top, index)]
+    return min(near, key=lambda index: (proofs[index].members, -scores[index]))
+
+
+@pytest.fixture(scope="module")
+def quora(make_pool):
+    """A pool and its proofs."""
+    pool = make_pool(QUORA, 7, 150, 1.2, 3)
+    methods = ["best", "omni", "topk", "random"]
+    return pool, prove(pool, candidates(QUORA, methods, options=Options(size=3)))
+
+
+def test_the_goal_calibration_goes_by_nll(quora):
+    pool, proofs = quora
+    index, found = recommend(pool, proofs, goal="calibration")
+    picked = proofs[index]
+    eligible = [
+        i
+        for i, proof in enumerate(proofs)
+        if proof.candidate.rule != "vote" and proof.candidate.method != "random"
+    ]
+    rules = [proofs[i].candidate.rule for i in eligible]
+    chosen = [proofs[i].chosen for i in eligible]
+    nll = dict(zip(eligible, nll_of_bags(pool, rules, chosen, picked.drawn).T, strict=True))
+    scores = {i: -proofs[i].calibrated["nll"] for i in eligible}
+
+    def of_bags(outcome):
+        drawn = [outside for _, outside in picked.drawn]
+        return np.array([NLL(outcome.at(outside), pool.labels[outside]) for outside in drawn])
+
+    def errors(one, other):
+        fixed = [of_bags(proofs[i].outcomes.outcome(0, calibrated=True)) for i in (one, other)]
+        bagged = OutOfBag(nll[one] - nll[other], fixed[0] - fixed[1], picked.bagged.ratio)
+        return bagged.standard_error()
+
+    assert index == naive(proofs, scores, errors)
+    assert found.candidates == len(eligible)
+    assert found.nll.value >= picked.calibrated["nll"]  # corrected for the pick
+    assert found.nll_gain.low > 0
+    assert found.estimate.value <= picked.interval.value
+    assert found.ensemble == picked.candidate.name("quora")
+    for words in ("NLL", "at the fitted temperature and accuracy", "(goal calibration)"):
+        assert words in found.sentence
+
+
+def test_the_goal_cost_goes_by_intervals(make_pool):
+    cheaper = 0
+    for seed in range(3):
+        pool = make_pool(QUORA, 7, 100, 1.2, seed)
+        proofs = prove(pool, candidates(QUORA, ["omni", "topk"], ["probs"], Options(size=3)))
+        scores = {i: proof.interval.value for i, proof in enumerate(proofs)}
+
+        def half(one, other, proofs=proofs):
+            return (proofs[one].bagged - proofs[other].bagged).interval(0.0).high
+
+        index, found = recommend(pool, proofs, goal="cost")
+        assert index == naive(proofs, scores, half)
+        assert found.goal == "cost"
+        assert found.sentence.endswith("(goal cost).")
+        assert found.nll is None
+        cheaper += found.members < recommend(pool, proofs)[1].members
+    assert cheaper
+
+
+def test_goals_and_bounds_that_do_not_apply_are_refused(quora, make_pool):
+    pool, proofs = quora
+    with pytest.raises(InputError, match=r"^goal low is unknown: give one of score, calibration"):
+        recommend(pool, proofs, goal="low")
+    votes = [proof for proof in proofs if proof.candidate.rule == "vote"]
+    with pytest.raises(InputError, match=r"^goal calibration is by probabilities, which votes"):
+        recommend(pool, votes, goal="calibration")
+    with pytest.raises(InputError, match=r"^max_size 0: at least 1 is expected"):
+        candidates(QUORA, options=Options(max_size=0))
+    pool = make_pool(STS, 3, 40)
+    with pytest.raises(InputError, match=r"^goal calibration .* and task sts has none: give score"):
+        recommend(pool, prove(pool, candidates(STS, ["omni"])), goal="calibration")
+
+
+def test_a_bounded_recommendation_by_calibration_end_to_end(tmp_path, run_command, capsys, fails):
+    run = plant(tmp_path / "run", QUORA)
+    given = ("--runs", run, "--logger", "false", "--goal", "calibration", "--max_members", 2)
+    message = fails("ensemble", *given, "--rule", "vote")
+    assert message.startswith("loraens: --goal calibration is by probabilities")
+    assert not (run / "ensembles").exists()
+    methods = ("--method", "topk", "dicor", "--rule", "probs")
+    assert run_command("ensemble", *given, *methods) == 0
+    folder = run / "ensembles"
+    (found,) = read_recommended(folder / "recommended").values()
+    assert found.goal == "calibration"
+    assert found.sentence in capsys.readouterr().out
+    assert found.members <= 2
+    entries = json.loads((folder / "ensembles.json").read_text())
+    sizes = {f"{entry['method']}-{entry['rule']}": len(entry["members"]) for entry in entries}
+    expected = {"best-vote": 1, "omni-vote": 6, "best-probs": 1, "topk-probs": 2, "dicor-probs": 2}
+    assert sizes == expected
+    assert {entry["options"]["max_size"] for entry in entries} == {2}
+    out = tmp_path / "rows.json"
+    assert run_command("compare", run, "--filter", "goal=calibration", "--out", out) == 0
+    assert [row["name"] for row in json.loads(out.read_text())] == [found.ensemble]
 
 
 @pytest.mark.slow
@@ -114,3 +224,4 @@ def test_files_that_recommend_nothing(tmp_path):
     )
     with pytest.raises(InputError, match="several tasks: give one of"):
         resolved(path)
+    assert {one.goal for one in read_recommended(path).values()} == {"score"}  # of older versions

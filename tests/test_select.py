@@ -21,9 +21,9 @@ from loraens.ensemble.diversity import (
     vote_formula,
 )
 from loraens.ensemble.methods import METHODS, names
-from loraens.ensemble.options import Options
+from loraens.ensemble.options import Options, equal_weights
 from loraens.ensemble.pool import Pool
-from loraens.ensemble.select import accurate, dicor, greedy, topk
+from loraens.ensemble.select import _sized, accurate, dicor, greedy, topk
 from loraens.ensemble.significance import OutOfBag, holm
 from loraens.ensemble.weighting import pseudo_bma, stacking, weighted
 from loraens.metrics import NLL
@@ -50,6 +50,31 @@ def test_weights_are_legal_and_repeat(task, name, make_pool):
     if name in expected:
         assert np.count_nonzero(weights) == expected[name]
         assert len(set(weights[weights > 0].tolist())) == 1
+
+
+@pytest.mark.parametrize(
+    ("most", "members", "tried"),
+    [
+        (None, 20, [*range(4, 12)]),
+        (20, 20, [*range(4, 12)]),
+        (6, 20, [4, 5, 6]),
+        (4, 20, [4]),
+        (3, 20, [3]),
+        (1, 20, [1]),
+        (3, 2, [2]),
+    ],
+)
+def test_sizes_that_are_tried(make_pool, most, members, tried):
+    sizes = []
+
+    @_sized
+    def spy(pool, options, rng):
+        sizes.append(options.size)
+        return equal_weights(pool, range(options.size))
+
+    chosen = spy(make_pool(QUORA, members, 40), Options(max_size=most), np.random.default_rng(0))
+    assert sorted(set(sizes)) == tried
+    assert np.count_nonzero(chosen) in tried
 
 
 def test_dicor_takes_the_independent_one_and_topk_does_not(make_pool):

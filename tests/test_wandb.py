@@ -135,6 +135,7 @@ def test_a_sweep_logs_one_run_a_member_in_one_group(tmp_path, tiny_bert, corpus)
         "ensemble",
     )
     assert {"sts/omni/logits/held_out", "sts/best/logits/to_best"} <= set(found.summary)
+    assert found.summary["sts/recommended/goal"] == "score"
     (table,) = offline.glob("files/media/table/ensembles*.json")
     rows = json.loads(table.read_text())
     assert [dict(zip(rows["columns"], row, strict=True))["method"] for row in rows["data"]] == [

@@ -17,7 +17,7 @@ from loraens.ensemble.options import Options
 from loraens.ensemble.prove import Proof
 from loraens.ensemble.prove import prove as prove_pool
 from loraens.ensemble.read import PoolMembers, read_runs
-from loraens.ensemble.recommend import Recommendation, recommend
+from loraens.ensemble.recommend import Goal, Recommendation, recommend
 from loraens.ensemble.record import EnsembleRecord, make_record
 from loraens.errors import InputError
 from loraens.records import Epoch
@@ -108,22 +108,30 @@ class Proofs(Mapping[str, ProvedEnsemble]):
     def __len__(self) -> int:
         return len(self.ensembles)
 
-    def recommended(self, max_members: int | None = None) -> tuple[ProvedEnsemble, Recommendation]:
-        """The cheapest ensemble within one standard error of the best, and what it is worth on new
-        texts, corrected for the pick.
+    def recommended(
+        self, max_members: int | None = None, goal: Goal = "score"
+    ) -> tuple[ProvedEnsemble, Recommendation]:
+        """The cheapest ensemble near the best, and what it is worth on new texts, corrected for the
+        pick.
 
         Args:
-            max_members: Most members that run at prediction.
+            max_members: Most members that run at prediction; `Options.max_size` has small ensembles
+                among those to pick from.
+            goal: "score": within one standard error of the best score; "calibration": of the best
+                NLL at fitted temperatures, which are then fitted in each bag; "cost": any that is
+                not shown to be worse than the best score, as the 95 % interval of the difference
+                has zero.
 
         Raises:
-            InputError: `max_members` is below the best member's.
+            InputError: `max_members` is below the best member's, or the goal does not apply.
         """
         members = self.ensembles[0].members
         index, recommendation = recommend(
             pool=members.dev,
             proofs=[ensemble.proof for ensemble in self.ensembles],
             max_members=max_members,
-            unit=members.folds or 1,
+            unit=members.folds,
+            goal=goal,
         )
         return self.ensembles[index], recommendation
 
@@ -169,6 +177,14 @@ def candidates(
     if options.measure is not None and options.measure not in SIMILARITIES:
         measures = ", ".join(SIMILARITIES)
         raise InputError(f"measure {options.measure} is unknown: give one of {measures}", "measure")
+    if options.max_size is not None and options.max_size < 1:
+        raise InputError(f"max_size {options.max_size}: at least 1 is expected")
+    if options.size and options.max_size and options.size > options.max_size:
+        raise InputError(
+            f"size {options.size}: at most {options.max_size} is expected, which max_size or"
+            " max_members allows",
+            "size",
+        )
     groups = {"all": names(merges=False), "soup": names(merges=True)}
     chosen: list[str] = []
     for given in methods:

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from loraens.api.proofs import candidates, prove_members
+from loraens.ensemble.cross_validation import Candidate
 from loraens.ensemble.methods import names
 from loraens.ensemble.options import Options
-from loraens.ensemble.read import read_runs
-from loraens.ensemble.recommend import Recommendation, write_recommended
+from loraens.ensemble.read import PoolMembers, read_runs
+from loraens.ensemble.recommend import (
+    GOALS,
+    Goal,
+    Recommendation,
+    check_bound,
+    check_goal,
+    write_recommended,
+)
 from loraens.ensemble.record import EnsembleRecord
 from loraens.records import Epoch
 from loraens.report import ensembles as tables
@@ -24,6 +32,12 @@ from loraens.train.account import ensembles_run
 METHOD_HELP = (
     f"all, or some of {', '.join(names(merges=False))}; soup for soup (all members merged into one"
     " model) and greedy_soup, which need the backbone and the texts, and which all leaves out."
+)
+
+GOAL_HELP = (
+    "The recommended ensemble is the cheapest within one standard error of the best score (score)"
+    " or of the best NLL at fitted temperatures (calibration), or that is not shown to be worse"
+    " than the best score: the 95 % interval of the difference has zero (cost)."
 )
 
 
@@ -37,6 +51,7 @@ def run(
     out: Path | None,
     logged: bool = False,
     max_members: int | None = None,
+    goal: Goal = "score",
 ) -> list[EnsembleRecord]:
     """Choose, prove and write ensembles of each task, print their tables, and recommend one of
     each; returns them.
@@ -44,10 +59,11 @@ def run(
     folder = out or Path(runs[0]) / "ensembles"
     records: list[EnsembleRecord] = []
     recommended: dict[str, Recommendation] = {}
-    for members in read_runs([Path(path) for path in runs], tasks, epoch).values():
-        chosen = candidates(members.dev.task, methods, rules, options)
-        proofs = prove_members(members, chosen, _bar)
-        recommendation = proofs.recommended(max_members)[1]
+    pools = read_runs([Path(path) for path in runs], tasks, epoch)
+    chosen = _chosen(pools, methods, rules, options, max_members, goal)
+    for name, members in pools.items():
+        proofs = prove_members(members, chosen[name], _bar)
+        recommendation = proofs.recommended(max_members, goal)[1]
         recommended[proofs.task.name] = recommendation
         of_task = []
         for ensemble in proofs.ensembles:
@@ -67,6 +83,28 @@ def run(
         print(one.sentence)
     print(f"to predict with it: loraens predict --model {path} --input FILE")
     return records
+
+
+def _chosen(
+    pools: Mapping[str, PoolMembers],
+    methods: Sequence[str],
+    rules: Sequence[str] | None,
+    options: Options,
+    max_members: int | None,
+    goal: str,
+) -> dict[str, list[Candidate]]:
+    """The candidates of each task, all refused before any is proved."""
+    if goal == "calibration":  # by every rule: what is compared with has no probabilities by vote
+        methods = ["best", *methods]
+    chosen: dict[str, list[Candidate]] = {}
+    for name, members in pools.items():
+        check_bound(max_members, members.folds)
+        bounded = options
+        if max_members is not None:
+            bounded = replace(options, max_size=max_members // members.folds)
+        chosen[name] = candidates(members.dev.task, methods, rules, bounded)
+        check_goal(goal, members.dev.task, chosen[name])
+    return chosen
 
 
 def _bar(description: str, total: int) -> Callable[[], Any]:
@@ -109,8 +147,11 @@ def log(
                     f"{task}/recommended": one.ensemble,
                     f"{task}/recommended/estimate": one.estimate.value,
                     f"{task}/recommended/gain": one.gain.value,
+                    f"{task}/recommended/goal": one.goal,
                 }
             )
+            if one.nll is not None:
+                run.summary.update({f"{task}/recommended/nll": one.nll.value})
         for record in records:
             name = f"{record.task.name}/{record.method}/{record.rule}"
             run.summary.update(
@@ -144,9 +185,10 @@ def main(args: list[str]) -> None:
         "--max_members",
         type=int | None,
         default=None,
-        help="Most members of the recommended ensemble.",
+        help="Most models that run for the recommended ensemble; larger sizes are not tried.",
     )
-    parser.add_class_arguments(Options)
+    parser.add_argument("--goal", type=str, choices=GOALS, default="score", help=GOAL_HELP)
+    parser.add_class_arguments(Options, skip={"max_size"})
     given = parser.parse_args(args)
     run(
         runs=given.runs,
@@ -154,8 +196,9 @@ def main(args: list[str]) -> None:
         rules=given.rule,
         tasks=given.task,
         epoch=given.epoch,
-        options=Options(**{name: given[name] for name in asdict(Options())}),
+        options=Options(**{name: given[name] for name in asdict(Options()) if name in given}),
         out=None if given.out is None else Path(given.out),
         logged=given.logger,
         max_members=given.max_members,
+        goal=given.goal,
     )

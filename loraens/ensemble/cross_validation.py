@@ -26,7 +26,7 @@ from loraens.ensemble.methods import METHODS, REPEATS
 from loraens.ensemble.options import Options
 from loraens.ensemble.pool import Pool
 from loraens.ensemble.significance import OutOfBag
-from loraens.metrics import Metric, Outcome
+from loraens.metrics import NLL, Metric, Outcome
 from loraens.seeding import derive_seed
 
 FOLDS = 5
@@ -185,15 +185,28 @@ def bags(pool: Pool, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
     return drawn
 
 
+@dataclass
+class Bagged:
+    """What became of candidates in bags, which are the same for all, so that scores are paired.
+
+    Args:
+        scores: The task's metric of each candidate, its sign turned where lower is better.
+        weights: `(M,)` that were chosen in each bag, of each candidate.
+        drawn: The bags, as `bags` gives them.
+    """
+
+    scores: list[OutOfBag]
+    weights: list[list[np.ndarray]]
+    drawn: list[tuple[np.ndarray, np.ndarray]]
+
+
 def score_bags(
     pool: Pool,
     candidates: Sequence[Candidate],
     held_out: Sequence[HeldOut],
     advance: Advance = lambda: None,
-) -> list[OutOfBag]:
-    """The task's metric of every candidate out of each bag, its sign turned where lower is better.
-
-    Bags are the same for all candidates, so that scores are paired.
+) -> Bagged:
+    """Every candidate chosen in each bag and scored out of it.
 
     Args:
         pool: The pool.
@@ -205,7 +218,7 @@ def score_bags(
     each = np.arange(len(pool.labels))  # copies of an example in a bag are a group
     grouped = pool if pool.groups is not None else replace(pool, groups=each)
 
-    def scores_of(number: int) -> list[tuple[float, float]]:
+    def scores_of(number: int) -> list[tuple[float, float, np.ndarray]]:
         inside, outside = grouped.split(*drawn[number])
         weights: dict[tuple[str, Options], np.ndarray] = {}
         scores = []
@@ -221,21 +234,61 @@ def score_bags(
                 pool.task.score(of_candidate.outcome(repeat).at(drawn[number][1]), outside.labels)
                 for repeat in range(candidate.repeats)
             ]
-            scores.append((chosen, float(np.mean(fixed))))
+            scores.append((chosen, float(np.mean(fixed)), weights[key]))
         return scores
 
-    # a merged model is computed by the backbone, which has threads of its own
-    workers = 1 if pool.merged is not None else os.cpu_count()
-    scores: list[list[tuple[float, float]]] = [[] for _ in candidates]
-    with ThreadPoolExecutor(workers) as executor:
+    rows: list[list[tuple[float, float, np.ndarray]]] = [[] for _ in candidates]
+    with ThreadPoolExecutor(_workers(pool)) as executor:
         for number, row in enumerate(executor.map(scores_of, range(len(drawn)))):
-            of_bag = [of for of, c in zip(scores, candidates, strict=True) if number < c.bags]
-            for of_candidate, score in zip(of_bag, row, strict=True):
-                of_candidate.append(score)
+            of_bag = [of for of, c in zip(rows, candidates, strict=True) if number < c.bags]
+            for of_candidate, entry in zip(of_bag, row, strict=True):
+                of_candidate.append(entry)
             advance()
     out = float(np.mean([len(outside) for _, outside in drawn])) / len(pool.labels)
     ratio = out / (1 - out)
-    return [
-        OutOfBag(chosen=np.array(chosen), fixed=np.array(fixed), ratio=ratio)
-        for chosen, fixed in (zip(*of_candidate, strict=True) for of_candidate in scores)
-    ]
+    scores = []
+    weights = []
+    for of_candidate in rows:
+        chosen, fixed, of_bags = zip(*of_candidate, strict=True)
+        scores.append(OutOfBag(np.array(chosen), np.array(fixed), ratio))
+        weights.append(list(of_bags))
+    return Bagged(scores, weights, drawn)
+
+
+def nll_of_bags(
+    pool: Pool,
+    rules: Sequence[str],
+    chosen: Sequence[Sequence[np.ndarray]],
+    drawn: Sequence[tuple[np.ndarray, np.ndarray]],
+) -> np.ndarray:
+    """NLL `(B, V)` out of each bag of what was chosen in it, at the temperature that is fitted in
+    it; NaN where a candidate has fewer bags.
+
+    Args:
+        pool: The pool.
+        rules: Combination rule of each of V candidates.
+        chosen: Weights `(M,)` of each, in each of its bags.
+        drawn: The bags, as `bags` gives them.
+    """
+
+    def of_bag(number: int) -> list[float]:
+        inside, outside = pool.split(*drawn[number])
+        scores = []
+        for rule, of_candidate in zip(rules, chosen, strict=True):
+            if number >= len(of_candidate):
+                scores.append(np.nan)
+                continue
+            weights = of_candidate[number]
+            fitted_on = combine(inside, weights, rule, inside.standings)
+            outcome = combine(outside, weights, rule, inside.standings)
+            calibrated = scaled(outcome, fit_temperature(fitted_on, inside.labels))
+            scores.append(NLL(calibrated, outside.labels))
+        return scores
+
+    with ThreadPoolExecutor(_workers(pool)) as executor:
+        return np.array(list(executor.map(of_bag, range(len(drawn)))))
+
+
+def _workers(pool: Pool) -> int | None:
+    """Threads; a merged model is computed by the backbone, which has threads of its own."""
+    return 1 if pool.merged is not None else os.cpu_count()

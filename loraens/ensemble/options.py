@@ -20,6 +20,7 @@ class Options:
     Args:
         size: Members that `dicor`, `topk` and `random` choose; None for the best of `SIZES` by
             cross-validation on the pool.
+        max_size: Most members that they try where `size` is None; None for all of `SIZES`.
         pool: Members that `dicor` considers: a number from 1 on, a share below 1, or None for half
             of them, at least 11.
         within: Instead of `pool`: those whose score is at most this much below the best one's.
@@ -33,6 +34,7 @@ class Options:
     """
 
     size: int | None = None
+    max_size: int | None = None
     pool: float | None = None
     within: float | None = None
     measure: str | None = None

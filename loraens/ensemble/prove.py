@@ -14,6 +14,7 @@ from loraens.ensemble.calibration import fit_temperature
 from loraens.ensemble.combine import combine
 from loraens.ensemble.cross_validation import (
     Advance,
+    Bagged,
     Candidate,
     HeldOut,
     cross_validate,
@@ -46,6 +47,8 @@ class Proof:
             in the folds.
         outcomes: Cross-validated outcomes.
         bagged: The task's metric out of bag, its sign turned where lower is better.
+        chosen: Weights `(M,)` that were chosen in each bag.
+        drawn: The bags: indices of the examples in each and out of it.
     """
 
     candidate: Candidate
@@ -61,6 +64,8 @@ class Proof:
     calibrated: dict[str, float]
     outcomes: HeldOut = field(repr=False)
     bagged: OutOfBag = field(repr=False)
+    chosen: list[np.ndarray] = field(repr=False)
+    drawn: list[tuple[np.ndarray, np.ndarray]] = field(repr=False)
 
 
 def _mean_scores(pool: Pool, held_out: HeldOut, calibrated: bool = False) -> dict[str, float]:
@@ -105,7 +110,7 @@ class _Evaluation:
         pool: Pool,
         candidates: Sequence[Candidate],
         held_out: Sequence[HeldOut],
-        bagged: Sequence[OutOfBag],
+        bagged: Bagged,
     ) -> None:
         self.pool = pool
         self.candidates = candidates
@@ -148,7 +153,7 @@ class _Evaluation:
         """
         repeats = self.candidates[index].repeats
         value = self.utility(index, repeats) - self.utility(other, repeats)
-        return value, self.bagged[index] - self.bagged[other]
+        return value, self.bagged.scores[index] - self.bagged.scores[other]
 
     def proof(self, index: int) -> Proof:
         """All of one candidate's scores."""
@@ -173,12 +178,14 @@ class _Evaluation:
             weights=weights,
             dev=pool.task.all_scores(outcome, pool.labels),
             held_out=scores,
-            interval=self.bagged[index].interval(value),
+            interval=self.bagged.scores[index].interval(value),
             to_best=best_bagged.interval(to_best),
             to_omni=omni_bagged.interval(to_omni),
             p_best=best_bagged.p_value(to_best),
             temperature=temperature,
             calibrated=calibrated,
             outcomes=self.held_out[index],
-            bagged=self.bagged[index],
+            bagged=self.bagged.scores[index],
+            chosen=self.bagged.weights[index],
+            drawn=self.bagged.drawn,
         )

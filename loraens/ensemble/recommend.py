@@ -6,24 +6,29 @@ Shape letters: V candidates, N examples, B bags.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from loraens.ensemble.combine import MERGED
-from loraens.ensemble.cross_validation import bags
+from loraens.ensemble.cross_validation import Candidate
+from loraens.ensemble.optimism import Values
 from loraens.ensemble.pool import Pool
 from loraens.ensemble.prove import Proof
-from loraens.ensemble.significance import Interval, OutOfBag
+from loraens.ensemble.significance import Interval
 from loraens.errors import InputError
+from loraens.metrics import NLL
 from loraens.records import Count, Record
 from loraens.store import ENSEMBLE, write_atomically
+from loraens.tasks import Task
 
 RECOMMENDED = "recommended"
 FORMAT = 1
+Goal = Literal["score", "calibration", "cost"]
+GOALS: tuple[Goal, ...] = get_args(Goal)
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,10 @@ class Recommendation(Record):
         gain: Difference of that to the best member, its sign turned where lower is better; nought
             where the best member is recommended.
         sentence: What to use and what it is worth, in words.
+        goal: What it was picked by, as in `recommend`.
+        nll: For the goal `calibration`, its NLL on new texts at the fitted temperature, corrected
+            for the pick.
+        nll_gain: Difference of that to the best member, as `gain`: positive where the NLL is lower.
     """
 
     ensemble: str
@@ -46,6 +55,9 @@ class Recommendation(Record):
     estimate: Interval
     gain: Interval
     sentence: str
+    goal: Goal = "score"
+    nll: Interval | None = None
+    nll_gain: Interval | None = None
 
 
 def cost(proof: Proof) -> int:
@@ -53,29 +65,84 @@ def cost(proof: Proof) -> int:
     return 1 if proof.candidate.rule == MERGED else proof.members
 
 
-def pick(scores: np.ndarray, errors: np.ndarray, costs: np.ndarray) -> int:
-    """Index of the cheapest candidate whose score is within one standard error of the best one's;
-    of equally cheap ones the best.
+def pick(scores: np.ndarray, margins: Mapping[int, np.ndarray], costs: np.ndarray) -> int:
+    """Index of the cheapest candidate whose score is within a margin of the best one's; of equally
+    cheap ones the best.
 
-    The rule of Breiman et al. (1984, section 3.4.3), with the standard error of the difference to
-    the best: candidates are scored on the same examples, so that most of the error of each score is
-    common to both.
+    With a margin of one standard error this is the rule of Breiman et al. (1984, section 3.4.3),
+    the standard error that of the difference to the best: candidates are scored on the same
+    examples, so that most of the error of each score is common to both.
 
     Args:
         scores: `(V,)` higher is better; minus infinity where not defined.
-        errors: `(V, V)` standard error of the difference of each pair.
+        margins: `(V,)` of each candidate, by the index of the best one.
         costs: `(V,)` members that run.
     """
     top = int(np.argmax(scores))
-    near = np.flatnonzero(scores >= scores[top] - errors[top])
+    near = np.flatnonzero(scores >= scores[top] - margins[top])
     cheapest = near[costs[near] == costs[near].min()]
     return int(cheapest[np.argmax(scores[cheapest])])
 
 
+def check_bound(max_members: int | None, unit: int = 1) -> None:
+    """Refuse a bound that not even the best member keeps.
+
+    Args:
+        max_members: Most members that run at prediction.
+        unit: Members of a configuration.
+
+    Raises:
+        InputError: It is below the best member's.
+    """
+    if max_members is not None and max_members < unit:
+        raise InputError(
+            f"max_members {max_members}: at least {unit} is expected, which the best"
+            f" {'member' if unit == 1 else 'configuration'} runs",
+            option="max_members",
+        )
+
+
+def check_goal(goal: str, task: Task, candidates: Sequence[Candidate]) -> None:
+    """Refuse a goal by which none of the candidates of a task can be recommended.
+
+    Raises:
+        InputError: It is unknown, or needs probabilities that are not there.
+    """
+    if goal not in GOALS:
+        raise InputError(f"goal {goal} is unknown: give one of {', '.join(GOALS)}", option="goal")
+    if goal != "calibration":
+        return
+    if not task.class_names:
+        raise InputError(
+            f"goal calibration is by the probabilities of classes, and task {task.name} has none:"
+            " give score or cost, or other tasks",
+            option="goal",
+        )
+    if not any(one.method == "best" and _eligible(one, goal) for one in candidates):
+        raise InputError(
+            "goal calibration is by probabilities, which votes do not give: have the best member"
+            " among the ensembles by the rule logits or probs, too",
+            option="goal",
+        )
+
+
+def _eligible(candidate: Candidate, goal: str) -> bool:
+    """Whether it may be recommended: it is no control, and has probabilities where they count."""
+    return candidate.method != "random" and (goal != "calibration" or candidate.rule != "vote")
+
+
 def recommend(
-    pool: Pool, proofs: Sequence[Proof], max_members: int | None = None, unit: int = 1
+    pool: Pool,
+    proofs: Sequence[Proof],
+    max_members: int | None = None,
+    unit: int = 1,
+    goal: Goal = "score",
 ) -> tuple[int, Recommendation]:
     """The index of the recommended proof, and what it is worth.
+
+    By the goal `score` it is the cheapest candidate within one standard error of the best score; by
+    `calibration` the same by the held-out NLL at fitted temperatures; by `cost` the cheapest that
+    is not shown to be worse than the best score: the 95 % interval of their difference has zero.
 
     The best of many estimates is too good. So the pick is repeated in each bag, on the
     cross-validated outcomes of its examples: by how much its score is better there than out of the
@@ -88,111 +155,70 @@ def recommend(
         proofs: Of its candidates, the best member among them.
         max_members: Most members that run at prediction.
         unit: Members of a configuration.
+        goal: What is picked by.
 
     Raises:
-        InputError: `max_members` is below the best member's.
+        InputError: `max_members` is below the best member's, or the goal does not apply.
     """
-    costs = np.array([cost(proof) * unit for proof in proofs])
-    best = next(i for i, proof in enumerate(proofs) if proof.candidate.method == "best")
-    allowed = _allowed(proofs, costs, best, max_members, unit)
-    rows = [proofs[index] for index in allowed]
-    best = allowed.index(best)
-    costs = costs[allowed]
-    task = pool.task
-    scores = np.array([task.utility(proof.interval.value) for proof in rows])
-    scores = np.where(np.isnan(scores), -np.inf, scores)
-    errors = np.array([[_error(one, other) for other in rows] for one in rows])
-    picked = pick(scores, errors, costs)
-
-    count = max(len(proof.bagged) for proof in rows)
-    inside, outside = _in_and_out(pool, rows, count)
-    picks = np.array([pick(of_bag, errors, costs) for of_bag in inside])
-    each = np.arange(count)
-    optimism = inside[each, picks] - outside[each, picks]
-    of_best = inside[:, best] - outside[:, best]
-    bagged = np.full((count, len(rows)), np.nan)  # a candidate may have fewer bags
-    for column, proof in enumerate(rows):
-        bagged[: len(proof.bagged), column] = proof.bagged.chosen
-    ratio = rows[picked].bagged.ratio
-    again = OutOfBag(bagged[each, picks], outside[:, picked], ratio)
-    best_again = OutOfBag(bagged[:, best], outside[:, best], ratio)
-    value = scores[picked] - max(0.0, float(np.nanmean(optimism)))
-    gain = 0.0
-    difference = best_again - best_again
-    if picked != best:
-        excess = max(0.0, float(np.nanmean(optimism - of_best)))
-        gain = float(scores[picked] - scores[best]) - excess
-        difference = again - best_again
-    sign = task.utility(1.0)
-    result = Recommendation(
-        ensemble=rows[picked].candidate.name(task.name),
-        members=int(costs[picked]),
-        candidates=len(rows),
-        estimate=again.interval(sign * value),
-        gain=difference.interval(gain),
-        sentence="",
-    )
-    sentence = _sentence(result, pool, rows[picked])
-    return allowed[picked], replace(result, sentence=sentence)
-
-
-def _allowed(
-    proofs: Sequence[Proof], costs: np.ndarray, best: int, max_members: int | None, unit: int
-) -> list[int]:
-    """Indices of the candidates that may be recommended: not too large, and no control."""
-    if max_members is not None and max_members < costs[best]:
-        raise InputError(
-            f"max_members {max_members}: at least {costs[best]} is expected, which the best"
-            f" {'member' if unit == 1 else 'configuration'} runs",
-            option="max_members",
-        )
-    return [
+    check_bound(max_members, unit)
+    check_goal(goal, pool.task, [proof.candidate for proof in proofs])
+    allowed = [
         index
         for index, proof in enumerate(proofs)
-        if (max_members is None or costs[index] <= max_members)
-        and proof.candidate.method != "random"
+        if (max_members is None or cost(proof) * unit <= max_members)
+        and _eligible(proof.candidate, goal)
     ]
-
-
-def _error(one: Proof, other: Proof) -> float:
-    """Standard error of the difference of two scores; nought where it is not defined."""
-    error = (one.bagged - other.bagged).standard_error()
-    return 0.0 if np.isnan(error) else error
-
-
-def _in_and_out(pool: Pool, rows: Sequence[Proof], count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Scores `(B, V)` of cross-validated outcomes on the examples in each bag, and out of it."""
-    drawn = bags(pool, count)
-    scores = np.full((2, count, len(rows)), -np.inf)
-    for column, proof in enumerate(rows):
-        outcome = proof.outcomes.outcome(0)
-        for number, parts in enumerate(drawn):
-            for side, indices in enumerate(parts):
-                score = pool.task.score(outcome.at(indices), pool.labels[indices])
-                scores[side, number, column] = -np.inf if np.isnan(score) else score
-    return scores[0], scores[1]
+    rows = [proofs[index] for index in allowed]
+    costs = np.array([cost(proof) * unit for proof in rows])
+    metric = Values.of_metric(pool, rows)
+    nll = Values.of_nll(pool, rows) if goal == "calibration" else None
+    compared = nll or metric
+    margins = compared.margins(of_interval=goal == "cost")
+    picked = pick(compared.scores, margins, costs)
+    picks = np.array([pick(of_bag, margins, costs) for of_bag in compared.inside])
+    methods = [proof.candidate.method for proof in rows]
+    best = None if methods[picked] == "best" else methods.index("best")
+    estimate, gain = metric.worth(picked, picks, best, pool.task.utility(1.0))
+    of_nll = (None, None) if nll is None else nll.worth(picked, picks, best, NLL.utility(1.0))
+    result = Recommendation(
+        ensemble=rows[picked].candidate.name(pool.task.name),
+        members=int(costs[picked]),
+        candidates=len(rows),
+        estimate=estimate,
+        gain=gain,
+        sentence="",
+        goal=goal,
+        nll=of_nll[0],
+        nll_gain=of_nll[1],
+    )
+    return allowed[picked], replace(result, sentence=_sentence(result, pool, rows[picked]))
 
 
 def _sentence(result: Recommendation, pool: Pool, proof: Proof) -> str:
     """What to use and what it is worth."""
     task = pool.task.name
-    estimate = result.estimate
-    worth = (
-        f"{pool.task.main_metric.title} {estimate.value:.4f}"
-        f" [{estimate.low:.4f}, {estimate.high:.4f}] on new texts"
-    )
+    worth = f"{pool.task.main_metric.title} {_interval(result.estimate)} on new texts"
+    gain = f"{_interval(result.gain, '+')} against the best member"
+    if result.nll is not None and result.nll_gain is not None:
+        worth = f"NLL {_interval(result.nll)} at the fitted temperature and {worth}"
+        gain = f"better than the best member's by {_interval(result.nll_gain, '+')} and"
+        gain += f" {_interval(result.gain, '+')}"
+    goal = "" if result.goal == "score" else f" (goal {result.goal})"
     if proof.candidate.method == "best":
         single = pool.names[int(np.argmax(proof.weights))]
         return (
             f"{task}: use the best member alone, {single}: {worth} (95 %); no ensemble among"
-            f" {result.candidates} candidates is worth its cost."
+            f" {result.candidates} candidates is worth its cost{goal}."
         )
     runs = "1 model runs" if result.members == 1 else f"{result.members} models run"
     return (
         f"{task}: use {proof.candidate.method} ({proof.candidate.rule}), of which {runs}: {worth},"
-        f" {result.gain.value:+.4f} [{result.gain.low:+.4f}, {result.gain.high:+.4f}] against the"
-        f" best member (95 %), corrected for the pick among {result.candidates}."
+        f" {gain} (95 %), corrected for the pick among {result.candidates}{goal}."
     )
+
+
+def _interval(interval: Interval, sign: str = "") -> str:
+    return f"{interval.value:{sign}.4f} [{interval.low:{sign}.4f}, {interval.high:{sign}.4f}]"
 
 
 def write_recommended(folder: Path, recommended: dict[str, Recommendation]) -> Path:

@@ -31,6 +31,13 @@ def omni(pool: Pool, options: Options, rng: np.random.Generator) -> np.ndarray:
     return equal_weights(pool, np.arange(len(pool)))
 
 
+def _sizes(options: Options) -> range:
+    """Sizes to try: those of `SIZES` up to the largest allowed, or where all are above it, that."""
+    if options.max_size is None:
+        return SIZES
+    return range(min(SIZES[0], options.max_size), min(SIZES[-1], options.max_size) + 1)
+
+
 def _sized(select: Select) -> Select:
     """The algorithm with a size chosen by cross-validation where none is given: the smallest of the
     best.
@@ -40,7 +47,7 @@ def _sized(select: Select) -> Select:
     def choose(pool: Pool, options: Options, rng: np.random.Generator) -> np.ndarray:
         if options.size is not None:
             return select(pool, options, rng)
-        sizes = [size for size in SIZES if size <= len(pool)] or [len(pool)]
+        sizes = [size for size in _sizes(options) if size <= len(pool)] or [len(pool)]
         rule = pool.kind.rules[0]
         seed = int(rng.spawn(1)[0].integers(2**32))  # the same for any number of examples
         fold_of = rng.permutation(len(pool.labels)) % 5

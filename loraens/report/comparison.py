@@ -36,6 +36,7 @@ COLUMNS = (
         "method",
         "rule",
         "recommended",
+        "goal",
     ),
     *(
         "metric",
@@ -62,6 +63,7 @@ TEXTS = frozenset(
         "method",
         "rule",
         "recommended",
+        "goal",
         "metric",
         "path",
     }
@@ -98,11 +100,23 @@ def read_rows(directories: Sequence[Path]) -> list[Row]:
             )
         for path in sorted(below):
             paths.setdefault(path.resolve(), path)
+    goals: dict[Path, dict[str, str]] = {}  # of each directory of ensembles
     rows: list[Row] = []
-    for path in paths.values():  # a soup is both, and counts as an ensemble
-        is_ensemble = (path / ENSEMBLE).is_file()
-        rows.extend([_of_ensemble(path)] if is_ensemble else _of_member(path))
+    for resolved, path in paths.items():
+        if not (path / ENSEMBLE).is_file():  # a soup is both, and counts as an ensemble
+            rows.extend(_of_member(path))
+            continue
+        folder = resolved.parent
+        if folder not in goals:
+            goals[folder] = _goals(folder / RECOMMENDED)
+        rows.append(_of_ensemble(path, goals[folder].get(resolved.name)))
     return rows
+
+
+def _goals(file: Path) -> dict[str, str]:
+    """What the ensembles that a file recommends were picked by, by name."""
+    recommended = read_recommended(file).values() if file.is_file() else ()
+    return {one.ensemble: one.goal for one in recommended}
 
 
 def _of_member(path: Path) -> list[Row]:
@@ -130,7 +144,7 @@ def _of_member(path: Path) -> list[Row]:
     ]
 
 
-def _of_ensemble(path: Path) -> Row:
+def _of_ensemble(path: Path, goal: str | None) -> Row:
     record = EnsembleRecord.read(path)
     folder = path.resolve().parent
     scores = {
@@ -140,12 +154,11 @@ def _of_ensemble(path: Path) -> Row:
         "high": record.interval.high,
         "test": record.test,
     }
-    file = folder / RECOMMENDED
-    recommended = read_recommended(file).values() if file.is_file() else ()
     return {
         **dict.fromkeys(COLUMNS),
         "kind": "ensemble",
-        "recommended": "yes" if any(path.name == one.ensemble for one in recommended) else None,
+        "recommended": None if goal is None else "yes",
+        "goal": goal,
         "run": folder.parent.name if folder.name == "ensembles" else folder.name,
         "name": path.resolve().name,
         "task": record.task.name,
