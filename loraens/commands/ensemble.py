@@ -22,8 +22,10 @@ from loraens.store import write_atomically
 from loraens.train.account import ensembles_run
 
 METHOD_HELP = (
-    f"all, or some of {', '.join(names(merges=False))}; soup for soup (all members merged into one"
-    " model) and greedy_soup, which need the backbone and the texts, and which all leaves out."
+    f"all, or some of {', '.join(names(merges=False))}; longest for the best of the members trained"
+    " for the most epochs, which all has where these numbers differ; soup for soup (all members"
+    " merged into one model) and greedy_soup, which need the backbone and the texts, and which all"
+    " leaves out."
 )
 
 
@@ -45,7 +47,7 @@ def run(
     records: list[EnsembleRecord] = []
     recommended: dict[str, Recommendation] = {}
     for members in read_runs([Path(path) for path in runs], tasks, epoch).values():
-        chosen = candidates(members.dev.task, methods, rules, options)
+        chosen = candidates(members.dev.task, methods, rules, options, members.dev)
         proofs = prove_members(members, chosen, _bar)
         recommendation = proofs.recommended(max_members)[1]
         recommended[proofs.task.name] = recommendation

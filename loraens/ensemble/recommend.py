@@ -15,6 +15,7 @@ import numpy as np
 
 from loraens.ensemble.combine import MERGED
 from loraens.ensemble.cross_validation import bags
+from loraens.ensemble.methods import CONTROLS
 from loraens.ensemble.pool import Pool
 from loraens.ensemble.prove import Proof
 from loraens.ensemble.significance import Interval, of_bags, standard_error
@@ -132,7 +133,7 @@ def recommend(
         gain=of_bags(gain, differences, ratio),
         sentence="",
     )
-    sentence = _sentence(result, pool, rows[picked])
+    sentence = _sentence(result, pool, rows[picked]) + _of_longest(pool, proofs, rows[picked], unit)
     return allowed[picked], replace(result, sentence=sentence)
 
 
@@ -150,7 +151,7 @@ def _allowed(
         index
         for index, proof in enumerate(proofs)
         if (max_members is None or costs[index] <= max_members)
-        and proof.candidate.method != "random"
+        and proof.candidate.method not in CONTROLS
     ]
 
 
@@ -193,6 +194,33 @@ def _sentence(result: Recommendation, pool: Pool, proof: Proof) -> str:
         f"{task}: use {proof.candidate.method} ({proof.candidate.rule}), of which {runs}: {worth},"
         f" {result.gain.value:+.4f} [{result.gain.low:+.4f}, {result.gain.high:+.4f}] against the"
         f" best member (95 %), corrected for the pick among {result.candidates}."
+    )
+
+
+def _of_longest(pool: Pool, proofs: Sequence[Proof], picked: Proof, unit: int) -> str:
+    """What one member that was trained longer is worth beside what is recommended, where there is
+    such a member, in a sentence that follows.
+    """
+    proof = next((proof for proof in proofs if proof.candidate.method == "longest"), None)
+    if proof is None or pool.trained is None:
+        return ""
+    chosen = np.flatnonzero(picked.weights)
+    single = int(np.argmax(proof.weights))
+    if chosen.tolist() == [single]:
+        return ""
+    each = pool.trained[chosen]
+    total, longest = int(each.sum()), int(pool.trained[single])
+    same = len(chosen) > 1 and bool((each == each[0]).all())
+    cost = f"{len(chosen)} x {each[0]}" if same else f"{total}"
+    whose = "of the ensemble's members together" if len(chosen) > 1 else "of the recommended one"
+    compared = f"as long as the {cost} {whose}"
+    if longest != total:
+        more = "more" if longest > total else "less"
+        compared = f"{more} than the {cost} {whose}, so not at equal training"
+    interval = proof.interval
+    return (
+        f" One {'member' if unit == 1 else 'configuration'} trained for {longest} epochs,"
+        f" {compared}, has {interval.value:.4f} [{interval.low:.4f}, {interval.high:.4f}] held out."
     )
 
 
