@@ -22,6 +22,8 @@ from loraens.ensemble.record import EnsembleRecord
 from loraens.ensemble.select import longest
 from loraens.errors import InputError
 from loraens.records import EpochRecord
+from loraens.report.content import read as read_content
+from loraens.report.tables import scores
 from loraens.store import ENSEMBLE, MemberStore, find_members
 from loraens.tasks import QUORA, STS
 
@@ -147,12 +149,23 @@ def test_from_runs_to_tables_and_records(tmp_path, monkeypatch, run_command, cap
     assert EnsembleRecord.read(folder) == replace(record, train_epochs=None)
 
 
+def test_the_report_has_its_row(tmp_path):
+    run = plant_epochs(tmp_path / "run", QUORA, [3, 3, 12])
+    for ensemble in prove(run, ["longest", "omni"]).ensembles:
+        ensemble.save(run / "ensembles" / ensemble.name)
+    content = read_content([run])["quora"]
+    rows = scores(content)
+    (row,) = (row for row in rows.rows if row[0] == "best of the members trained longest")
+    assert row[rows.columns.index("train epochs")] == 12
+    assert content.winner().method == "omni"
+
+
 def test_pools_of_equal_epochs_have_no_such_row(tmp_path, fails, monkeypatch):
     monkeypatch.chdir(tmp_path)
     equal = plant_epochs(Path("equal"), QUORA, [2, 3, 3], status="stopped", max_epochs=3)
     pool = read_runs([equal])["quora"].dev
     assert (pool.trained.tolist(), pool.planned.tolist()) == ([2, 3, 3], [3, 3, 3])
-    assert "longest" not in {p.partition("-")[0] for p in prove(equal, ["all"])}
+    assert "longest" not in prove(equal, ["omni"])
     given = ("--runs", "equal", "--method", "longest", "--logger", "false")
     assert "--method longest does not apply to task quora: all members" in fails("ensemble", *given)
     assert not Path("equal/ensembles").exists()

@@ -8,6 +8,7 @@ from helpers.records import make_manifest
 from lightning.pytorch import Trainer
 from test_sweep import CONFIGS, QUIET, contents, manifests, run_in_child
 
+from loraens.api.proofs import prove
 from loraens.data import modules as data
 from loraens.errors import InputError
 from loraens.members import Grid, Member, packs
@@ -172,16 +173,21 @@ def test_the_bar_counts_the_steps_of_each_member(sweep, monkeypatch):
 @pytest.mark.slow
 def test_the_folds_of_a_configuration_have_its_number(sweep):
     grid = ["--grid.rank", "[2]", "--grid.epochs", "[1,2]", "--grid.folds", "2"]
-    found = manifests(sweep(*grid))
+    run = sweep(*grid)
+    found = manifests(run)
     assert len(found) == 4
     for manifest in found.values():
         assert manifest.trained_epochs == manifest.planned_epochs == manifest.member.epochs
+    proofs = prove(run, ["longest"])
+    cost = {record.method: record.train_epochs for record in proofs.records(run)}
+    assert (cost["omni"], cost["longest"]) == (6, 4)  # of two members each
+    assert proofs["longest"].record(run).members[0].name == "r2-c3-s0-lr0.01-e2-f0"
 
 
 def test_halving_and_epochs_of_members_are_refused_together(fails, command, tmp_path):
     message = fails(*command("--sweep.halving_factor", 2, *GRID))
     assert "--sweep.halving_factor: member r2-c3-s0-lr0.01-e1 is to be trained for 1" in message
-    assert "compares members after equal epochs: leave out one of the two" in message
+    assert "compares members after equal epochs, until max_epochs 2: leave out one" in message
     assert "epochs 0 is too small" in fails(*command("--grid.epochs", "[0]"))
     assert not (tmp_path / "run").exists()
 

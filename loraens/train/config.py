@@ -236,8 +236,8 @@ class SweepConfig:
         if others and self.options.halving_factor is not None:
             raise InputError(
                 f"halving_factor: member {others[0].name} is to be trained for {others[0].epochs}"
-                f" epochs and others for max_epochs {self.train.epochs}, but successive halving"
-                " compares members after equal epochs: leave out one of the two",
+                " epochs, and successive halving compares members after equal epochs, until"
+                f" max_epochs {self.train.epochs}: leave out one of the two",
                 option="sweep.halving_factor",
             )
         return tuple(members)
