@@ -177,3 +177,11 @@ def test_pools_of_equal_epochs_have_no_such_row(tmp_path, fails, monkeypatch):
     older = read_runs([Path("older")])["quora"].dev
     assert older.trained is older.planned is None
     assert prove(Path("older"), ["omni"]).records()[0].train_epochs is None
+
+
+def test_the_table_has_the_epochs_where_the_members_do_not_tell_them(tmp_path):
+    differ, equal = (plant_epochs(tmp_path / f"{n}", QUORA, [n, 3, 3]) for n in (9, 3))
+    for run, shown in ((differ, True), (equal, False)):
+        proofs = prove(run, ["omni"])
+        assert ("train epochs: of its members together" in str(proofs)) == shown
+        assert proofs["omni"].record(run).train_epochs == (15 if shown else 9)

@@ -85,7 +85,7 @@ def score_table(records: Sequence[EnsembleRecord], recommended: str | None = Non
     once = " (greedy_soup: once)" if any(METHODS[r.method].repeats == 1 for r in records) else ""
     p = not all(record.p_best != record.p_best for record in records)
     test = any(record.test is not None for record in records)
-    trained = all(record.train_epochs is not None for record in records)
+    trained = len({_epochs_each(record) for record in records}) > 1
     apart = any(record.apart is not None for record in records)
     pool = f"{first.pool_size} {_kind(first)} to choose from"
     table = _table(
@@ -113,7 +113,7 @@ def score_table(records: Sequence[EnsembleRecord], recommended: str | None = Non
         marked = record.candidate.name(record.task.name) == recommended
         method = f"{record.method} *" if marked else record.method
         cells = [method, record.rule, str(len(record.members))]
-        cells += [str(record.train_epochs)] if trained else []
+        cells += [_number(record.train_epochs, 0)] if trained else []
         cells += [f"{record.score:.4f}"]
         cells += [_interval(record.interval), _interval(record.to_best, "+")]
         cells += [_interval(record.to_omni, "+")]
@@ -175,6 +175,13 @@ def overall_sentences(records: Sequence[EnsembleRecord]) -> Iterable[str]:
         held_out = overall({record.task.name: record.interval.value for record in chosen})
         if dev is not None and held_out is not None:
             yield f"overall, {method}: dev {dev:.4f}, held out {held_out:.4f}"
+
+
+def _epochs_each(record: EnsembleRecord) -> float | None:
+    """Mean epochs that a member was trained: where it is the same for all ensembles, the number of
+    members tells their training.
+    """
+    return None if record.train_epochs is None else record.train_epochs / len(record.members)
 
 
 def _kind(record: EnsembleRecord) -> str:
