@@ -9,6 +9,8 @@ from typing import Any
 
 OUT_OF_FOLD = "oof"  # the split of which a member of fold k has the examples of part k
 
+WHOLE = ("rank", "seed", "epochs")  # settings that are whole numbers
+
 
 @dataclass(frozen=True)
 class Member:
@@ -23,6 +25,7 @@ class Member:
         head_dropout: Dropout before the heads, in [0, 1).
         fold: Number of the part of the labelled examples that it is not trained on, from 0; None
             where it is trained on all of train.
+        epochs: Its own number of epochs; None for the run's, `trainer.max_epochs`.
     """
 
     rank: int
@@ -32,6 +35,7 @@ class Member:
     weight_decay: float = 0.01
     head_dropout: float = 0.3
     fold: int | None = None
+    epochs: int | None = None
 
     def __post_init__(self) -> None:
         if (
@@ -47,10 +51,13 @@ class Member:
             )
         if self.fold is not None and self.fold < 0:
             raise ValueError(f"fold {self.fold} is not a number of a part, from 0")
+        if self.epochs is not None and self.epochs < 1:
+            raise ValueError(f"epochs {self.epochs} is too small: at least 1 is expected")
 
     @property
     def name(self) -> str:
-        """Short name; weight decay, dropout and fold are in it where they are not the default.
+        """Short name; weight decay, dropout, epochs and fold are in it where they are not the
+        default.
 
         Examples:
             >>> Member(rank=8, scale=3.0).name
@@ -59,6 +66,8 @@ class Member:
             'r8-c3-s0-lr0.0001-do0.1'
             >>> Member(rank=8, scale=3.0, fold=0).name
             'r8-c3-s0-lr0.0001-f0'
+            >>> Member(rank=8, scale=3.0, epochs=12).name
+            'r8-c3-s0-lr0.0001-e12'
         """
         return self.configuration + ("" if self.fold is None else f"-f{self.fold}")
 
@@ -70,14 +79,13 @@ class Member:
         adapter = f"r{self.rank}-c{self.scale:g}-" if self.rank else ""
         decay = "" if self.weight_decay == Member.weight_decay else f"-wd{self.weight_decay:g}"
         dropout = "" if self.head_dropout == Member.head_dropout else f"-do{self.head_dropout:g}"
-        return f"{adapter}s{self.seed}-lr{self.lr:g}{decay}{dropout}"
+        epochs = "" if self.epochs is None else f"-e{self.epochs}"
+        return f"{adapter}s{self.seed}-lr{self.lr:g}{decay}{dropout}{epochs}"
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as JSON has them; without the fold where there is none."""
-        settings = asdict(self)
-        if self.fold is None:
-            del settings["fold"]
-        return settings
+        """The fields as JSON has them; without the fold and the epochs where there are none."""
+        optional = ("fold", "epochs")
+        return {k: v for k, v in asdict(self).items() if v is not None or k not in optional}
 
 
 @dataclass
@@ -91,6 +99,7 @@ class Grid:
         lr: Learning rates.
         weight_decay: Weight decays.
         head_dropout: Dropouts before the heads.
+        epochs: Numbers of epochs; the trainer's where it is not given.
         members: Members one by one, such as `[{rank: 8, scale: 1}, {rank: 16, scale: 3}]`, in place
             of axes.
         folds: K of a K-fold cross-validation, at least 2: each point of the grid becomes K
@@ -103,6 +112,7 @@ class Grid:
     lr: list[float] | None = None
     weight_decay: list[float] | None = None
     head_dropout: list[float] | None = None
+    epochs: list[int] | None = None
     members: list[dict[str, float]] | None = None
     folds: int | None = None
 
@@ -152,18 +162,13 @@ class Grid:
                     f"{sorted(unknown)[0]!r} is not a setting of a member: {', '.join(axes)} are"
                 )
             if fractions := [
-                name
-                for name in ("rank", "seed")
-                if setting.get(name, 0) != int(setting.get(name, 0))
+                name for name in WHOLE if setting.get(name, 0) != int(setting.get(name, 0))
             ]:
                 raise ValueError(f"{fractions[0]} {setting[fractions[0]]} is not a whole number")
             members.append(
                 replace(
                     base,
-                    **{
-                        name: int(v) if name in ("rank", "seed") else v
-                        for name, v in setting.items()
-                    },
+                    **{name: int(v) if name in WHOLE else v for name, v in setting.items()},
                 )
             )
         if not members:
@@ -194,18 +199,22 @@ def configurations(members: Iterable[Member]) -> list[list[Member]]:
     return [[listed[index] for index in unit] for unit in indices_of_configurations(listed)]
 
 
+def by_rank(members: Iterable[Member]) -> list[Member]:
+    """The members in ascending order of rank, the folds of each configuration together."""
+    return sorted(members, key=lambda m: (m.rank, m.configuration, m.fold or 0))
+
+
 def packs(members: Sequence[Member], size: int) -> list[list[Member]]:
-    """Packs of at most `size` members; members of like rank come together, so that little is
-    padded.
+    """Packs of at most `size` members of one number of epochs; members of like rank come together,
+    so that little is padded.
 
     The folds of a configuration are always in one pack, even where they are more than `size`.
     """
-    ordered = sorted(
-        members, key=lambda member: (member.rank, member.configuration, member.fold or 0)
-    )
+    ordered = sorted(by_rank(members), key=lambda member: member.epochs or 0)
     made: list[list[Member]] = []
     for unit in configurations(ordered):
-        if made and len(made[-1]) + len(unit) <= size:
+        same = bool(made) and made[-1][0].epochs == unit[0].epochs
+        if same and len(made[-1]) + len(unit) <= size:
             made[-1] += unit
         else:
             made.append(list(unit))

@@ -195,6 +195,8 @@ class Manifest(Record):
         versions: Versions of the libraries.
         files: SHA-256 of each of its files.
         examples: SHA-256 of each file of the run's examples that its logits refer to.
+        max_epochs: Epochs that its training was to have; None where it had no such end, and in runs
+            of older versions.
     """
 
     name: str
@@ -212,12 +214,23 @@ class Manifest(Record):
     versions: dict[str, str] = field(default_factory=dict)
     files: dict[Inside, Checksum] = field(default_factory=dict)
     examples: dict[Inside, Checksum] = field(default_factory=dict)
+    max_epochs: Count | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """As of every record; the member is written as it was before there were folds, where it
-        has none.
+        """As of every record; the member is written as it was before there were folds and epochs,
+        where it has none.
         """
         return {**super().to_json(), "member": self.member.to_json()}
+
+    @property
+    def trained_epochs(self) -> int | None:
+        """Epochs that it was trained, the last one perhaps in part; None where not known."""
+        return self.history[-1].epoch if self.history else None
+
+    @property
+    def planned_epochs(self) -> int | None:
+        """Epochs that it was to be trained, had it not stopped early; None where not known."""
+        return self.trained_epochs if self.status == "finished" else self.max_epochs
 
     def score(self, task: Task, epoch: Epoch = "best") -> float | None:
         """The task's metric on dev after an epoch; None where it is not defined."""

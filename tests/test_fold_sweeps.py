@@ -469,7 +469,7 @@ def test_dry_run_counts_members(sweep, capsys):
 
 def test_the_progress_bar_counts_members(capsys):
     bar = SweepBar(True, 4, count_in_words(20, 5))
-    bar.open(until=1, packs=[], done=0, to_do=20)
+    bar.open(packs=[], done=0, to_do=20)
     bar.close()
     assert "4 configurations x 5 folds = 20 members: " in capsys.readouterr().err
 

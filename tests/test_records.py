@@ -38,6 +38,7 @@ def manifest():
         seconds=1.5,
         versions={"torch": "2.0"},
         files={"epoch-001/sst-dev.npz": SUM},
+        max_epochs=3,
     )
 
 
@@ -69,6 +70,7 @@ def ensemble():
         backbone="minilm",
         backbone_fingerprint=SUM,
         data={"sts-dev": SUM},
+        train_epochs=2,
     )
 
 

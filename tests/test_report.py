@@ -205,6 +205,7 @@ def test_tables_hold_the_scores_of_the_ensembles(report, tmp_path):
         )
         assert row["test"] == f"{entry['test']:.4f}"
         assert row["members"] == str(len(entry["members"]))
+        assert row["train epochs"] == str(entry["train_epochs"])
     assert found["Omni-LoRA"]["paper (BERT-base) dev"] == "0.5300"
     assert found["DiCor-LoRA"]["paper (BERT-base) test"] == "0.5500"
     assert found["topk"]["paper (BERT-base) dev"] == ""

@@ -465,6 +465,9 @@ def test_the_papers_grids():
         "sst-minilm": 16,
         "quora-minilm": 4,
         "sts-minilm": 16,
+        "sst-minilm-longest": 18,
+        "quora-minilm-longest": 5,
+        "sts-minilm-longest": 18,
     }
     assert {path.stem for path in (CONFIGS / "grids").iterdir()} == set(counts)
     best = {"sst": (12, 3), "quora": (16, 1), "sts": (29, 3)}
@@ -473,6 +476,8 @@ def test_the_papers_grids():
         members = Grid(**axes).expand(Member(1, 1.0))
         assert len(members) == len({member.name for member in members}) == count
         assert best[name.partition("-")[0]] in {(member.rank, member.scale) for member in members}
+        long = {member.epochs for member in members} - {None}
+        assert len(long) == name.endswith("-longest")
 
 
 @pytest.mark.slow

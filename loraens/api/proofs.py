@@ -14,6 +14,7 @@ from loraens.ensemble.cross_validation import FOLDS, Candidate
 from loraens.ensemble.diversity import SIMILARITIES
 from loraens.ensemble.methods import METHODS, REPEATS, names
 from loraens.ensemble.options import Options
+from loraens.ensemble.pool import Pool
 from loraens.ensemble.prove import Proof
 from loraens.ensemble.prove import prove as prove_pool
 from loraens.ensemble.read import PoolMembers, read_runs
@@ -160,18 +161,21 @@ def candidates(
     methods: Sequence[str] = ("all",),
     rules: Sequence[str] | None = None,
     options: Options | None = None,
+    pool: Pool | None = None,
 ) -> list[Candidate]:
     """Every method with every rule that applies; `best` and `omni` are always there, to compare
     with.
 
     Args:
         task: The task.
-        methods: Names of `METHODS`, "all" for all that merge no members, or "soup" for all that do.
+        methods: Names of `METHODS`, "all" for all that merge no members, or "soup" for all that do,
+            as far as they apply to the pool.
         rules: Combination rules; all that apply to the task by default.
         options: Options of the methods.
+        pool: The pool, for methods that do not apply to every one, such as `longest`.
 
     Raises:
-        InputError: A method, rule or option is unknown, or does not apply to the task.
+        InputError: A method, rule or option is unknown, or does not apply to the task or the pool.
     """
     options = options or Options()
     if options.measure is not None and options.measure not in SIMILARITIES:
@@ -185,7 +189,7 @@ def candidates(
             " max_members allows",
             "size",
         )
-    groups = {"all": names(merges=False), "soup": names(merges=True)}
+    groups = {"all": names(merges=False, pool=pool), "soup": names(merges=True, pool=pool)}
     chosen: list[str] = []
     for given in methods:
         chosen += groups.get(given, [given])
@@ -193,6 +197,12 @@ def candidates(
         if name not in METHODS:
             raise InputError(
                 f"method {name} is unknown: give all, or some of {', '.join(METHODS)}", "method"
+            )
+        problem = METHODS[name].problem
+        if pool is not None and problem is not None and (reason := problem(pool)) is not None:
+            raise InputError(
+                f"method {name} does not apply to task {task.name}: {reason}, so leave it out",
+                "method",
             )
     apply = task.label_kind.rules
     for rule in rules or ():
@@ -283,4 +293,4 @@ def prove(
     (members,) = pools.values()
     of_task = members.dev.task
     paper = rules or [of_task.label_kind.rules[0]]
-    return prove_members(members, candidates(of_task, methods, paper, options))
+    return prove_members(members, candidates(of_task, methods, paper, options, members.dev))

@@ -32,7 +32,7 @@ class Sweep:
         grid: Axes that are crossed, or the members themselves.
         directory: The sweep's directory; `checkpoints/<task>-sweep` by default.
         backbone: Hub name or directory of the encoder, or "minilm", the packaged one.
-        epochs: Epochs of a member that is not stopped.
+        epochs: Epochs of a member that gives none of its own and is not stopped.
         rank: Rank of members whose grid gives none; likewise
         scale: the scale c = alpha / r,
         seed: the seed,

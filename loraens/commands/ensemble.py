@@ -30,8 +30,10 @@ from loraens.store import write_atomically
 from loraens.train.account import ensembles_run
 
 METHOD_HELP = (
-    f"all, or some of {', '.join(names(merges=False))}; soup for soup (all members merged into one"
-    " model) and greedy_soup, which need the backbone and the texts, and which all leaves out."
+    f"all, or some of {', '.join(names(merges=False))}; longest for the best of the members trained"
+    " for the most epochs, which all has where these numbers differ; soup for soup (all members"
+    " merged into one model) and greedy_soup, which need the backbone and the texts, and which all"
+    " leaves out."
 )
 
 GOAL_HELP = (
@@ -102,7 +104,7 @@ def _chosen(
         bounded = options
         if max_members is not None:
             bounded = replace(options, max_size=max_members // members.folds)
-        chosen[name] = candidates(members.dev.task, methods, rules, bounded)
+        chosen[name] = candidates(members.dev.task, methods, rules, bounded, members.dev)
         check_goal(goal, members.dev.task, chosen[name])
     return chosen
 

@@ -48,12 +48,14 @@ def plan_text(plan: Plan) -> str:
     """A plan in words: members, packs, steps, and the time and memory of it."""
     cost = plan.cost
     mib = 2**20
+    steps = " or ".join(f"{plan.steps_of_epoch * epochs:,}" for epochs in plan.epochs)
+    epochs = " or ".join(map(str, plan.epochs))
     return "\n".join(
         [
             f"{plan.count}, of which {plan.ended} have ended",
             f"{plan.packs} packs of at most {plan.pack_size} members",
             (
-                f"{plan.steps_of_epoch * plan.epochs:,} steps a member ({plan.epochs} epochs of"
+                f"{steps} steps a member ({epochs} epochs of"
                 f" {plan.steps_of_epoch:,}), {plan.member_steps:,} member-steps"
             ),
             (

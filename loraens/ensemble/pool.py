@@ -36,6 +36,10 @@ class Pool:
         groups: `(N,)` number of the group of each example: those of one group, such as equal texts
             or the copies of an example in a bag, are never divided between examples to choose on
             and examples to score. None where each is one of its own.
+        trained: `(M,)` epochs that each member was trained, those of a configuration each; None
+            where not known of all.
+        planned: `(M,)` epochs that each was to be trained, had it not stopped early; None where not
+            known of all.
     """
 
     task: Task
@@ -47,6 +51,8 @@ class Pool:
     epochs: tuple[np.ndarray, ...] | None = None
     epoch_names: tuple[tuple[str, ...], ...] | None = None
     groups: np.ndarray | None = None
+    trained: np.ndarray | None = None
+    planned: np.ndarray | None = None
     similarities: dict[str, np.ndarray] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -84,6 +90,8 @@ class Pool:
             merged=None,
             epochs=self.epochs and tuple(self.epochs[index] for index in chosen),
             epoch_names=self.epoch_names and tuple(self.epoch_names[index] for index in chosen),
+            trained=None if self.trained is None else self.trained[chosen],
+            planned=None if self.planned is None else self.planned[chosen],
         )
 
     @cached_property

@@ -166,16 +166,27 @@ def _read(
     chosen_on, ids = dev
     if epoch == "best":
         chosen_on = _with_epochs(chosen_on, ids, units, scored, report)
+    manifests = [manifest for _, manifest in first]
+    chosen_on = replace(
+        chosen_on,
+        trained=_where_known([manifest.trained_epochs for manifest in manifests]),
+        planned=_where_known([manifest.planned_epochs for manifest in manifests]),
+    )
     return PoolMembers(
         dev=chosen_on,
         test=test and test[0],
         test_ids=test[1] if test else ids,
         directories=[path for path, _ in first],
-        manifests=[manifest for _, manifest in first],
+        manifests=manifests,
         epoch=epoch,
         units=list(units),
         apart=apart and apart[0],
     )
+
+
+def _where_known(numbers: Sequence[int | None]) -> np.ndarray | None:
+    """The numbers as an array; None where one is not known."""
+    return None if None in numbers else np.array(numbers)
 
 
 def _pool(task: str, split: str, members: Sequence[StoredMember], logits: Sequence[Logits]) -> Pool:

@@ -15,6 +15,7 @@ import numpy as np
 
 from loraens.ensemble.combine import MERGED
 from loraens.ensemble.cross_validation import Candidate
+from loraens.ensemble.methods import CONTROLS
 from loraens.ensemble.optimism import Values
 from loraens.ensemble.pool import Pool
 from loraens.ensemble.prove import Proof
@@ -128,7 +129,7 @@ def check_goal(goal: str, task: Task, candidates: Sequence[Candidate]) -> None:
 
 def _eligible(candidate: Candidate, goal: str) -> bool:
     """Whether it may be recommended: it is no control, and has probabilities where they count."""
-    return candidate.method != "random" and (goal != "calibration" or candidate.rule != "vote")
+    return candidate.method not in CONTROLS and (goal != "calibration" or candidate.rule != "vote")
 
 
 def recommend(
@@ -191,7 +192,8 @@ def recommend(
         nll=of_nll[0],
         nll_gain=of_nll[1],
     )
-    return allowed[picked], replace(result, sentence=_sentence(result, pool, rows[picked]))
+    sentence = _sentence(result, pool, rows[picked]) + _of_longest(pool, proofs, rows[picked], unit)
+    return allowed[picked], replace(result, sentence=sentence)
 
 
 def _sentence(result: Recommendation, pool: Pool, proof: Proof) -> str:
@@ -219,6 +221,32 @@ def _sentence(result: Recommendation, pool: Pool, proof: Proof) -> str:
 
 def _interval(interval: Interval, sign: str = "") -> str:
     return f"{interval.value:{sign}.4f} [{interval.low:{sign}.4f}, {interval.high:{sign}.4f}]"
+
+
+def _of_longest(pool: Pool, proofs: Sequence[Proof], picked: Proof, unit: int) -> str:
+    """What one member that was trained longer is worth beside what is recommended, where there is
+    such a member, in a sentence that follows.
+    """
+    proof = next((proof for proof in proofs if proof.candidate.method == "longest"), None)
+    if proof is None or pool.trained is None:
+        return ""
+    chosen = np.flatnonzero(picked.weights)
+    single = int(np.argmax(proof.weights))
+    if chosen.tolist() == [single]:
+        return ""
+    each = pool.trained[chosen]
+    total, longest = int(each.sum()), int(pool.trained[single])
+    same = len(chosen) > 1 and bool((each == each[0]).all())
+    cost = f"{len(chosen)} x {each[0]}" if same else f"{total}"
+    whose = "of the ensemble's members together" if len(chosen) > 1 else "of the recommended one"
+    compared = f"as long as the {cost} {whose}"
+    if longest != total:
+        more = "more" if longest > total else "less"
+        compared = f"{more} than the {cost} {whose}, so not at equal training"
+    return (
+        f" One {'member' if unit == 1 else 'configuration'} trained for {longest} epochs,"
+        f" {compared}, has {_interval(proof.interval)} held out."
+    )
 
 
 def write_recommended(folder: Path, recommended: dict[str, Recommendation]) -> Path:

@@ -78,6 +78,7 @@ class EnsembleRecord(Record):
         apart: The task's metric on a dev set that was kept apart from the folds.
         epochs_chosen: Whether the proof chose each member's epoch anew in its folds and bags; if
             not, the best one was chosen on all of dev.
+        train_epochs: Epochs that its members were trained, all together; None where not known.
     """
 
     task: Task
@@ -103,6 +104,7 @@ class EnsembleRecord(Record):
     folds: Annotated[int, Field(ge=2)] | None = None
     apart: float | None = None
     epochs_chosen: bool = False
+    train_epochs: Count | None = None
 
     @property
     def size(self) -> int:
@@ -214,6 +216,9 @@ def make_record(members: PoolMembers, proof: Proof, directory: Path) -> Ensemble
         folds=settings.folds,
         apart=_apart_score(members, proof),
         epochs_chosen=pool.epochs is not None,
+        train_epochs=(
+            None if pool.trained is None else int(pool.trained[chosen].sum()) * members.folds
+        ),
     )
 
 

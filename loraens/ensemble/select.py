@@ -26,6 +26,28 @@ def best(pool: Pool, options: Options, rng: np.random.Generator) -> np.ndarray:
     return equal_weights(pool, pool.order[:1])
 
 
+def longest(pool: Pool, options: Options, rng: np.random.Generator) -> np.ndarray:
+    """The best of the members that were to be trained for the most epochs: the control that an
+    ensemble is compared with at equal training.
+
+    Raises:
+        ValueError: It is not known for how many epochs.
+    """
+    if pool.planned is None:
+        raise ValueError("the members' numbers of epochs are not known")
+    members = pool.order[pool.planned[pool.order] == pool.planned.max()]
+    return equal_weights(pool, members[:1])
+
+
+def without_longest(pool: Pool) -> str | None:
+    """Why `longest` does not apply to a pool; None if it does."""
+    if pool.planned is None:
+        return "it is not known of each member for how many epochs it was to be trained"
+    if (pool.planned == pool.planned[0]).all():
+        return f"all members were to be trained for {pool.planned[0]} epochs"
+    return None
+
+
 def omni(pool: Pool, options: Options, rng: np.random.Generator) -> np.ndarray:
     """All members (Omni-LoRA)."""
     return equal_weights(pool, np.arange(len(pool)))

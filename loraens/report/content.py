@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from loraens.ensemble.cross_validation import HeldOut, cross_validate
-from loraens.ensemble.methods import METHODS
+from loraens.ensemble.methods import CONTROLS, METHODS
 from loraens.ensemble.read import PoolMembers, read_runs
 from loraens.ensemble.recommend import RECOMMENDED, Recommendation, read_recommended
 from loraens.ensemble.record import EnsembleRecord
@@ -81,9 +81,10 @@ class Content:
 
     def winner(self) -> EnsembleRecord | None:
         """The ensemble with the best cross-validated score; None without ensembles. One member, or
-        a random choice, is not one.
+        a control, is not one.
         """
-        several = [record for record in self.paper() if record.method not in ("best", "random")]
+        left_out = ("best", *CONTROLS)
+        several = [record for record in self.paper() if record.method not in left_out]
         return max(several, key=lambda r: self.task.utility(r.interval.value), default=None)
 
     def indices(self, record: EnsembleRecord) -> list[int]:

@@ -42,6 +42,7 @@ def row(record: EnsembleRecord) -> dict[str, Any]:
         "method": record.method,
         "rule": record.rule,
         "members": len(record.members),
+        "train_epochs": record.train_epochs,
         "dev": record.score,
         "held_out": record.interval.value,
         "low": record.interval.low,
@@ -84,12 +85,15 @@ def score_table(records: Sequence[EnsembleRecord], recommended: str | None = Non
     once = " (greedy_soup: once)" if any(METHODS[r.method].repeats == 1 for r in records) else ""
     p = not all(record.p_best != record.p_best for record in records)
     test = any(record.test is not None for record in records)
+    trained = len({_epochs_each(record) for record in records}) > 1
     apart = any(record.apart is not None for record in records)
     pool = f"{first.pool_size} {_kind(first)} to choose from"
     table = _table(
         title=f"{first.task.name}: {first.task.metric}, {pool}",
         columns=[
-            *("method", "rule", "members", "dev" if first.folds is None else "out of fold"),
+            *("method", "rule", "members"),
+            *(["train epochs"] if trained else []),
+            "dev" if first.folds is None else "out of fold",
             *("held out", "minus best", "minus omni"),
             *(["p"] if p else []),
             *(["dev"] if apart else []),
@@ -100,6 +104,7 @@ def score_table(records: Sequence[EnsembleRecord], recommended: str | None = Non
             f" cross-validation{once} of the choice; 95 % intervals from bags in which it is made"
             f" again{_epochs(first)}."
             + (" p: of minus best, adjusted for the rows (Holm)." if p else "")
+            + (" train epochs: of its members together." if trained else "")
         ),
     )
     if recommended:
@@ -107,7 +112,9 @@ def score_table(records: Sequence[EnsembleRecord], recommended: str | None = Non
     for record in records:
         marked = record.candidate.name(record.task.name) == recommended
         method = f"{record.method} *" if marked else record.method
-        cells = [method, record.rule, str(len(record.members)), f"{record.score:.4f}"]
+        cells = [method, record.rule, str(len(record.members))]
+        cells += [_number(record.train_epochs, 0)] if trained else []
+        cells += [f"{record.score:.4f}"]
         cells += [_interval(record.interval), _interval(record.to_best, "+")]
         cells += [_interval(record.to_omni, "+")]
         cells += [_number(record.p_best)] if p else []
@@ -168,6 +175,13 @@ def overall_sentences(records: Sequence[EnsembleRecord]) -> Iterable[str]:
         held_out = overall({record.task.name: record.interval.value for record in chosen})
         if dev is not None and held_out is not None:
             yield f"overall, {method}: dev {dev:.4f}, held out {held_out:.4f}"
+
+
+def _epochs_each(record: EnsembleRecord) -> float | None:
+    """Mean epochs that a member was trained: where it is the same for all ensembles, the number of
+    members tells their training.
+    """
+    return None if record.train_epochs is None else record.train_epochs / len(record.members)
 
 
 def _kind(record: EnsembleRecord) -> str:

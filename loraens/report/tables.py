@@ -22,6 +22,7 @@ PAPER_TEST = {"dicor": {"sst": 0.550, "quora": 0.904, "sts": 0.882, "overall": 0
 NAMES = {
     **MODES,
     "best": "best single LoRA member",
+    "longest": "best of the members trained longest",
     "omni": "Omni-LoRA: all members",
     "dicor": "DiCor-LoRA: accurate, then unlike",
 }
@@ -29,6 +30,7 @@ COLUMNS = (
     "model",
     "rule",
     "members",
+    "train epochs",
     "dev (chosen on)",
     "cross-validated [95 %]",
     "minus best [95 %]",
@@ -44,16 +46,19 @@ def scores(content: Content) -> Rows:
     for mode in MODES:
         dev = content.baselines.get(mode)
         size = None if dev is None else 1
-        rows.append([NAMES[mode], None, size, dev, None, None, None, *_of_paper(task.name, mode)])
+        rows.append(
+            [NAMES[mode], None, size, None, dev, None, None, None, *_of_paper(task.name, mode)]
+        )
     records = content.paper()
     if not any(record.method == "best" for record in records):
         best = content.dev[int(content.members.dev.order[0])]
         paper = _of_paper(task.name, "best")
-        rows.append([NAMES["best"], None, 1, best, None, None, content.test, *paper])
+        rows.append([NAMES["best"], None, 1, None, best, None, None, content.test, *paper])
     for record in records:
         name = NAMES.get(record.method, record.method)
         to_best = None if record.method == "best" else record.to_best
-        row = [name, record.rule, record.size, record.score, record.interval, to_best]
+        row = [name, record.rule, record.size, record.train_epochs]
+        row += [record.score, record.interval, to_best]
         rows.append([*row, record.test, *_of_paper(task.name, record.method)])
     caption = (
         f"{content.metric[:1].upper()}{content.metric[1:]}; backbone of all but the last two"
@@ -68,6 +73,7 @@ def scores(content: Content) -> Rows:
         )
     if _without_empty(columns, rows, "test"):
         caption += " Test has no labels here, so there is no column for it."
+    _without_empty(columns, rows, "train epochs")
     return Rows("Scores", caption, columns, rows)
 
 

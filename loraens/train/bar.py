@@ -31,20 +31,19 @@ class SweepBar:
         self._bar: tqdm[Any] = tqdm(disable=True)
         self._reported: Counter[Path] = Counter()
 
-    def open(self, until: int, packs: Iterable[Pack], done: int, to_do: int) -> None:
+    def open(self, packs: Iterable[Pack], done: int, to_do: int) -> None:
         """Begin a rung.
 
         Args:
-            until: Its last epoch.
             packs: Those that are under way.
-            done: Members that have ended.
-            to_do: Members that have not begun.
+            done: Epochs until its end, of all members that have ended.
+            to_do: The same, of members that have not begun.
         """
-        epochs_done = done * until
-        epochs = (done + to_do) * until
+        epochs_done = done
+        epochs = done + to_do
         for pack in packs:
             epochs_done += len(pack.members) * pack.epochs_done
-            epochs += len(pack.members) * until
+            epochs += len(pack.members) * pack.until
         pause = 0.2 if sys.stderr.isatty() else 30  # seconds between two lines of a log
         self.close()
         self._bar = tqdm(

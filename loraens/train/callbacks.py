@@ -180,6 +180,7 @@ class MemberWriter(Callback):
             epochs = {"best": progress["best"], "last": history[-1].name}
         by_name = {entry.name: entry.dev for entry in history}
         failure = module.failures.of(index)
+        epochs_given = module.trainer.max_epochs
         splits = {
             f"{task}-{split}": part
             for (task, split), part in module.data.splits.items()
@@ -200,6 +201,7 @@ class MemberWriter(Callback):
             seconds=round(self._spent(), 1),
             versions=_versions(),
             examples=self._examples,
+            max_epochs=None if epochs_given in (None, -1) else epochs_given,
         )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -23,7 +23,8 @@ from loraens.train.runs import TRAINER_DEFAULTS
 CONFIG = "config.yaml"
 IN_MEMORY = "# data: in the memory of the Python program that made this sweep\n"
 BASE = Member(rank=8, scale=1.0)  # as `fit` trains one by default
-MEMBER_FIELDS = tuple(field.name for field in fields(Member) if field.name != "fold")
+# those of `--model`: a fold is the grid's, and without epochs of its own a member has the trainer's
+MEMBER_FIELDS = tuple(f.name for f in fields(Member) if f.name not in ("fold", "epochs"))
 # options of the trainer that a sweep needs at their defaults, as it trains whole epochs
 _FIXED: dict[str, Any] = {
     "max_steps": -1,
@@ -70,8 +71,12 @@ class TrainConfig:
 
     @property
     def epochs(self) -> int:
-        """Epochs of a member that is not stopped."""
+        """Epochs of a member that gives none of its own and is not stopped."""
         return int(self.trainer["max_epochs"])
+
+    def epochs_of(self, member: Member) -> int:
+        """Epochs of a member that is not stopped."""
+        return member.epochs or self.epochs
 
     @property
     def logger(self) -> Any:
@@ -187,7 +192,7 @@ class SweepConfig:
             grid: Axes that are crossed with `base`, or the members themselves.
             directory: The sweep's directory.
             backbone: Hub name or directory of the backbone; `data` gets it too.
-            epochs: Epochs of a member that is not stopped.
+            epochs: Epochs of a member that gives none of its own and is not stopped.
             base: Settings of a member that the grid does not give; rank 8 and scale 1 by default.
             options: How the members are trained together.
             model: Further options of `Population`, such as `{"pooling": "mean"}`.
@@ -218,7 +223,8 @@ class SweepConfig:
         """The grid's members.
 
         Raises:
-            InputError: The grid is empty, or a member is out of range or occurs twice.
+            InputError: The grid is empty, a member is out of range or occurs twice, or has epochs
+                of its own where members are halved.
         """
         try:
             members = self.grid.expand(self.base)
@@ -226,6 +232,14 @@ class SweepConfig:
             raise InputError(f"grid: {error}", option="grid") from None
         if any(member.rank < 1 for member in members):
             raise InputError("rank must be at least 1", option="grid.rank")
+        others = [m for m in members if self.train.epochs_of(m) != self.train.epochs]
+        if others and self.options.halving_factor is not None:
+            raise InputError(
+                f"halving_factor: member {others[0].name} is to be trained for {others[0].epochs}"
+                " epochs, and successive halving compares members after equal epochs, until"
+                f" max_epochs {self.train.epochs}: leave out one of the two",
+                option="sweep.halving_factor",
+            )
         return tuple(members)
 
     @property

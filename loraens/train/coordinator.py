@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -150,7 +150,7 @@ class Coordinator:
             self.state = read_state(self.directory, self.state, len(self.config.rungs))
             self.ended, _ = ended_members(self.directory, self.config.members)
             left = [member for name, member in self.members.items() if name not in self.ended]
-            size = min(self.pack_size(), len(self.members))
+            size = max(map(len, packs_of(self.config.members, self.pack_size())))
             return planned(
                 worker=self.worker,
                 members=self.config.members,
@@ -212,25 +212,28 @@ class Coordinator:
     def _train_rungs(self) -> None:
         """Train every rung that is left; between two the members are halved."""
         while True:
-            self._train_rung(self.config.rungs[self.state.rung])
+            self._train_rung()
             if self.state.rung + 1 == len(self.config.rungs):
                 return
             self._halve()
 
-    def _train_rung(self, until: int) -> None:
+    def _until(self, members: Iterable[Member]) -> list[int]:
+        """Last epoch of each member in the current rung."""
+        if self.config.options.halving_factor is None:
+            return [self.config.train.epochs_of(member) for member in members]
+        return [self.config.rungs[self.state.rung] for _ in members]
+
+    def _train_rung(self) -> None:
         """Train every pack of the current rung until its last epoch."""
-        self._under_way = {
-            path: self._pack_of(path, until) for path in self.files.paths(self.state.rung)
-        }
+        self._under_way = {path: self._pack_of(path) for path in self.files.paths(self.state.rung)}
         waiting = dict(self._under_way)
         self._bar.open(
-            until=until,
             packs=self._under_way.values(),
-            done=len(self.ended),
-            to_do=len(self._missing()),
+            done=sum(self._until(self.members[name] for name in self.ended)),
+            to_do=sum(self._until(self._missing())),
         )
         while waiting or self._missing():
-            packs = self._take_packs(waiting, until)
+            packs = self._take_packs(waiting)
             for result in self.executor.run(self.worker, packs, self._bar.report):
                 self._settle(result, waiting)
             if self._claimed:
@@ -239,13 +242,12 @@ class Coordinator:
                     f"executor {self.executor} returned no result for {lost.checkpoint}"
                 )
 
-    def _take_packs(self, waiting: dict[Path, Pack], until: int) -> Iterator[Pack]:
+    def _take_packs(self, waiting: dict[Path, Pack]) -> Iterator[Pack]:
         """The packs that can be trained now, each planned when it is asked for: those that are
         under way, then members that have not begun.
 
         Args:
             waiting: Packs that have a checkpoint and are not trained until the rung's end.
-            until: Last epoch of the rung.
         """
         while waiting or self._missing():
             if waiting:
@@ -253,17 +255,18 @@ class Coordinator:
             else:
                 members = tuple(packs_of(self._missing(), self.pack_size())[0])
                 path = self.files.path(self.state.rung, members[0].name)
+                until = self._until(members)[0]
                 pack = Pack(members, path, until, self.config.options.patience)
             self._claimed[pack.checkpoint] = pack
             self._bar.begin(pack)
             yield pack
 
-    def _pack_of(self, path: Path, until: int) -> Pack:
+    def _pack_of(self, path: Path) -> Pack:
         checkpoint = PackCheckpoint.load(path)
         return Pack(
             members=checkpoint.members,
             checkpoint=path,
-            until=until,
+            until=self._until(checkpoint.members)[0],
             patience=self.config.options.patience,
             epochs_done=checkpoint.epochs_done,
         )
@@ -312,7 +315,7 @@ class Coordinator:
         if not path.is_file():
             return []
         second = self.files.split(path, self.state.rung, half)
-        return [self._pack_of(part, result.pack.until) for part in (path, second)]
+        return [self._pack_of(part) for part in (path, second)]
 
     def _halve(self) -> None:
         """Stop all but the best members, and put those into packs of the next rung."""

@@ -17,7 +17,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from loraens.data.modules import TextData
-from loraens.members import Member, configurations, packs
+from loraens.members import Member, by_rank, configurations, packs
 from loraens.model.population import MemberModel
 from loraens.train.module import Population
 
@@ -201,10 +201,11 @@ def choose_pack(
     """
     best: Cost | None = None
     size = least = len(configurations(members)[0])
+    most = max(map(len, packs(members, len(members))))
     free = free_memory(trainer.strategy.root_device)
     while True:
         try:
-            cost = measure(build, packs(members, len(members))[0][-size:], data, trainer)
+            cost = measure(build, by_rank(members)[-size:], data, trainer)
         except torch.OutOfMemoryError:
             break
         finally:
@@ -216,7 +217,7 @@ def choose_pack(
         faster = best is None or cost.seconds * GAIN < best.seconds
         if faster and (best is None or cost.total_bytes < SHARE * free):
             best = cost
-        double = min(2 * size, len(members))
+        double = min(2 * size, most)
         predicted = cost.backbone_bytes + double * cost.member_bytes
         if not faster or double == size or predicted > SHARE * free:
             break

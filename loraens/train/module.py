@@ -118,6 +118,20 @@ class Population(LightningModule):
         data: TextData = self.trainer.datamodule  # type: ignore[attr-defined]
         return data
 
+    def setup(self, stage: str) -> None:
+        """Refuse to train members for other numbers of epochs than their own; Lightning calls it.
+
+        Raises:
+            InputError: One has another number than the trainer.
+        """
+        for member in self.members:
+            if stage == "fit" and member.epochs not in (None, self.trainer.max_epochs):
+                raise InputError(
+                    f"max_epochs {self.trainer.max_epochs}: member {member.name} is to be trained"
+                    f" for {member.epochs} epochs, so give that number, or train it in a sweep",
+                    option="trainer.max_epochs",
+                )
+
     def configure_model(self) -> None:
         """Build the model, unless that was done before; Lightning calls it.
 

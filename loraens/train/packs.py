@@ -24,7 +24,8 @@ class Pack:
     """Members to train together.
 
     Args:
-        members: The members; those of the checkpoint, where there is one.
+        members: The members, all of one number of epochs; those of the checkpoint, where there is
+            one.
         checkpoint: The pack's file, from which its training is resumed and to which it is saved.
         until: Epoch after which the training ends.
         patience: Epochs without a better dev score after which a member stops.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from loraens.members import Member
+from loraens.members import Member, by_rank
 from loraens.members import packs as packs_of
 from loraens.train.cost import Cost, measure
 from loraens.train.worker import Worker
@@ -20,8 +20,10 @@ class Plan:
         ended: How many of them have ended.
         packs: Packs that are left.
         pack_size: Most members of a pack.
-        epochs: Epochs of a member that is not stopped.
+        epochs: Different numbers of epochs of the members that are left, if none stops early, the
+            smallest first; of all members where none is left.
         steps_of_epoch: Batches of one member and epoch.
+        member_steps: Training steps that are left, of all members.
         seconds: Of all, if nothing stops early.
         cost: Of a pack.
         folds: Members of each configuration; None without folds.
@@ -31,16 +33,12 @@ class Plan:
     ended: int
     packs: int
     pack_size: int
-    epochs: int
+    epochs: tuple[int, ...]
     steps_of_epoch: int
+    member_steps: int
     seconds: float
     cost: Cost
     folds: int | None = None
-
-    @property
-    def member_steps(self) -> int:
-        """Training steps that are left, of all members."""
-        return (self.members - self.ended) * self.epochs * self.steps_of_epoch
 
     @property
     def count(self) -> str:
@@ -79,7 +77,7 @@ def planned(
     """
     cost = measure(
         build=worker.build,
-        members=packs_of(members, len(members))[0][-pack_size:],
+        members=by_rank(members)[-pack_size:],
         data=worker.data,
         trainer=worker.trainer(),
     )
@@ -89,14 +87,16 @@ def planned(
     }
     part = tokens["train"] / folds if folds else 0.0  # that a member is evaluated on
     evaluated = (part + tokens["dev"] + tokens["test"]) / (tokens["train"] - part)
-    steps = len(left) * worker.config.epochs * steps_of_epoch
+    epochs_of = worker.config.epochs_of
+    steps = sum(map(epochs_of, left)) * steps_of_epoch
     return Plan(
         members=len(members),
         ended=len(members) - len(left),
         packs=len(packs_of(left, pack_size)) if left else 0,
         pack_size=pack_size,
-        epochs=worker.config.epochs,
+        epochs=tuple(sorted(set(map(epochs_of, left or members)))),
         steps_of_epoch=steps_of_epoch,
+        member_steps=steps,
         seconds=steps * cost.seconds * (1 + evaluated / 3),  # a forward is a third of a step
         cost=cost,
         folds=folds,

@@ -164,15 +164,17 @@ class Worker:
             raise InputError(f"trainer: {' '.join(str(error).split())}") from error
         return dict(parser.instantiate_classes(parsed).trainer)
 
-    def trainer(self, callbacks: Sequence[Callback] = ()) -> Trainer:
+    def trainer(self, callbacks: Sequence[Callback] = (), epochs: int | None = None) -> Trainer:
         """A trainer of one pack.
 
         Args:
             callbacks: Beside those of the settings.
+            epochs: Epochs that it trains; those of the settings by default.
         """
         configured = self._trainer_options.get("callbacks") or []
         configured = configured if isinstance(configured, list) else [configured]
         options = {**self._trainer_options, **_TRAINER, "callbacks": [*configured, *callbacks]}
+        options["max_epochs"] = epochs or self.config.epochs
         with quiet_trainers():
             return Trainer(**options)
 
@@ -225,7 +227,8 @@ class Worker:
         """
         module = self.build(members)
         writer = MemberWriter(self.directory, finish=False)
-        trainer = self.trainer([writer, PackWatch(pack, report)])
+        epochs = self.config.epochs_of(pack.members[0])
+        trainer = self.trainer([writer, PackWatch(pack, report)], epochs)
         resumed = pack.checkpoint if pack.checkpoint.is_file() else None
         try:
             trainer.fit(module, self.data, ckpt_path=resumed, weights_only=True)
@@ -252,7 +255,7 @@ class Worker:
         """
         checkpoint = PackCheckpoint.load(pack.checkpoint)
         epochs = checkpoint.epochs_done
-        if epochs >= self.config.epochs:
+        if epochs >= self.config.epochs_of(pack.members[0]):
             return checkpoint.members, epochs
         failed = checkpoint.failed
         stalled = [progress.stalled(pack.patience) for progress in checkpoint.progress]
@@ -284,7 +287,7 @@ class Worker:
         is the last one.
         """
         checkpoint = PackCheckpoint.load(pack.checkpoint)
-        last = pack.until == self.config.epochs
+        last = pack.until == self.config.epochs_of(pack.members[0])
         results = []
         for member, failed in zip(checkpoint.members, checkpoint.failed, strict=True):
             status: Status = "failed" if failed else "finished" if last else "trained"
