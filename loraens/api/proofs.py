@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
 
 from loraens.ensemble.combine import MERGED
 from loraens.ensemble.cross_validation import FOLDS, Candidate
@@ -28,6 +30,7 @@ from loraens.tasks import Task
 if TYPE_CHECKING:
     import pandas
 
+    from loraens.data.modules import TextData
     from loraens.inference.soup import Soup
 
 Progress = Callable[[str, int], Callable[[], Any]]
@@ -61,7 +64,34 @@ class ProvedEnsemble:
     @property
     def name(self) -> str:
         """Its directory's name by default: task, method and rule."""
-        return self.proof.candidate.name(self.members.dev.task.name)
+        refit = self.members.chosen_from is not None
+        return self.proof.candidate.name(self.members.dev.task.name, refit)
+
+    def refit(self, data: TextData | None = None) -> ProvedEnsemble:
+        """The same ensemble of configurations that are each trained once more on all labelled
+        texts, in the sweep's directory `refit`, for the epochs that their folds chose: one member
+        in place of one a fold. Its scores are those of the ensemble of folds.
+
+        Args:
+            data: The texts, where the sweep was made of ones in memory.
+
+        Raises:
+            InputError: There are no folds, or the sweep's settings or data cannot be used.
+        """
+        from loraens.train.refit import refit
+
+        check_refit(self.members)
+        chosen = np.flatnonzero(self.proof.weights).tolist()
+        by_run: dict[Path, list[int]] = {}
+        for index in chosen:
+            by_run.setdefault(self.members.directories[index].parent, []).append(index)
+        directories: dict[int, Path] = {}
+        for run, indices in by_run.items():
+            manifests = [self.members.manifests[index] for index in indices]
+            trained = refit(run, manifests, self.members.epoch, data)
+            directories.update(zip(indices, trained, strict=True))
+        members = self.members.refitted(chosen, [directories[index] for index in chosen])
+        return ProvedEnsemble(replace(self.proof, weights=self.proof.weights[chosen]), members)
 
     def record(self, directory: str | Path) -> EnsembleRecord:
         """The record as it would be saved in a directory."""
@@ -154,6 +184,20 @@ class Proofs(Mapping[str, ProvedEnsemble]):
         return text.getvalue()
 
     __repr__ = __str__
+
+
+def check_refit(members: PoolMembers) -> None:
+    """Refuse to refit what has been trained on all of its texts.
+
+    Raises:
+        InputError: The pool's members have no folds.
+    """
+    if members.folds == 1:
+        raise InputError(
+            f"refit is of configurations with folds, and the members of task"
+            f" {members.dev.task.name} have none: sweep with --grid.folds K, or leave it out",
+            "refit",
+        )
 
 
 def candidates(

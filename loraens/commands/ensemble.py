@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from loraens.api.proofs import candidates, prove_members
+from loraens.api.proofs import candidates, check_refit, prove_members
 from loraens.ensemble.cross_validation import Candidate
 from loraens.ensemble.methods import names
 from loraens.ensemble.options import Options
@@ -54,6 +54,7 @@ def run(
     logged: bool = False,
     max_members: int | None = None,
     goal: Goal = "score",
+    refit: bool = False,
 ) -> list[EnsembleRecord]:
     """Choose, prove and write ensembles of each task, print their tables, and recommend one of
     each; returns them.
@@ -63,15 +64,21 @@ def run(
     recommended: dict[str, Recommendation] = {}
     pools = read_runs([Path(path) for path in runs], tasks, epoch)
     chosen = _chosen(pools, methods, rules, options, max_members, goal)
+    for members in pools.values() if refit else ():
+        check_refit(members)
     for name, members in pools.items():
         proofs = prove_members(members, chosen[name], _bar)
-        recommendation = proofs.recommended(max_members, goal)[1]
-        recommended[proofs.task.name] = recommendation
+        best, recommendation = proofs.recommended(max_members, goal)
         of_task = []
         for ensemble in proofs.ensembles:
             of_task.append(EnsembleRecord.read(ensemble.save(folder / ensemble.name)))
         print_tables(of_task, recommendation.ensemble)
         records += of_task
+        if refit:
+            again = best.refit()
+            again.save(folder / again.name)
+            recommendation = recommendation.of_refit(again.name, len(again.members.units))
+        recommended[proofs.task.name] = recommendation
     write_atomically(folder / "ensembles.csv", tables.to_csv(records).encode())
     entries = [record.to_json() for record in records]
     write_atomically(folder / "ensembles.json", (json.dumps(entries, indent=2) + "\n").encode())
@@ -190,6 +197,13 @@ def main(args: list[str]) -> None:
         help="Most models that run for the recommended ensemble; larger sizes are not tried.",
     )
     parser.add_argument("--goal", type=str, choices=GOALS, default="score", help=GOAL_HELP)
+    parser.add_argument(
+        "--refit",
+        type=bool,
+        default=False,
+        help="Train the recommended configurations once more, on all labelled texts of a sweep with"
+        " folds: one member each in place of one a fold.",
+    )
     parser.add_class_arguments(Options, skip={"max_size"})
     given = parser.parse_args(args)
     run(
@@ -203,4 +217,5 @@ def main(args: list[str]) -> None:
         logged=given.logger,
         max_members=given.max_members,
         goal=given.goal,
+        refit=given.refit,
     )

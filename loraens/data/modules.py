@@ -102,7 +102,8 @@ class TextData(RecordedArguments, LightningDataModule):
     def cut(self, folds: int | None) -> None:
         """Choose the number K of parts for members of folds; None for none.
 
-        It comes from the grid. The split "oof" then is there, and has the examples of train.
+        It comes from the grid. The split "oof" then is there, and has the examples of train. A
+        member without a fold then trains on all of these, and has no examples to be scored on.
         """
         if folds != self.folds:
             self.folds = folds
@@ -171,11 +172,11 @@ class TextData(RecordedArguments, LightningDataModule):
         """Places of the training batches of a population.
 
         Raises:
-            InputError: A member has no fold and the examples are in parts, or the reverse.
+            InputError: Some members have a fold and others not, or the examples are not in parts.
         """
         seeds = [member.seed for member in members]
         parts = self._parts(members)
-        if self.folds is None:
+        if not parts:
             sizes = [len(split) for split in self.of("train")]
             return TrainSampler(sizes, self.batch_size, seeds, self.temperature)
         sizes = [folds.trained for folds, _ in parts]
@@ -183,19 +184,18 @@ class TextData(RecordedArguments, LightningDataModule):
         return TrainSampler(sizes, self.batch_size, seeds, self.temperature, examples)
 
     def _parts(self, members: Sequence[Member]) -> list[tuple[Folds, list[int]]]:
-        """The parts of each task, and the fold of each member; empty without folds.
+        """The parts of each task, and the fold of each member; empty where members have none.
 
         Raises:
-            InputError: A member has no fold and the examples are in parts, or the reverse.
+            InputError: Some members have a fold and others not, or the examples are not in parts.
         """
         folds = [member.fold for member in members if member.fold is not None]
-        expected = 0 if self.folds is None else len(members)
-        if len(folds) != expected or any(fold >= (self.folds or 0) for fold in folds):
+        if len(folds) not in (0, len(members)) or any(fold >= (self.folds or 0) for fold in folds):
             raise InputError(
                 f"folds {self.folds}: the data is not cut for member {members[0].name}, give the"
                 " folds of its grid"
             )
-        if self.folds is None:
+        if not folds:
             return []
         of_tasks = [self.splits[task.name, OUT_OF_FOLD].folds for task in self.tasks]
         return [(of_task, folds) for of_task in of_tasks if of_task is not None]
@@ -238,8 +238,9 @@ class TextData(RecordedArguments, LightningDataModule):
         size = max(1, self.eval_batch_size // len(members))
         if split != OUT_OF_FOLD:
             return [eval_loader(part, size, len(members)) for part in self.of(split)]
+        parts = self._parts(members)
         loaders = []
-        for part, (folds, of_members) in zip(self.of(split), self._parts(members), strict=True):
+        for part, (folds, of_members) in zip(self.of(split) if parts else [], parts, strict=True):
             own = [folds.inside[fold] for fold in of_members]
             loaders.append(eval_loader(part, size, len(members), own))
         return loaders

@@ -49,9 +49,9 @@ class Candidate:
         rng = np.random.default_rng(derive_seed(0, self.method, str(self.options.size), "dev"))
         return METHODS[self.method].select(pool, self.options, rng)
 
-    def name(self, task: str) -> str:
+    def name(self, task: str, refit: bool = False) -> str:
         """Name of the ensemble's directory by default: task, method and rule."""
-        return f"{task}-{self.method}-{self.rule}"
+        return f"{task}-{self.method}-{self.rule}" + ("-refit" if refit else "")
 
     @property
     def repeats(self) -> int:

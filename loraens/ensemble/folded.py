@@ -36,6 +36,8 @@ def problem_of(unit: Unit, epoch: Epoch) -> str | None:
     """Why a member or a configuration cannot be in a pool, in a sentence; None if it can."""
     path, manifest = unit[0]
     folds = manifest.settings.folds
+    if manifest.member.fold is None and folds is not None:
+        return f"{path} is skipped: it was trained on all labelled texts, and has no scores"
     if manifest.member.fold is None or folds is None:
         skipped = f"{path} is skipped: it failed ({manifest.ended})"
         return None if epoch in manifest.epochs else skipped

@@ -42,6 +42,7 @@ class PoolMembers:
         units: For each of the M, its members' directories and manifests.
         apart: Logits on a dev set that was kept apart from the folds, as `test`; None where there
             is none.
+        chosen_from: Of refit configurations, how many they were chosen from.
     """
 
     dev: Pool
@@ -52,6 +53,7 @@ class PoolMembers:
     epoch: Epoch
     units: list[Unit]
     apart: Pool | None = None
+    chosen_from: int | None = None
 
     @property
     def labelled_test(self) -> Pool | None:
@@ -60,8 +62,31 @@ class PoolMembers:
 
     @property
     def folds(self) -> int:
-        """K."""
+        """K; 1 of refit configurations."""
         return len(self.units[0])
+
+    def refitted(self, chosen: Sequence[int], directories: Sequence[Path]) -> PoolMembers:
+        """The chosen configurations, each as the one member that was trained on all labelled texts:
+        out of fold they have the logits of their folds.
+
+        Args:
+            chosen: Their indices.
+            directories: Of their members.
+        """
+        stored = [(path, MemberStore(path).manifest()) for path in directories]
+        name = self.dev.task.name
+        test = _evaluated(name, "test", stored, self.epoch)
+        apart = _evaluated(name, "dev", stored, self.epoch)
+        return replace(
+            self,
+            dev=self.dev.of(chosen),
+            test=test and test[0],
+            directories=list(directories),
+            manifests=[manifest for _, manifest in stored],
+            units=[[member] for member in stored],
+            apart=apart and apart[0],
+            chosen_from=len(self.dev),
+        )
 
     def combined(self, pool: Pool, weights: np.ndarray, rule: str) -> Outcome:
         """Predictions for a split whose examples no member was chosen on: `test` or `apart`.
@@ -146,24 +171,16 @@ def _read(
     first = [unit[0] for unit in units]
     folds = first[0][1].settings.folds
 
-    def pool(split: str, optional: bool) -> tuple[Pool, np.ndarray] | None:
-        """The pool of a split and the ids `(N,)` of its examples."""
-        files = [path / logits_file(m, m.epochs[epoch], name, split) for path, m in members]
-        if optional and not all(file.is_file() for file in files):
-            return None
-        logits = [MemberStore(p).logits_of(m, m.epochs[epoch], name, split) for p, m in members]
-        if split == OUT_OF_FOLD:
-            logits = out_of_fold(units, logits)
-            named = [(path.with_name(m.member.configuration), m) for path, m in first]
-            return _pool(name, split, named, logits), logits[0].example_id
-        return _pool(name, split, members, logits), logits[0].example_id
-
     scored = "dev" if folds is None else OUT_OF_FOLD
-    dev = pool(scored, optional=False)
-    assert dev is not None
-    test = pool("test", optional=True)
-    apart = None if folds is None else pool("dev", optional=True)
-    chosen_on, ids = dev
+    logits = [MemberStore(p).logits_of(m, m.epochs[epoch], name, scored) for p, m in members]
+    named = members
+    if scored == OUT_OF_FOLD:
+        logits = out_of_fold(units, logits)
+        named = [(path.with_name(m.member.configuration), m) for path, m in first]
+    chosen_on = _pool(name, scored, named, logits)
+    ids = logits[0].example_id
+    test = _evaluated(name, "test", members, epoch)
+    apart = None if folds is None else _evaluated(name, "dev", members, epoch)
     if epoch == "best":
         chosen_on = _with_epochs(chosen_on, ids, units, scored, report)
     manifests = [manifest for _, manifest in first]
@@ -187,6 +204,17 @@ def _read(
 def _where_known(numbers: Sequence[int | None]) -> np.ndarray | None:
     """The numbers as an array; None where one is not known."""
     return None if None in numbers else np.array(numbers)
+
+
+def _evaluated(
+    task: str, split: str, members: Sequence[StoredMember], epoch: Epoch
+) -> tuple[Pool, np.ndarray] | None:
+    """The pool of a split and the ids `(N,)` of its examples; None where logits are not stored."""
+    files = [path / logits_file(m, m.epochs[epoch], task, split) for path, m in members]
+    if not all(file.is_file() for file in files):
+        return None
+    logits = [MemberStore(p).logits_of(m, m.epochs[epoch], task, split) for p, m in members]
+    return _pool(task, split, members, logits), logits[0].example_id
 
 
 def _pool(task: str, split: str, members: Sequence[StoredMember], logits: Sequence[Logits]) -> Pool:

@@ -47,6 +47,8 @@ class Recommendation(Record):
         goal: What it was picked by, as in `recommend`.
         nll: For the goal `calibration`, its NLL on new texts at the fitted temperature, corrected
             for the pick.
+        refit: Whether it is made of configurations that were trained once more, on all labelled
+            texts; estimate and gain are of the ensemble of their folds.
         nll_gain: Difference of that to the best member, as `gain`: positive where the NLL is lower.
     """
 
@@ -59,6 +61,21 @@ class Recommendation(Record):
     goal: Goal = "score"
     nll: Interval | None = None
     nll_gain: Interval | None = None
+    refit: bool = False
+
+    def of_refit(self, ensemble: str, members: int) -> Recommendation:
+        """The same ensemble, its configurations trained once more.
+
+        Args:
+            ensemble: Its directory.
+            members: Members that run at prediction.
+        """
+        models = "1 model runs" if members == 1 else f"{members} models run"
+        sentence = (
+            f"{self.sentence} Refit on all labelled texts {models}: use {ensemble}; its worth is"
+            f" estimated by the {self.members} members of the folds, which were trained on fewer."
+        )
+        return replace(self, ensemble=ensemble, members=members, sentence=sentence, refit=True)
 
 
 def cost(proof: Proof) -> int:

@@ -78,6 +78,8 @@ class EnsembleRecord(Record):
         apart: The task's metric on a dev set that was kept apart from the folds.
         epochs_chosen: Whether the proof chose each member's epoch anew in its folds and bags; if
             not, the best one was chosen on all of dev.
+        refit: Whether its members are configurations that were trained once more, on all labelled
+            texts; the scores are those of the ensemble of their folds.
         train_epochs: Epochs that its members were trained, all together; None where not known.
     """
 
@@ -105,6 +107,7 @@ class EnsembleRecord(Record):
     apart: float | None = None
     epochs_chosen: bool = False
     train_epochs: Count | None = None
+    refit: bool = False
 
     @property
     def size(self) -> int:
@@ -188,6 +191,7 @@ def make_record(members: PoolMembers, proof: Proof, directory: Path) -> Ensemble
     """
     pool = members.dev
     chosen = [index for index, weight in enumerate(proof.weights) if weight > 0]
+    refit = members.chosen_from is not None
     settings = members.manifests[0].settings
     prefix = f"{pool.task.name}-"
     return EnsembleRecord(
@@ -196,7 +200,7 @@ def make_record(members: PoolMembers, proof: Proof, directory: Path) -> Ensemble
         rule=proof.candidate.rule,  # type: ignore[arg-type]
         options=proof.candidate.options,
         epoch=members.epoch,
-        pool_size=len(pool),
+        pool_size=members.chosen_from or len(pool),
         members=tuple(
             member for index in chosen for member in _members(members, proof, index, directory)
         ),
@@ -219,6 +223,7 @@ def make_record(members: PoolMembers, proof: Proof, directory: Path) -> Ensemble
         train_epochs=(
             None if pool.trained is None else int(pool.trained[chosen].sum()) * members.folds
         ),
+        refit=refit,
     )
 
 

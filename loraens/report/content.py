@@ -118,6 +118,8 @@ def read(
     for run in runs:
         folders += (path.parent for path in Path(run).glob(f"ensembles/*/{ENSEMBLE}"))
     records = {folder: EnsembleRecord.read(folder) for folder in sorted(folders)}
+    # their scores are those of the ensembles of folds, which are there too
+    records = {folder: record for folder, record in records.items() if not record.refit}
     epochs = {record.epoch for record in records.values()}
     if epoch is None:
         epoch = epochs.pop() if len(epochs) == 1 else "best"

@@ -92,6 +92,7 @@ def score_table(records: Sequence[EnsembleRecord], recommended: str | None = Non
         title=f"{first.task.name}: {first.task.metric}, {pool}",
         columns=[
             *("method", "rule", "members"),
+            *(["if refit"] if first.folds else []),
             *(["train epochs"] if trained else []),
             "dev" if first.folds is None else "out of fold",
             *("held out", "minus best", "minus omni"),
@@ -105,6 +106,7 @@ def score_table(records: Sequence[EnsembleRecord], recommended: str | None = Non
             f" again{_epochs(first)}."
             + (" p: of minus best, adjusted for the rows (Holm)." if p else "")
             + (" train epochs: of its members together." if trained else "")
+            + (" if refit: members after --refit." if first.folds else "")
         ),
     )
     if recommended:
@@ -113,6 +115,7 @@ def score_table(records: Sequence[EnsembleRecord], recommended: str | None = Non
         marked = record.candidate.name(record.task.name) == recommended
         method = f"{record.method} *" if marked else record.method
         cells = [method, record.rule, str(len(record.members))]
+        cells += [str(len(record.members) // record.folds)] if record.folds else []
         cells += [_number(record.train_epochs, 0)] if trained else []
         cells += [f"{record.score:.4f}"]
         cells += [_interval(record.interval), _interval(record.to_best, "+")]

@@ -21,7 +21,7 @@ from loraens.model.weights import member_files
 from loraens.records import Epoch, EpochRecord, Manifest, Status
 from loraens.store import CHECKPOINT, LOGITS, MemberStore, in_16_bits, npz, write_examples
 from loraens.train.checkpoints import WRITER
-from loraens.train.evaluation import combined_score
+from loraens.train.evaluation import combined_score, undefined_scores
 from loraens.train.failures import PopulationError
 from loraens.train.module import Population
 
@@ -161,6 +161,15 @@ class MemberWriter(Callback):
                 small[file] = npz(logits=in_16_bits(logits), indices=indices)
             manifest = self._manifest(module, index, "training")
             self._store(module, index).write({name: files, f"{LOGITS}/{name}": small}, manifest)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write every member where there is nothing to evaluate: members that are trained on all
+        labelled texts, without dev or test.
+        """
+        if sum(trainer.num_val_batches) == 0:
+            module = cast(Population, pl_module)
+            module.scores = [undefined_scores(module.tasks)] * len(module.members)
+            self.on_validation_end(trainer, pl_module)
 
     def _store(self, module: Population, index: int) -> MemberStore:
         return MemberStore(self.directory / module.members[index].name)

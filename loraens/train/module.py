@@ -345,6 +345,8 @@ class Population(LightningModule):
         self.failures.note(finite.to(self.device), self.global_step, look=True)
         labels = [self._labels(task, split) for task in self.tasks]
         self.scores = [undefined_scores(self.tasks)] * len(self.members)
+        if any((task.name, split) not in self.evaluation.logits for task in self.tasks):
+            return  # members that are trained on all labelled texts have none to be scored on
         units = self.units if split == OUT_OF_FOLD else [[m] for m in range(len(self.members))]
         active = []
         for unit in units:
