@@ -253,7 +253,7 @@ def test_baselines_and_three_tasks_have_rows(report, run_command, tmp_path, caps
     assert float(tables[0][2][2]) == pytest.approx(overall, abs=1e-4)
     assert float(tables[0][2][3]) == 0.791  # no column for test, which has no labels
     frozen_row = next(row for row in tables[1] if row[0].startswith("frozen"))
-    assert frozen_row[3] == "0.5000"
+    assert frozen_row[4] == "0.5000"
 
 
 def test_the_verdict_says_whether_the_interval_excludes_zero(tmp_path, run_command):
