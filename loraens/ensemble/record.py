@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from loraens.ensemble.conformal import Conformal
 from loraens.ensemble.cross_validation import Candidate
 from loraens.ensemble.diversity import summary
 from loraens.ensemble.options import Options
@@ -78,6 +79,8 @@ class EnsembleRecord(Record):
         apart: The task's metric on a dev set that was kept apart from the folds.
         epochs_chosen: Whether the proof chose each member's epoch anew in its folds and bags; if
             not, the best one was chosen on all of dev.
+        conformal: Quantiles of held-out scores, for prediction sets and intervals; None in records
+            of older versions.
     """
 
     task: Task
@@ -103,6 +106,7 @@ class EnsembleRecord(Record):
     folds: Annotated[int, Field(ge=2)] | None = None
     apart: float | None = None
     epochs_chosen: bool = False
+    conformal: Conformal | None = None
 
     @property
     def size(self) -> int:
@@ -214,6 +218,7 @@ def make_record(members: PoolMembers, proof: Proof, directory: Path) -> Ensemble
         folds=settings.folds,
         apart=_apart_score(members, proof),
         epochs_chosen=pool.epochs is not None,
+        conformal=Conformal.of(proof.outcomes.distances, proof.outcomes.spreads),
     )
 
 
