@@ -29,7 +29,7 @@ TEXTS = {"sst": ["a film"], "sts": [("a film", "a plot")]}
 
 
 @pytest.mark.parametrize("repeats", [1, 3])
-@pytest.mark.parametrize("count", [1, 9, 19, 99, 100, 1101])
+@pytest.mark.parametrize("count", [1, 9, 19, 99, 100, 400])
 def test_quantiles_against_a_plain_search(count, repeats):
     rng = np.random.default_rng(count)
     distances = rng.integers(0, 30, (repeats, count)) / 10  # with ties
