@@ -13,10 +13,10 @@ the level. This is marginal: over new examples and over draws of the n, not for 
 
 Held out are the outcomes of the cross-validation, of each example by an ensemble that was chosen
 without it, while the ensemble in use was chosen on all. So exchangeability is approximate: coverage
-is as promised where the choice is stable, in that it hardly depends on a fifth of the examples.
-Without such stability cross-conformal prediction (Vovk 2015) promises little less than
-2 level - 1; the bound is proved for CV+ (Barber et al. 2021), which compares with the ensemble of
-each fold in place of one quantile.
+is as promised where the choice is stable, in that it hardly depends on a fifth of the examples
+(Barber et al. 2021). Without stability one quantile has no bound in the worst case; cross-conformal
+prediction (Vovk 2015) and CV+ (Barber et al. 2021), which compare a new example with the ensemble
+of each fold, have one of little less than 2 level - 1.
 
 Shape letters: M members, N texts, T repetitions, n held-out examples.
 """
