@@ -87,6 +87,20 @@ def test_a_classifier_learns(classifier, reviews):
     assert "dicor-probs" in classifier.proofs_
 
 
+def test_sets_hold_the_label(classifier, reviews):
+    texts, labels = reviews
+    sets = classifier.predict_set(texts, coverage=0.8)
+    assert sets.shape == (120, 2)
+    rows = np.arange(120)
+    assert sets[rows, np.searchsorted(classifier.classes_, classifier.predict(texts))].all()
+    assert sets[rows, np.searchsorted(classifier.classes_, labels)].mean() > 0.75
+    copy = pickle.loads(pickle.dumps(classifier))
+    np.testing.assert_array_equal(copy.predict_set(texts, coverage=0.8), sets)
+    assert classifier.predict_set([]).shape == (0, 2)
+    with pytest.raises(ValueError, match="at least 99 held-out examples are expected"):
+        classifier.predict_set(texts, coverage=0.99)
+
+
 def test_texts_come_in_many_forms(classifier, reviews):
     texts, _ = reviews
     expected = classifier.predict(texts).tolist()
@@ -103,6 +117,10 @@ def test_a_regressor_takes_pairs(regressor, pairs):
     assert numbers.min() - 3 < predicted.min() < predicted.max() < numbers.max() + 3
     as_list = list(frame.itertuples(index=False, name=None))
     np.testing.assert_allclose(regressor.predict(as_list), predicted)
+    bounds = regressor.predict_interval(frame, coverage=0.8)
+    assert bounds.shape == (60, 2)
+    assert ((bounds[:, 0] < predicted) & (predicted < bounds[:, 1])).all()
+    assert ((bounds[:, 0] <= numbers) & (numbers <= bounds[:, 1])).mean() > 0.7
 
 
 @pytest.mark.parametrize("labels", [[0, 1], [False, True], [1.0, 2.0], ["1", "2"], ["a ", " b"]])

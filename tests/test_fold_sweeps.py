@@ -23,6 +23,7 @@ from loraens.ensemble.read import read_runs
 from loraens.ensemble.recommend import resolved
 from loraens.ensemble.record import EnsembleRecord
 from loraens.errors import InputError
+from loraens.inference.predictor import Predictor
 from loraens.members import Grid, Member, configurations
 from loraens.records import EpochRecord
 from loraens.seeding import derive_seed
@@ -286,6 +287,13 @@ def test_ensembles_of_configurations_from_choice_to_prediction(
         predicted.append((tmp_path / "again.csv").read_text())
     assert predicted[0] == predicted[1]
     assert len(out.read_text().splitlines()) == 11
+    predictor = Predictor.load(folder)
+    assert predictor.combination.folds == 3
+    assert [member.name[-2:] for member in record.members] == ["f0", "f1", "f2"] * 2
+    (row,) = predictor.predict({"sst": ["a"], "sts": [("a", "b")]}[task], coverage=0.9)
+    assert list(row)[-1] == {"sst": "set", "sts": "high"}[task]
+    parts = [Predictor.load(path).conformal(predictor.task()) for path in find_members(run)[:3]]
+    assert sum(part.examples for part in parts) == record.conformal.examples
     assert run_command("report", "--runs", run, "--logger", "false") == 0
     page = (run / "report" / "index.html").read_text()
     assert "Hardest examples" not in page  # the texts were there

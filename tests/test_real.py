@@ -89,6 +89,38 @@ def test_one_epoch_of_sts_learns(sweep):
     assert max(scores) > 0.79
 
 
+def test_intervals_hold_their_share_of_other_rows(sweep):
+    """An ensemble chosen on half of dev, which chose nothing else after one epoch, on the other
+    half.
+    """
+    import numpy as np
+
+    from loraens.ensemble.conformal import Conformal
+    from loraens.ensemble.cross_validation import Candidate, cross_validate
+    from loraens.ensemble.options import Options
+    from loraens.ensemble.read import read_runs
+    from loraens.inference.combination import Combination
+
+    pool = read_runs([sweep])["sts"].dev
+    candidate = Candidate("weighted", "logits", Options())
+    rng = np.random.default_rng(0)
+    shares = []
+    for _ in range(10):
+        inside, outside = (pool.at(half) for half in np.array_split(rng.permutation(863), 2))
+        (held_out,) = cross_validate(inside, [candidate])
+        combination = Combination(
+            rule="logits",
+            weights=candidate.weights(inside),
+            ranks=pool.ranks,
+            standings=inside.standings,
+            temperature=None,
+        )
+        region = Conformal.of(held_out.distances, held_out.spreads).at(0.9)
+        errors = STS.label_kind.distances(combination.outcome(outside), outside.labels)
+        shares.append((errors <= region.radius(combination.spread(outside))).mean())
+    assert np.mean(shares) == pytest.approx(0.9, abs=0.02)
+
+
 @pytest.mark.parametrize("pooling", ["mean", "pooler"])
 def test_fast_path_on_real_weights_and_texts(pooling):
     """Losses and gradients of the fast path against the stock forward, in single precision, with

@@ -159,14 +159,15 @@ class _LoraEnsemble(BaseEstimator):  # type: ignore[misc]
         dev[indices] = True
         return dev
 
-    def _rows(self, X: Any) -> list[dict[str, Any]]:
-        """Rows of predictions."""
+    def _rows(self, X: Any, coverage: float | None = None) -> list[dict[str, Any]]:
+        """Rows of predictions; with sets or intervals where a coverage is given."""
         check_is_fitted(self)
         texts = _texts(X)
         if texts and len(texts[0]) != self.n_texts_:
             expected = "one text" if self.n_texts_ == 1 else "a pair of texts"
             raise InputError(f"X has {len(texts[0])} texts an example, {expected} was fitted")
-        return self.ensemble_.rows(texts, self.ensemble_.task())
+        task = self.ensemble_.task()
+        return self.ensemble_.rows(texts, task, self.ensemble_.region(task, coverage))
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the temporary directory, which is this process's: the copy predicts, and has no
@@ -260,6 +261,21 @@ class LoraEnsembleClassifier(ClassifierMixin, _LoraEnsemble):  # type: ignore[mi
             -1, len(columns)
         )
 
+    def predict_set(self, X: Any, coverage: float = 0.9) -> np.ndarray:
+        """Which labels of `classes_` are in the prediction set of each text, `(N, K)` booleans.
+
+        Args:
+            X: N texts or pairs of texts.
+            coverage: Share of new texts whose label is in its set.
+
+        Raises:
+            ValueError: The coverage is more than the dev set can give.
+        """
+        sets = [row["set"] for row in self._rows(X, coverage)]
+        return np.array([[name in names for name in self._names] for names in sets], bool).reshape(
+            -1, len(self._names)
+        )
+
 
 class LoraEnsembleRegressor(RegressorMixin, _LoraEnsemble):  # type: ignore[misc]
     """Predicts a number from a text, or a pair of texts, by an ensemble of LoRA members.
@@ -294,6 +310,19 @@ class LoraEnsembleRegressor(RegressorMixin, _LoraEnsemble):  # type: ignore[misc
     def predict(self, X: Any) -> np.ndarray:
         """Numbers `(N,)` of texts."""
         return np.array([row["prediction"] for row in self._rows(X)], np.float64)
+
+    def predict_interval(self, X: Any, coverage: float = 0.9) -> np.ndarray:
+        """Bounds `(N, 2)` of the interval of each text.
+
+        Args:
+            X: N texts or pairs of texts.
+            coverage: Share of new texts whose number is in its interval.
+
+        Raises:
+            ValueError: The coverage is more than the dev set can give.
+        """
+        rows = self._rows(X, coverage)
+        return np.array([[row["low"], row["high"]] for row in rows], np.float64).reshape(-1, 2)
 
 
 def _check_lengths(texts: Texts, y: np.ndarray) -> None:

@@ -9,6 +9,7 @@ import sys
 from functools import partial
 
 from loraens.data.files import Format
+from loraens.ensemble.conformal import check_coverage
 from loraens.errors import InputError
 from loraens.inference.predict_file import predict_file
 from loraens.inference.predictor import Predictor
@@ -26,6 +27,7 @@ def predict(
     batch_size: int = 64,
     format: Format | None = None,
     device: str | None = None,
+    coverage: float | None = None,
 ) -> None:
     """Write predictions of a member or an ensemble for every row of a file, or print those of one
     text.
@@ -47,6 +49,8 @@ def predict(
         batch_size: Rows computed at once.
         format: Format of the input, where its name does not tell.
         device: Where to compute, such as cpu or cuda:0; a GPU if there is one, by default.
+        coverage: Share of new texts, such as 0.9, whose label is in the prediction set (column set,
+            a JSON list of class names) or interval (columns low and high) that each row then has.
 
     Raises:
         InputError: An option or a file cannot be used.
@@ -57,10 +61,12 @@ def predict(
         raise InputError("--text2 goes with --text, not with --input")
     if batch_size < 1:
         raise InputError(f"batch_size {batch_size}: at least 1 is expected", option="batch_size")
+    if coverage is not None:
+        check_coverage(coverage)
     load = partial(Predictor.load, model, epoch, batch_size, device)
     if input is None:
         texts = tuple(given for given in (text, text2) if given is not None)
-        _print_one(load(), task, texts)
+        _print_one(load(), task, texts, coverage)
         return
     skipped = predict_file(
         load=load,
@@ -68,6 +74,7 @@ def predict(
         output=output,
         task=task,
         format=format,
+        coverage=coverage,
     )
     if skipped:
         shown = ", ".join(map(str, skipped[:5])) + (", ..." if len(skipped) > 5 else "")
@@ -77,14 +84,16 @@ def predict(
         )
 
 
-def _print_one(predictor: Predictor, task: str | None, texts: tuple[str, ...]) -> None:
+def _print_one(
+    predictor: Predictor, task: str | None, texts: tuple[str, ...], coverage: float | None
+) -> None:
     """Print the prediction of one text as JSON."""
     chosen = predictor.task(task)
     if len(texts) != len(chosen.text_columns) or not all(text.strip() for text in texts):
         options = " and ".join(("--text", "--text2")[: len(chosen.text_columns)])
         columns = ", ".join(chosen.text_columns)
         raise InputError(f"task {chosen.name} takes {options}, not blank: {columns}")
-    (row,) = predictor.rows([texts], chosen)
+    (row,) = predictor.rows([texts], chosen, predictor.region(chosen, coverage))
     print(json.dumps(row, ensure_ascii=False))
 
 

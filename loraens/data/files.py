@@ -211,9 +211,13 @@ def _unquoted(text: str) -> str:
     return text
 
 
+def _cell(value: Any) -> Any:
+    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, list) else value
+
+
 class RowWriter:
     """Writes rows as CSV, TSV or JSON lines to an open text stream; the header comes before the
-    first row.
+    first row. A list in a cell of CSV or TSV is JSON.
     """
 
     def __init__(self, stream: io.TextIOBase, format: Format, columns: list[str]) -> None:
@@ -227,6 +231,6 @@ class RowWriter:
     def write(self, row: Row) -> None:
         """Write one row."""
         if self._csv is not None:
-            self._csv.writerow(row)
+            self._csv.writerow({name: _cell(value) for name, value in row.items()})
         else:
             self._stream.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")

@@ -6,10 +6,12 @@ Shape letters: M members, N examples, C outputs, K classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from loraens.ensemble.pool import Pool
+from loraens.labels.classes import vote_shares
 from loraens.metrics import Outcome
 
 MERGED = "merged"  # the rule of soups: one model merged of the members
@@ -38,6 +40,14 @@ def combine(pool: Pool, weights: np.ndarray, rule: str, standings: np.ndarray) -
         mean = np.tensordot(weights / weights.sum(), pool.averaged, 1)
         return pool.kind.outcome_of_mean(mean)
     return pool.task.outcome(np.tensordot(weights, pool.logits.astype(np.float64), 1))
+
+
+def with_vote_shares(pool: Pool, weights: np.ndarray, outcome: Outcome) -> Outcome:
+    """The outcome, of votes with the shares of the votes as its probabilities."""
+    if outcome.probabilities is not None or not pool.kind.categorical:
+        return outcome
+    shares = vote_shares(pool.predictions, weights, len(pool.task.class_names))
+    return replace(outcome, probabilities=shares)
 
 
 def majority_vote(

@@ -22,6 +22,7 @@ import numpy as np
 
 from loraens.ensemble.calibration import fit_temperature, scaled
 from loraens.ensemble.combine import combine
+from loraens.ensemble.conformal import distances_and_spreads
 from loraens.ensemble.methods import METHODS, REPEATS
 from loraens.ensemble.options import Options
 from loraens.ensemble.pool import Pool
@@ -73,30 +74,47 @@ class HeldOut:
         probabilities: `(T, N, K)`; None for numbers and votes.
         calibrated: `(T, N, K)` at the temperatures that were fitted in the folds.
         folds: `(T, N)` number of the fold that each example was scored in.
+        distances: `(T, N)` of the labels from these outcomes, as `LabelKind.distances`: of
+            calibrated probabilities, and for votes of shares.
+        spreads: `(T, N)` of the members, as `LabelKind.spread`.
     """
 
     predictions: np.ndarray
     probabilities: np.ndarray | None
     calibrated: np.ndarray | None
     folds: np.ndarray
+    distances: np.ndarray
+    spreads: np.ndarray
 
     @classmethod
     def empty(cls, pool: Pool, candidate: Candidate) -> HeldOut:
         """Of NaN, to be filled fold by fold."""
         shape = (candidate.repeats, len(pool.labels))
         classes = len(pool.task.class_names)
-        predictions = np.full(shape, np.nan)
-        folds = np.zeros(shape, np.int64)
-        if not classes or candidate.rule == "vote":
-            return cls(predictions, None, None, folds)
-        probabilities = np.full((*shape, classes), np.nan)
-        return cls(predictions, probabilities, probabilities.copy(), folds)
+        probabilities = None
+        if classes and candidate.rule != "vote":
+            probabilities = np.full((*shape, classes), np.nan)
+        return cls(
+            predictions=np.full(shape, np.nan),
+            probabilities=probabilities,
+            calibrated=None if probabilities is None else probabilities.copy(),
+            folds=np.zeros(shape, np.int64),
+            distances=np.full(shape, np.nan),
+            spreads=np.full(shape, np.nan),
+        )
 
     def first(self, repeats: int) -> HeldOut:
         """The first repetitions."""
         probabilities = None if self.probabilities is None else self.probabilities[:repeats]
         calibrated = None if self.calibrated is None else self.calibrated[:repeats]
-        return HeldOut(self.predictions[:repeats], probabilities, calibrated, self.folds[:repeats])
+        return HeldOut(
+            predictions=self.predictions[:repeats],
+            probabilities=probabilities,
+            calibrated=calibrated,
+            folds=self.folds[:repeats],
+            distances=self.distances[:repeats],
+            spreads=self.spreads[:repeats],
+        )
 
     def outcome(self, repeat: int, calibrated: bool = False) -> Outcome:
         """The outcome of one repetition."""
@@ -156,12 +174,16 @@ def cross_validate(
             outcome = combine(outside, weights[key], candidate.rule, inside.standings)
             held_out.predictions[repeat, scored_on] = outcome.predictions
             held_out.folds[repeat, scored_on] = number
-            if held_out.probabilities is None or held_out.calibrated is None:
-                continue
-            fitted_on = combine(inside, weights[key], candidate.rule, inside.standings)
-            calibrated = scaled(outcome, fit_temperature(fitted_on, inside.labels))
-            held_out.probabilities[repeat, scored_on] = outcome.probabilities
-            held_out.calibrated[repeat, scored_on] = calibrated.probabilities
+            if held_out.probabilities is not None and held_out.calibrated is not None:
+                held_out.probabilities[repeat, scored_on] = outcome.probabilities
+                fitted_on = combine(inside, weights[key], candidate.rule, inside.standings)
+                outcome = scaled(outcome, fit_temperature(fitted_on, inside.labels))
+                held_out.calibrated[repeat, scored_on] = outcome.probabilities
+            distances, spreads = distances_and_spreads(
+                outside, weights[key], candidate.rule, outcome
+            )
+            held_out.distances[repeat, scored_on] = distances
+            held_out.spreads[repeat, scored_on] = spreads
         advance()
     return results
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from loraens.ensemble.conformal import Conformal
 from loraens.ensemble.cross_validation import Candidate
 from loraens.ensemble.diversity import summary
 from loraens.ensemble.options import Options
@@ -81,6 +82,8 @@ class EnsembleRecord(Record):
         refit: Whether its members are configurations that were trained once more, on all labelled
             texts; the scores are those of the ensemble of their folds.
         train_epochs: Epochs that its members were trained, all together; None where not known.
+        conformal: Quantiles of held-out scores, for prediction sets and intervals; None in records
+            of older versions.
     """
 
     task: Task
@@ -108,6 +111,7 @@ class EnsembleRecord(Record):
     epochs_chosen: bool = False
     train_epochs: Count | None = None
     refit: bool = False
+    conformal: Conformal | None = None
 
     @property
     def size(self) -> int:
@@ -224,6 +228,7 @@ def make_record(members: PoolMembers, proof: Proof, directory: Path) -> Ensemble
             None if pool.trained is None else int(pool.trained[chosen].sum()) * members.folds
         ),
         refit=refit,
+        conformal=Conformal.of(proof.outcomes.distances, proof.outcomes.spreads),
     )
 
 

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from loraens.ensemble.calibration import scaled
-from loraens.ensemble.combine import combine
+from loraens.ensemble.combine import combine, with_vote_shares
 from loraens.ensemble.pool import Pool
 from loraens.ensemble.record import EnsembleRecord
-from loraens.labels.classes import vote_shares
 from loraens.metrics import Outcome
 from loraens.tasks import Task
 
@@ -28,6 +27,7 @@ class Combination:
         ranks: `(M,)` LoRA ranks, which break ties of a vote.
         standings: `(M,)` standings by dev score, which break ties of equal ranks.
         temperature: Divides log probabilities; None for numbers and votes.
+        folds: K, where the members are those of the K folds of configurations, one after another.
     """
 
     rule: str
@@ -35,6 +35,7 @@ class Combination:
     ranks: np.ndarray
     standings: np.ndarray
     temperature: float | None
+    folds: int = 1
 
     @classmethod
     def of_one(cls, task: Task) -> Combination:
@@ -57,6 +58,7 @@ class Combination:
             ranks=np.array([member.rank for member in record.members]),
             standings=np.array([member.standing for member in record.members]),
             temperature=record.temperature,
+            folds=record.folds or 1,
         )
 
     def outcome(self, pool: Pool) -> Outcome:
@@ -66,8 +68,13 @@ class Combination:
         outcome = combine(pool, self.weights, self.rule, self.standings)
         if self.temperature is not None:
             return scaled(outcome, self.temperature)
-        if not pool.kind.categorical:
-            return outcome
-        classes = len(pool.task.class_names)
-        shares = vote_shares(pool.predictions, self.weights, classes)
-        return Outcome(outcome.predictions, shares)
+        return with_vote_shares(pool, self.weights, outcome)
+
+    def spread(self, pool: Pool) -> np.ndarray:
+        """Spread `(N,)` of the members of each fold, mean of the folds: out of fold, examples have
+        that of one fold.
+        """
+        folds = [slice(fold, None, self.folds) for fold in range(self.folds)]
+        spreads = [pool.kind.spread(pool.predictions[f], self.weights[f]) for f in folds]
+        mean: np.ndarray = np.mean(spreads, axis=0)
+        return mean

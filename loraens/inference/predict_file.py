@@ -16,6 +16,7 @@ from typing import Any
 
 from loraens.data.files import SUFFIXES, Format, Row, RowWriter, Table, open_table
 from loraens.data.splits import row_texts
+from loraens.ensemble.conformal import Region
 from loraens.errors import InputError
 from loraens.inference.predictor import Predictor
 from loraens.tasks import Task
@@ -53,6 +54,7 @@ def predict_file(
     output: str,
     task: str | None = None,
     format: Format | None = None,
+    coverage: float | None = None,
 ) -> list[int]:
     """Write predictions for every row of a file.
 
@@ -62,6 +64,7 @@ def predict_file(
         output: CSV, TSV or JSON lines file; - is standard output, in the format of the input.
         task: The task, where there are several.
         format: Format of the input, where its name does not tell.
+        coverage: Share of texts whose label is in the set or interval that rows then have.
 
     Returns:
         Line numbers of rows without a text, whose prediction is empty.
@@ -79,7 +82,8 @@ def predict_file(
         predictor = load()
         chosen = predictor.task(task)
         table.require(chosen.text_columns, f"the text columns of task {chosen.name}")
-        columns = [*table.columns, *predictor.columns(chosen)]
+        region = predictor.region(chosen, coverage)
+        columns = [*table.columns, *predictor.columns(chosen, region)]
         with _replacing(output) as stream, _bar(input, table) as bar:
             writer = RowWriter(stream, out_format or table.format, columns)
             return _write_rows(
@@ -88,6 +92,7 @@ def predict_file(
                 table=table,
                 writer=writer,
                 bar=bar,
+                region=region,
             )
 
 
@@ -105,17 +110,23 @@ def _bar(input: str, table: Table) -> Any:
 
 
 def _write_rows(
-    predictor: Predictor, task: Task, table: Table, writer: RowWriter, bar: Any
+    predictor: Predictor,
+    task: Task,
+    table: Table,
+    writer: RowWriter,
+    bar: Any,
+    region: Region | None,
 ) -> list[int]:
     """Predict and write all rows, chunk by chunk; returns the line numbers of rows without a
     text.
     """
     skipped: list[int] = []
-    blank = dict.fromkeys(predictor.columns(task))
+    blank = dict.fromkeys(predictor.columns(task, region))
     while chunk := list(islice(table.rows, CHUNK)):
         rows = [_whole(row, number, table) for number, row in chunk]
         texts = [row_texts(row, task.text_columns) for row in rows]
-        predictions = iter(predictor.rows([text for text in texts if text is not None], task))
+        given = [text for text in texts if text is not None]
+        predictions = iter(predictor.rows(given, task, region))
         for (number, _), row, text in zip(chunk, rows, texts, strict=True):
             if text is None:
                 skipped.append(number)

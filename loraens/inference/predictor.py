@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from loraens.data.files import Row
+from loraens.ensemble.conformal import Conformal, Region, check_coverage, of_member
 from loraens.ensemble.pool import Pool
 from loraens.ensemble.recommend import resolved
 from loraens.ensemble.record import EnsembleRecord
@@ -52,6 +54,8 @@ class Predictor:
         max_length: Longest sequence in tokens.
         batch_size: Texts in one batch, those of all members together.
         combination: How the members are combined; None for a single member.
+        conformal: Gives the quantiles of held-out scores of a task, for regions; None where the
+            members were not loaded from a run.
     """
 
     model: MemberModel
@@ -60,6 +64,7 @@ class Predictor:
     max_length: int
     batch_size: int
     combination: Combination | None = None
+    conformal: Callable[[Task], Conformal] | None = None
 
     @classmethod
     def load(
@@ -83,16 +88,19 @@ class Predictor:
                 had or is another.
         """
         path = resolved(Path(path))
+        record = EnsembleRecord.read(path) if (path / ENSEMBLE).is_file() else None
         # a soup is both, and is loaded as the one member that it is
-        if not (path / ENSEMBLE).is_file() or (path / MANIFEST).is_file():
+        if record is None or (path / MANIFEST).is_file():
             store = MemberStore(find_member(path))
             manifest = store.manifest(examples=False)
             name = store.epoch(manifest, epoch).name
             member = LoadedMember(store.directory, manifest, name)
             predictor = cls.of_members([member], batch_size, device)
             predictor.model.fold()
+            predictor.conformal = partial(of_member, store.directory, name)
+            if record is not None:
+                predictor.conformal = partial(_of_record, record, path)
             return predictor
-        record = EnsembleRecord.read(path)
         members = [
             LoadedMember(*record.member_store(path, member), member.epoch)
             for member in record.members
@@ -101,6 +109,7 @@ class Predictor:
         if len(members) == 1:
             predictor.model.fold()
         predictor.combination = Combination.of_record(record)
+        predictor.conformal = partial(_of_record, record, path)
         predictor.tasks = {record.task.name: record.task}
         return predictor
 
@@ -216,16 +225,38 @@ class Predictor:
                 outputs[:, indices] = forward(batch.to(device)).float().cpu().numpy()
         return outputs
 
-    def columns(self, task: Task) -> list[str]:
+    def region(self, task: Task, coverage: float | None) -> Region | None:
+        """What `rows` needs to give regions of a coverage; None for none.
+
+        Raises:
+            InputError: The coverage is no share between 0 and 1, or the held-out examples are not
+                there or too few.
+        """
+        if coverage is None:
+            return None
+        check_coverage(coverage)
+        assert self.conformal is not None
+        return self.conformal(task).at(coverage)
+
+    def columns(self, task: Task, region: Region | None = None) -> list[str]:
         """Names of the columns that predictions have."""
         columns = ["prediction", *(f"probability_{name}" for name in task.class_names)]
         if self.combination is not None:
             columns += task.label_kind.uncertainties
+        if region is not None:
+            columns += task.label_kind.regions
         return columns
 
-    def rows(self, texts: Sequence[tuple[str, ...]], task: Task) -> list[Row]:
-        """One row a text: prediction, for classes probabilities, and for ensembles their
-        uncertainty.
+    def rows(
+        self, texts: Sequence[tuple[str, ...]], task: Task, region: Region | None = None
+    ) -> list[Row]:
+        """One row a text: prediction, for classes probabilities, for ensembles their uncertainty,
+        and a prediction set or interval.
+
+        Args:
+            texts: Texts, one or two each.
+            task: The task.
+            region: What `region` gives for a coverage; no sets or intervals by default.
 
         Raises:
             InputError: A logit is not finite.
@@ -258,21 +289,44 @@ class Predictor:
             numbers += uncertainty.values()
         cells: list[list[Any]] = [[task.format_label(value) for value in outcome.predictions]]
         cells += [[round(value, 6) for value in column.tolist()] for column in numbers]
-        columns = self.columns(task)
+        if region is not None:
+            radius = region.radius(combination.spread(pool))
+            cells += task.label_kind.region(task, outcome, radius)
+        columns = self.columns(task, region)
         return [dict(zip(columns, row, strict=True)) for row in zip(*cells, strict=True)]
 
-    def predict(self, texts: Sequence[str | Sequence[str]], task: str | None = None) -> list[Row]:
+    def predict(
+        self,
+        texts: Sequence[str | Sequence[str]],
+        task: str | None = None,
+        coverage: float | None = None,
+    ) -> list[Row]:
         """Predictions, one row a text, or a pair of texts where the task takes two.
 
         Args:
             texts: Texts, or pairs of texts.
             task: Name of the task, where there are several.
+            coverage: Share of new texts whose label is in the prediction set (`set`, a list of
+                class names) or interval (`low`, `high`) that each row then has, as
+                `loraens.ensemble.conformal` says; none by default.
 
         Raises:
-            InputError: The texts are one bare string, or not what the task takes.
+            InputError: The texts are one bare string, or not what the task takes; or the coverage
+                is more than the held-out examples can give.
         """
         chosen = self.task(task)
-        return self.rows([_checked(text, chosen) for text in _listed(texts)], chosen)
+        region = self.region(chosen, coverage)
+        return self.rows([_checked(text, chosen) for text in _listed(texts)], chosen, region)
+
+
+def _of_record(record: EnsembleRecord, directory: Path, task: Task) -> Conformal:
+    """The quantiles in the record of an ensemble, which has one task."""
+    if record.conformal is None:
+        raise InputError(
+            f"{directory / ENSEMBLE} has no held-out scores, which coverage needs (older versions"
+            " did not keep them): make the ensemble again with `loraens ensemble`"
+        )
+    return record.conformal
 
 
 def _listed(texts: Sequence[Any]) -> Sequence[Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -35,6 +35,7 @@ class LabelKind(ABC):
         categorical: Whether a label is one class of several, named by `Task.class_names`: then
             members can vote, folds are stratified, and errors are 0 or 1.
         uncertainties: Names of the columns that `uncertainty` adds to predictions of an ensemble.
+        regions: Names of the columns that `region` adds to predictions.
     """
 
     losses: ClassVar[tuple[str, ...]]
@@ -44,6 +45,7 @@ class LabelKind(ABC):
     similarities: ClassVar[tuple[str, ...]]
     categorical: ClassVar[bool]
     uncertainties: ClassVar[tuple[str, ...]]
+    regions: ClassVar[tuple[str, ...]]
 
     def metric(self, name: str) -> Metric:
         """The metric of a name.
@@ -154,6 +156,22 @@ class LabelKind(ABC):
             weights: `(M,)`.
             outcome: The ensemble's.
         """
+
+    # Prediction sets and intervals, see `ensemble.conformal`
+
+    @abstractmethod
+    def distances(self, outcome: Outcome, labels: np.ndarray) -> np.ndarray:
+        """How far the labels `(N,)` are from an outcome, `(N,)`, not negative."""
+
+    def spread(self, predictions: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """How far members with predictions `(M, N)` and weights `(M,)` are from each other,
+        `(N,)`, in the unit of the distances; zeros where distances need no such scale.
+        """
+        return np.zeros(predictions.shape[1])
+
+    @abstractmethod
+    def region(self, task: Task, outcome: Outcome, radius: np.ndarray) -> list[list[Any]]:
+        """All labels within a distance `(N,)` of an outcome: N cells of each of `regions`."""
 
     # Pages
 

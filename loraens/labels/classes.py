@@ -6,7 +6,7 @@ classes.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -29,6 +29,7 @@ class Classes(LabelKind):
     similarities = ("agreement", "cosine", "errors")
     categorical = True
     uncertainties = ("entropy", "mutual_information", "vote_share")
+    regions = ("set",)
 
     def check(self, task: Task) -> None:
         """Two or more different class names, and two for one logit."""
@@ -151,6 +152,21 @@ class Classes(LabelKind):
             "mutual_information": np.maximum(total - own, 0),
             "vote_share": np.take_along_axis(votes, classes, 1)[:, 0],
         }
+
+    def distances(self, outcome: Outcome, labels: np.ndarray) -> np.ndarray:
+        """1 - p(label)."""
+        assert outcome.probabilities is not None
+        classes = labels.astype(np.int64)[:, None]
+        distances: np.ndarray = 1 - np.take_along_axis(outcome.probabilities, classes, 1)[:, 0]
+        return distances
+
+    def region(self, task: Task, outcome: Outcome, radius: np.ndarray) -> list[list[Any]]:
+        """A list of class names, in the order of the classes, the predicted one among them."""
+        assert outcome.probabilities is not None
+        # shares of votes are equal but for rounding
+        near = 1 - outcome.probabilities <= radius[:, None] + 1e-9
+        near[np.arange(len(near)), outcome.predictions.astype(np.int64)] = True
+        return [[[task.class_names[k] for k in np.flatnonzero(row)] for row in near]]
 
     def describe(self, task: Task, predictions: np.ndarray) -> list[str]:
         """Each class with its share of the members, the largest first."""

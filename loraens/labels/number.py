@@ -6,7 +6,7 @@ Shape letters: M members, B examples of a member in a batch, N examples, C outpu
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -30,6 +30,7 @@ class Number(LabelKind):
     similarities = ("pearson", "errors")
     categorical = False
     uncertainties = ("spread",)
+    regions = ("low", "high")
 
     def check(self, task: Task) -> None:
         """There are no classes."""
@@ -115,9 +116,24 @@ class Number(LabelKind):
         outcome: Outcome,
     ) -> dict[str, np.ndarray]:
         """`spread`, the members' weighted standard deviation."""
+        return {"spread": self.spread(predictions, weights)}
+
+    def distances(self, outcome: Outcome, labels: np.ndarray) -> np.ndarray:
+        """Absolute errors."""
+        distances: np.ndarray = np.abs(labels - outcome.predictions)
+        return distances
+
+    def spread(self, predictions: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """The members' weighted standard deviation."""
         shares = weights / weights.sum()
         mean = shares @ predictions
-        return {"spread": np.sqrt(shares @ (predictions - mean) ** 2)}
+        spread: np.ndarray = np.sqrt(shares @ (predictions - mean) ** 2)
+        return spread
+
+    def region(self, task: Task, outcome: Outcome, radius: np.ndarray) -> list[list[Any]]:
+        """Bounds; like predictions they may be outside of the legal range."""
+        bounds = (outcome.predictions - radius, outcome.predictions + radius)
+        return [[self.format(task, value) for value in bound] for bound in bounds]
 
     def describe(self, task: Task, predictions: np.ndarray) -> list[str]:
         """The range of the members' predictions."""
