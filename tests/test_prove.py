@@ -17,7 +17,7 @@ from loraens.ensemble.cross_validation import (
     score_bags,
 )
 from loraens.ensemble.methods import BAGS, REPEATS
-from loraens.ensemble.options import Options, equal_weights
+from loraens.ensemble.options import Options
 from loraens.ensemble.pool import Pool
 from loraens.ensemble.prove import prove
 from loraens.ensemble.select import _sized
@@ -152,7 +152,7 @@ def test_groups_are_never_divided(make_pool):
     @_sized
     def spy(part, options, rng):
         seen.append(part.groups)
-        return equal_weights(part, [0])
+        return np.array([0])
 
     bag = bags(pool, 1)[0][0]
     spy(pool.at(bag), Options(), np.random.default_rng(0))

@@ -10,6 +10,7 @@ import scipy.stats
 from scipy.optimize import minimize
 from sklearn import metrics as sklearn_metrics
 
+from loraens.ensemble import select
 from loraens.ensemble.combine import combine, majority_vote
 from loraens.ensemble.cross_validation import bags
 from loraens.ensemble.diversity import (
@@ -21,7 +22,7 @@ from loraens.ensemble.diversity import (
     vote_formula,
 )
 from loraens.ensemble.methods import METHODS, names
-from loraens.ensemble.options import Options, equal_weights
+from loraens.ensemble.options import Options
 from loraens.ensemble.pool import Pool
 from loraens.ensemble.select import _sized, accurate, dicor, greedy, topk
 from loraens.ensemble.significance import OutOfBag, holm
@@ -64,15 +65,19 @@ def test_weights_are_legal_and_repeat(task, name, make_pool):
         (3, 2, [2]),
     ],
 )
-def test_sizes_that_are_tried(make_pool, most, members, tried):
+def test_sizes_that_are_tried(make_pool, most, members, tried, monkeypatch):
     sizes = []
 
-    @_sized
-    def spy(pool, options, rng):
-        sizes.append(options.size)
-        return equal_weights(pool, range(options.size))
+    def spy(pool, weights, *args):
+        sizes.append(np.count_nonzero(weights))
+        return combine(pool, weights, *args)
 
-    chosen = spy(make_pool(QUORA, members, 40), Options(max_size=most), np.random.default_rng(0))
+    @_sized
+    def first(pool, options, rng):
+        return np.arange(options.size)
+
+    monkeypatch.setattr(select, "combine", spy)
+    chosen = first(make_pool(QUORA, members, 40), Options(max_size=most), np.random.default_rng(0))
     assert sorted(set(sizes)) == tried
     assert np.count_nonzero(chosen) in tried
 

@@ -32,14 +32,14 @@ def combine(pool: Pool, weights: np.ndarray, rule: str, standings: np.ndarray) -
         assert pool.merged is not None
         return pool.task.outcome(pool.merged(weights))
     chosen = np.flatnonzero(weights)
-    pool = pool.of(chosen)
     weights = weights[chosen]
     if rule == "vote":
-        return Outcome(majority_vote(pool.predictions, pool.ranks, weights, standings[chosen]))
+        votes = pool.predictions[chosen]
+        return Outcome(majority_vote(votes, pool.ranks[chosen], weights, standings[chosen]))
     if rule == "probs":
-        mean = np.tensordot(weights / weights.sum(), pool.averaged, 1)
+        mean = np.tensordot(weights / weights.sum(), pool.averaged[chosen], 1)
         return pool.kind.outcome_of_mean(mean)
-    return pool.task.outcome(np.tensordot(weights, pool.logits.astype(np.float64), 1))
+    return pool.task.outcome(np.tensordot(weights, pool.logits[chosen].astype(np.float64), 1))
 
 
 def with_vote_shares(pool: Pool, weights: np.ndarray, outcome: Outcome) -> Outcome:

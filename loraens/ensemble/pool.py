@@ -15,6 +15,8 @@ from loraens.labels import LabelKind
 from loraens.metrics import Outcome
 from loraens.tasks import Task
 
+HANDED_ON = ("probabilities", "predictions")  # of each member and example alone
+
 
 @dataclass(frozen=True)
 class Pool:
@@ -73,16 +75,20 @@ class Pool:
             epochs=epochs,
             groups=None if self.groups is None else self.groups[indices],
         )
-        for name in ("probabilities", "predictions"):  # of each example alone: not computed anew
-            whole_array = self.__dict__.get(name)
-            if whole_array is not None:
-                part.__dict__[name] = whole_array.take(indices, axis=1)
+        self._hand_on(part, indices, axis=1)
         return part
+
+    def _hand_on(self, part: Pool, indices: np.ndarray, axis: int) -> None:
+        """Give a part what was computed already."""
+        for name in HANDED_ON:
+            whole = self.__dict__.get(name)
+            if whole is not None:
+                part.__dict__[name] = whole.take(indices, axis=axis)
 
     def of(self, members: Sequence[int] | np.ndarray) -> Pool:
         """Some of the members on the same examples."""
         chosen = np.asarray(members)
-        return replace(
+        part = replace(
             self,
             names=tuple(self.names[index] for index in chosen),
             ranks=self.ranks[chosen],
@@ -93,6 +99,8 @@ class Pool:
             trained=None if self.trained is None else self.trained[chosen],
             planned=None if self.planned is None else self.planned[chosen],
         )
+        self._hand_on(part, chosen, axis=0)
+        return part
 
     @cached_property
     def _epoch_outcomes(self) -> list[list[Outcome]]:
@@ -108,16 +116,21 @@ class Pool:
             chosen_on: Indices of examples; in a bag, some of them more than once.
             scored_on: Indices of examples.
         """
-        if self.epochs is None:
-            return self.at(chosen_on), self.at(scored_on)
+        whole = self if self.epochs is None else self._at_best_epochs(chosen_on)
+        for name in HANDED_ON:
+            getattr(whole, name)  # once for both parts, and for the parts of these
+        return whole.at(chosen_on), whole.at(scored_on)
+
+    def _at_best_epochs(self, chosen_on: np.ndarray) -> Pool:
+        """Each member after the epoch that is its best on some of the examples."""
+        assert self.epochs is not None
         labels = self.labels[chosen_on]
         logits = []
         for of_member, outcomes in zip(self.epochs, self._epoch_outcomes, strict=True):
             scores = [self.task.score(outcome.at(chosen_on), labels) for outcome in outcomes]
             best = int(np.argmax(np.where(np.isnan(scores), -np.inf, scores)))
             logits.append(of_member[best])
-        whole = replace(self, logits=np.stack(logits), epochs=None, epoch_names=None)
-        return whole.at(chosen_on), whole.at(scored_on)
+        return replace(self, logits=np.stack(logits), epochs=None, epoch_names=None)
 
     @property
     def kind(self) -> LabelKind:

@@ -60,15 +60,18 @@ def _sizes(options: Options) -> range:
     return range(min(SIZES[0], options.max_size), min(SIZES[-1], options.max_size) + 1)
 
 
-def _sized(select: Select) -> Select:
-    """The algorithm with a size chosen by cross-validation where none is given: the smallest of the
-    best.
+def _sized(order: Select) -> Select:
+    """The method that takes the first members of an order, with a size chosen by cross-validation
+    where none is given: the smallest of the best.
+
+    Args:
+        order: The first `options.size` members, in an order that does not depend on the size.
     """
 
-    @wraps(select)
+    @wraps(order)
     def choose(pool: Pool, options: Options, rng: np.random.Generator) -> np.ndarray:
         if options.size is not None:
-            return select(pool, options, rng)
+            return equal_weights(pool, order(pool, options, rng))
         sizes = [size for size in _sizes(options) if size <= len(pool)] or [len(pool)]
         rule = pool.kind.rules[0]
         seed = int(rng.spawn(1)[0].integers(2**32))  # the same for any number of examples
@@ -80,13 +83,16 @@ def _sized(select: Select) -> Select:
         for fold in np.unique(fold_of):
             inside = pool.at(np.flatnonzero(fold_of != fold))
             outside = pool.at(np.flatnonzero(fold_of == fold))
+            largest = replace(options, size=sizes[-1])
+            members = order(inside, largest, np.random.default_rng(seed))
             for row, size in zip(predictions, sizes, strict=True):
-                weights = select(inside, replace(options, size=size), np.random.default_rng(seed))
+                weights = equal_weights(inside, members[:size])
                 outcome = combine(outside, weights, rule, inside.standings)
                 row[fold_of == fold] = outcome.predictions
         scores = [pool.task.score(Outcome(row), pool.labels) for row in predictions]
         size = sizes[int(np.argmax(list(map(defined_or_lowest, scores))))]
-        return select(pool, replace(options, size=size), np.random.default_rng(seed))
+        chosen = order(pool, replace(options, size=size), np.random.default_rng(seed))
+        return equal_weights(pool, chosen)
 
     return choose
 
@@ -99,13 +105,14 @@ def defined_or_lowest(value: float) -> float:
 @_sized
 def topk(pool: Pool, options: Options, rng: np.random.Generator) -> np.ndarray:
     """The best `size` members."""
-    return equal_weights(pool, pool.order[: options.size])
+    members: np.ndarray = pool.order[: options.size]
+    return members
 
 
 @_sized
 def random(pool: Pool, options: Options, rng: np.random.Generator) -> np.ndarray:
     """Any `size` members: the control without which a claim for a choice means nothing."""
-    return equal_weights(pool, rng.permutation(len(pool))[: options.size])
+    return rng.permutation(len(pool))[: options.size]
 
 
 def accurate(pool: Pool, options: Options) -> np.ndarray:
@@ -139,7 +146,8 @@ def dicor(pool: Pool, options: Options, rng: np.random.Generator) -> np.ndarray:
         # rounded, so that the order of a sum does not decide between equal means
         means = np.round(similarities[np.ix_(remaining, chosen)].mean(axis=1), 12)
         chosen.append(remaining[int(means.argmin())])
-    return equal_weights(pool, candidates[chosen])
+    members: np.ndarray = candidates[chosen]
+    return members
 
 
 def greedy(pool: Pool, options: Options, rng: np.random.Generator) -> np.ndarray:
