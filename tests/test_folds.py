@@ -307,9 +307,10 @@ def test_members_and_data_of_other_folds_are_refused(write, tiny_bert):
     module = data.TextFiles(**write(), backbone=str(tiny_bert))
     module.cut(2)
     module.setup("fit")
-    for member in (BASE, Member(4, 1.0, fold=2)):
+    for members in ([BASE, Member(4, 1.0, fold=0)], [Member(4, 1.0, fold=2)]):
         with pytest.raises(InputError, match="folds 2: the data is not cut for member r4"):
-            module.sampler([member])
+            module.sampler(members)
+    assert module.sampler([BASE]).sizes == (len(module.splits["t", "train"]),)  # for a refit
     module.cut(None)
     module.setup("fit")
     assert ("t", "oof") not in module.splits

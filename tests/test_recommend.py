@@ -96,7 +96,7 @@ def test_the_goal_calibration_goes_by_nll(quora):
 
     def errors(one, other):
         fixed = [of_bags(proofs[i].outcomes.outcome(0, calibrated=True)) for i in (one, other)]
-        bagged = OutOfBag(nll[one] - nll[other], fixed[0] - fixed[1], picked.bagged.ratio)
+        bagged = OutOfBag(nll[one] - nll[other], (fixed[0] - fixed[1])[None], picked.bagged.ratio)
         return bagged.standard_error()
 
     assert index == naive(proofs, scores, errors)

@@ -331,7 +331,7 @@ def test_standard_error_of_what_is_not_chosen_is_that_of_a_mean():
     means = np.array([values[outside].mean() for _, outside in drawn])
     out = np.mean([len(outside) for _, outside in drawn]) / 400
     assert out == pytest.approx(1 / np.e, abs=0.01)
-    bagged = OutOfBag(means, means, out / (1 - out))
+    bagged = OutOfBag(means, means[None], out / (1 - out))
     error = bagged.standard_error()
     assert error == pytest.approx(values.std(ddof=1) / 20, rel=0.03)
     found = bagged.interval(float(values.mean()))
@@ -345,24 +345,24 @@ def test_a_choice_that_varies_counts_in_whole():
     ratio = 0.5
     fixed = rng.normal(0, 0.2, 5000)
     chosen = fixed + rng.choice([-1, 1], 5000)
-    error = OutOfBag(chosen, fixed, ratio).standard_error()
+    error = OutOfBag(chosen, fixed[None], ratio).standard_error()
     assert error == pytest.approx(np.sqrt(ratio * 0.2**2 + 1), rel=0.03)
     # a choice that hides the error of its examples does not make it smaller
-    collapsed = OutOfBag(np.zeros(5000), fixed, ratio).standard_error()
+    collapsed = OutOfBag(np.zeros(5000), fixed[None], ratio).standard_error()
     assert collapsed == pytest.approx(np.sqrt(ratio) * 0.2, rel=0.03)
 
 
 def test_intervals_and_p_values_agree():
     scores = np.array([0.1, 0.3, np.nan, 0.2, 0.4])
     error = np.sqrt((1 / 4 + 0.5) * np.var([0.1, 0.3, 0.2, 0.4], ddof=1))
-    bagged = OutOfBag(scores, scores, 0.5)
+    bagged = OutOfBag(scores, scores[None], 0.5)
     assert bagged.standard_error() == pytest.approx(error)
     at_bound = error * scipy.stats.t.ppf(0.975, 3)
     assert bagged.interval(at_bound).low == pytest.approx(0, abs=1e-12)
     assert bagged.p_value(at_bound) == pytest.approx(0.05)
-    nought = OutOfBag(np.zeros(5), np.zeros(5), 0.5)
+    nought = OutOfBag(np.zeros(5), np.zeros((1, 5)), 0.5)
     assert (nought.p_value(0.0), nought.p_value(0.1)) == (1, 0)
-    single = OutOfBag(np.array([np.nan, 0.3]), np.array([0.1, 0.3]), 0.5)
+    single = OutOfBag(np.array([np.nan, 0.3]), np.array([[0.1, 0.3]]), 0.5)
     assert np.isnan(single.interval(1.0).low)
     assert np.isnan(single.p_value(1.0))
 

@@ -240,7 +240,7 @@ def score_bags(
     each = np.arange(len(pool.labels))  # copies of an example in a bag are a group
     grouped = pool if pool.groups is not None else replace(pool, groups=each)
 
-    def scores_of(number: int) -> list[tuple[float, float, np.ndarray]]:
+    def scores_of(number: int) -> list[tuple[float, list[float], np.ndarray]]:
         inside, outside = grouped.split(*drawn[number])
         weights: dict[tuple[str, Options], np.ndarray] = {}
         scores = []
@@ -256,10 +256,10 @@ def score_bags(
                 pool.task.score(of_candidate.outcome(repeat).at(drawn[number][1]), outside.labels)
                 for repeat in range(candidate.repeats)
             ]
-            scores.append((chosen, float(np.mean(fixed)), weights[key]))
+            scores.append((chosen, fixed, weights[key]))
         return scores
 
-    rows: list[list[tuple[float, float, np.ndarray]]] = [[] for _ in candidates]
+    rows: list[list[tuple[float, list[float], np.ndarray]]] = [[] for _ in candidates]
     with ThreadPoolExecutor(_workers(pool)) as executor:
         for number, row in enumerate(executor.map(scores_of, range(len(drawn)))):
             of_bag = [of for of, c in zip(rows, candidates, strict=True) if number < c.bags]
@@ -272,7 +272,7 @@ def score_bags(
     weights = []
     for of_candidate in rows:
         chosen, fixed, of_bags = zip(*of_candidate, strict=True)
-        scores.append(OutOfBag(np.array(chosen), np.array(fixed), ratio))
+        scores.append(OutOfBag(np.array(chosen), np.array(fixed).T, ratio))
         weights.append(list(of_bags))
     return Bagged(scores, weights, drawn)
 

@@ -45,7 +45,7 @@ class Values:
         outside = np.full(shape, np.nan)
         bagged = np.full(shape, np.nan)
         for column, proof in enumerate(rows):
-            outside[: len(proof.bagged), column] = proof.bagged.fixed
+            outside[: len(proof.bagged), column] = proof.bagged.fixed.mean(axis=0)
             bagged[: len(proof.bagged), column] = proof.bagged.chosen
         drawn = rows[0].drawn[: len(bagged)]
         inside = _scores(pool, outcomes, [inside for inside, _ in drawn], pool.task.score)
@@ -111,7 +111,7 @@ class Values:
         """
         each = np.arange(len(picks))
         optimism = self.inside[each, picks] - self.outside[each, picks]
-        again = OutOfBag(self.bagged[each, picks], self.outside[:, picked], self.ratio)
+        again = OutOfBag(self.bagged[each, picks], self.outside[None, :, picked], self.ratio)
         value = float(self.scores[picked]) - max(0.0, float(np.nanmean(optimism)))
         gain = 0.0
         difference = again - again
@@ -125,7 +125,7 @@ class Values:
         return Interval(sign * value, low, high), difference.interval(gain)
 
     def _bags(self, column: int) -> OutOfBag:
-        return OutOfBag(self.bagged[:, column], self.outside[:, column], self.ratio)
+        return OutOfBag(self.bagged[:, column], self.outside[None, :, column], self.ratio)
 
 
 def _scores(

@@ -44,7 +44,8 @@ class OutOfBag:
 
     Args:
         chosen: `(B,)` the value out of each bag, chosen in it; NaN where it is not defined.
-        fixed: `(B,)` the value of the cross-validated predictions on the same examples.
+        fixed: `(T, B)` the value of the cross-validated predictions on the same examples, by
+            repetition; what counts is their mean.
         ratio: n2 / n1, mean of the bags.
     """
 
@@ -53,11 +54,12 @@ class OutOfBag:
     ratio: float
 
     def __sub__(self, other: OutOfBag) -> OutOfBag:
-        """The difference of two estimates, in the bags that both have."""
-        count = min(len(self.chosen), len(other.chosen))
+        """The difference of two estimates, in the bags and repetitions that both have."""
+        count = min(len(self), len(other))
+        repeats = min(len(self.fixed), len(other.fixed))
         return OutOfBag(
             chosen=self.chosen[:count] - other.chosen[:count],
-            fixed=self.fixed[:count] - other.fixed[:count],
+            fixed=self.fixed[:repeats, :count] - other.fixed[:repeats, :count],
             ratio=self.ratio,
         )
 
@@ -66,7 +68,7 @@ class OutOfBag:
 
     @property
     def _defined(self) -> np.ndarray:
-        defined: np.ndarray = ~(np.isnan(self.chosen) | np.isnan(self.fixed))
+        defined: np.ndarray = ~(np.isnan(self.chosen) | np.isnan(self.fixed).any(axis=0))
         return defined
 
     def standard_error(self) -> float:
@@ -75,7 +77,7 @@ class OutOfBag:
         if count < 2:
             return float("nan")
         whole = self.chosen[self._defined].var(ddof=1)
-        sampling = self.fixed[self._defined].var(ddof=1)
+        sampling = self.fixed.mean(axis=0)[self._defined].var(ddof=1)
         choice = max(0.0, whole - sampling)
         return float(np.sqrt(self.ratio * sampling + choice + max(whole, sampling) / count))
 
