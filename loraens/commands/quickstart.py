@@ -69,7 +69,7 @@ def quickstart(data: Data = Data(), store: Store = Store(), backbone: str = PACK
         backbone: Hub name or directory of a BERT-family encoder, or "minilm", the packaged one.
     """
     from loraens.data import modules
-    from loraens.model.backbone import load_tokenizer
+    from loraens.model.tokenizer import load_tokenizer
     from loraens.train.runs import quiet, run_directory
 
     quiet()

@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import t as student
 
 from loraens.records import Score
 
@@ -64,6 +63,8 @@ def of_bags(value: float, scores: np.ndarray, ratio: float) -> Interval:
 
 def p_value(value: float, scores: np.ndarray, ratio: float) -> float:
     """Two-sided p of an estimate being zero, of the same t as `of_bags`; 1 where all is zero."""
+    from scipy.stats import t as student
+
     error = standard_error(scores, ratio)
     if value == 0:
         return 1.0
@@ -84,5 +85,7 @@ def holm(p_values: np.ndarray) -> np.ndarray:
 
 
 def _quantile(scores: np.ndarray) -> float:
+    from scipy.stats import t as student
+
     degrees = max(1, np.count_nonzero(~np.isnan(scores)) - 1)
     return float(student.ppf((1 + LEVEL) / 2, degrees))
