@@ -13,8 +13,8 @@ from loraens.data.tokens import tokenise
 from loraens.members import Member
 from loraens.model.backbone import load_encoder
 from loraens.model.batch import pack
-from loraens.model.tokenizer import load_tokenizer
 from loraens.model.population import MemberModel
+from loraens.model.tokenizer import load_tokenizer
 from loraens.model.weights import load_member, member_files
 from loraens.tasks import STS
 from loraens.train.module import Population

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from loraens.commands.parser import Parser
 from loraens.errors import InputError
 from loraens.report.comparison import (
     COLUMNS,
@@ -94,9 +95,7 @@ def compare(
 
 def main(args: list[str]) -> None:
     """Run `compare` with the options of the command line."""
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(prog="loraens compare", description=__doc__, exit_on_error=False)
+    parser = Parser("compare", __doc__)
     several: dict[str, Any] = {"type": str, "action": "extend", "default": []}
     parser.add_argument(
         "directories", nargs="*", type=str, help="Directories of runs, at any depth."

@@ -11,6 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from loraens.api.proofs import candidates, prove_members
+from loraens.commands.parser import Parser
 from loraens.ensemble.methods import names
 from loraens.ensemble.options import Options
 from loraens.ensemble.read import read_runs
@@ -120,9 +121,7 @@ def log(
 
 def main(args: list[str]) -> None:
     """Run `ensemble` with the options of the command line."""
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(prog="loraens ensemble", description=__doc__, exit_on_error=False)
+    parser = Parser("ensemble", __doc__)
     several: dict[str, Any] = {"nargs": "+", "type": str}
     text = str | None
     parser.add_argument(
@@ -133,9 +132,7 @@ def main(args: list[str]) -> None:
         "--rule", **several, default=None, help="vote, logits or probs; all that apply by default."
     )
     parser.add_argument("--task", **several, default=None, help="Names of tasks; all by default.")
-    parser.add_argument(
-        "--epoch", type=str, choices=["best", "last"], default="best", help="Epoch of each member."
-    )
+    parser.add_argument("--epoch", type=Epoch, default="best", help="Epoch of each member.")
     parser.add_argument(
         "--out", type=text, default=None, help="Where ensembles go; RUN/ensembles by default."
     )

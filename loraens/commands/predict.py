@@ -4,10 +4,14 @@ text.
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 from functools import partial
 
+from jsonargparse import auto_cli
+
+from loraens.commands.parser import Parser
 from loraens.data.files import Format
 from loraens.errors import InputError
 from loraens.inference.predict_file import predict_file
@@ -90,6 +94,11 @@ def _print_one(predictor: Predictor, task: str | None, texts: tuple[str, ...]) -
 
 def main(args: list[str]) -> None:
     """Run `predict` with the options of the command line."""
-    from jsonargparse import auto_cli
-
-    auto_cli(predict, args=args, as_positional=False, prog="loraens predict", exit_on_error=False)
+    auto_cli(
+        predict,
+        args=args,
+        as_positional=False,
+        parser_class=Parser,
+        command="predict",
+        description=inspect.cleandoc(predict.__doc__ or "").partition("\n\nArgs:")[0],
+    )

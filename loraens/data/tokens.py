@@ -8,7 +8,6 @@ import json
 import zipfile
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -63,9 +62,7 @@ def tokenise(texts: list[tuple[str, ...]], tokenizer: Tokenizer, max_length: int
     )
 
 
-def cached_tokens(
-    texts: list[tuple[str, ...]], tokenizer: Tokenizer, max_length: int
-) -> Tokens:
+def cached_tokens(texts: list[tuple[str, ...]], tokenizer: Tokenizer, max_length: int) -> Tokens:
     """As `tokenise`, read from the cache where the same texts, tokenizer and length were seen
     before.
 
