@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,9 @@ def print_table(rows: Sequence[Row], columns: Sequence[str] | None) -> None:
     """Print the table; unless columns are given, without empty ones and paths, what all rows share
     in the caption.
     """
-    from rich.console import Console
     from rich.table import Table
+
+    from loraens.report.terminal import show
 
     shared: dict[str, str] = {}
     if columns is None:
@@ -58,9 +58,7 @@ def print_table(rows: Sequence[Row], columns: Sequence[str] | None) -> None:
         )
     for row in rows:
         table.add_row(*(cell(name, row[name]) for name in columns))
-    Console(width=None if sys.stdout.isatty() else 1000, markup=False).print(
-        table
-    )  # in a file or pipe, a row is a line
+    show(table, keys=1 + list(columns).index("name") if "name" in columns else 1)
 
 
 def compare(

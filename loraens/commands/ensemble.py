@@ -19,6 +19,7 @@ from loraens.ensemble.recommend import Recommendation, write_recommended
 from loraens.ensemble.record import EnsembleRecord
 from loraens.records import Epoch
 from loraens.report import ensembles as tables
+from loraens.report.terminal import show
 from loraens.store import write_atomically
 from loraens.train.account import ensembles_run
 
@@ -80,12 +81,11 @@ def print_tables(records: Sequence[EnsembleRecord], recommended: str) -> None:
     """Print scores, calibration and diversity of one task's ensembles; the recommended one is
     marked.
     """
-    from rich.console import Console
-
-    Console().print(tables.score_table(records, recommended))
-    for make in (tables.calibration_table, tables.diversity_table):
-        if (table := make(records)) is not None:
-            Console().print(table)
+    show(tables.score_table(records, recommended), keys=2)
+    if (calibration := tables.calibration_table(records)) is not None:
+        show(calibration, keys=2)
+    if (diversity := tables.diversity_table(records)) is not None:
+        show(diversity)
 
 
 def log(

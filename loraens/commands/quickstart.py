@@ -134,10 +134,10 @@ def _in_words(member: Member) -> str:
 
 def print_table(results: Sequence[Result], made_up: bool) -> None:
     """Print members and ensembles as rows, tasks as columns, and the paper's overall score."""
-    from rich.console import Console
     from rich.table import Table
 
     from loraens.metrics import overall
+    from loraens.report.terminal import show
 
     table = Table(
         title="Dev scores" + (" on made-up texts" if made_up else ""),
@@ -155,7 +155,7 @@ def print_table(results: Sequence[Result], made_up: bool) -> None:
         total = overall(dict(by_task))
         cells = [f"{score:.3f}" for score in scores]
         table.add_row(name, *cells, "" if total is None else f"{total:.3f}")
-    Console().print(table)
+    show(table)
 
 
 def main(args: list[str]) -> None:

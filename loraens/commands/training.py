@@ -27,9 +27,9 @@ PURPOSES = {
 }
 DATA = ("SST", "Quora", "STS", "Multitask", "TextFiles")  # our data modules
 SECTIONS = ("data", "model", "trainer", "grid", "sweep")  # each may be given as a file, too
-OTHER = "another"
+OTHER = "TextData"  # any other: it has the options of the class that it derives from
 LINKED = {"data.backbone", "data.sources", "model.members", "model.tasks"}  # no options
-OF_LIGHTNING = ("seed_everything", "verbose", "weights_only")
+OF_LIGHTNING = ("seed_everything", "verbose", "weights_only", "print_shtab")
 
 
 def main(args: list[str]) -> None:
@@ -58,7 +58,7 @@ class Options:
 
     Args:
         command: The command.
-        data: Name of the data module that was chosen; None for those of all.
+        data: Name of the data module that was chosen, `OTHER` where it is not ours; None for all.
     """
 
     def __init__(self, command: str, data: str | None = None) -> None:
