@@ -18,7 +18,7 @@ from loraens.errors import InputError
 from loraens.members import Grid, Member
 from loraens.train.module import Population
 from loraens.train.options import SweepOptions
-from loraens.train.runs import TRAINER_DEFAULTS
+from loraens.train.runs import TRAINER_DEFAULTS, check_trainer
 
 CONFIG = "config.yaml"
 IN_MEMORY = "# data: in the memory of the Python program that made this sweep\n"
@@ -317,6 +317,7 @@ def _check_training(train: TrainConfig) -> None:
                 f"{name} {train.trainer[name]}: a sweep trains whole epochs, leave it out",
                 option=f"trainer.{name}",
             )
+    check_trainer(train.trainer)
     epochs = train.trainer["max_epochs"]
     if not epochs or epochs < 1:
         raise InputError(
