@@ -128,6 +128,8 @@ def test_help_and_refusals_load_neither_torch_nor_lightning():
     lines += [f"run({command!r}, {option!r})" for command, (option, _) in TYPOS.items()]
     lines += [f"run(*{args!r})" for args in refused]
     lines += [f"run('fit', '--data.help', {name!r})" for name in training.DATA]
+    lines += ["assert '--data.label_column' in run('fit', '--data.help')"]
+    lines += ["assert '--data.root' in run('fit', '--data.help', 'loraens.data.SST')"]
     assert run_in_child(*lines, LOADED)[0] == []
 
 

@@ -45,7 +45,7 @@ def main(args: list[str]) -> None:
     if "-h" in rest or "--help" in rest:
         Options(command).parser().print_help()
     elif (name := _data_help(rest)) is not None:
-        Options(command, name).parser("texts").print_help()
+        Options(command, name or None).parser("texts").print_help()
     else:
         check(command, rest)
         rest = ["--help" if argument == "--help-all" else argument for argument in rest]
@@ -144,10 +144,7 @@ class Options:
             self.command,
             PURPOSES[self.command],
             usage=f"loraens {self.command} --config FILE [options]",
-            epilog=(
-                f"Options of Lightning's Trainer, --trainer.NAME: {', '.join(self.trainer)}."
-                f" `loraens {self.command} --help-all` explains them."
-            ),
+            epilog=None if titles else self._epilog(),
             add_help=not titles,
         )
         if not titles:
@@ -164,6 +161,12 @@ class Options:
                     help=" ".join([option.help, *_choices(option.name)]),
                 )
         return parser
+
+    def _epilog(self) -> str:
+        return (
+            f"Options of Lightning's Trainer, --trainer.NAME: {', '.join(self.trainer)}."
+            f" `loraens {self.command} --help-all` explains them."
+        )
 
     def _add_general(self, parser: Parser) -> None:
         flag: dict[str, Any] = {"action": "store_true"}
@@ -285,7 +288,11 @@ def _data_class(pairs: list[tuple[str, str | None]], configs: Any) -> str | None
 
 
 def _data_help(args: list[str]) -> str | None:
-    """Name of our data module whose help is asked for."""
-    wanted = [value for name, value in _pairs(args) if name == "data.help"]
-    name = _data_class([("data", wanted[0] or "")], ()) if wanted else None
+    """Name of our data module whose help is asked for; empty for all of them, None where the help
+    of another or none is.
+    """
+    wanted = [value or "" for name, value in _pairs(args) if name == "data.help"]
+    if not wanted or not wanted[0]:
+        return wanted[0] if wanted else None
+    name = _data_class([("data", wanted[0])], ())
     return name if name in DATA else None
