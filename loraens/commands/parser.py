@@ -60,9 +60,8 @@ class HelpFormatter(DefaultHelpFormatter):
     def _get_help_string(self, action: Action) -> str:
         parts = ["required"] if action.required and action.option_strings else []
         kind = in_words(getattr(action, "_typehint", action.type))
-        if (
-            kind not in ("", WORDS[str]) and f"{{{kind.replace(' or ', ',')}}}" != action.metavar
-        ):  # which is shown
+        listed = f"{{{kind.replace(' or ', ',')}}}"
+        if kind not in ("", WORDS[str]) and action.metavar != listed:
             parts.append(kind)
         default = action.default
         if action.option_strings and action.nargs != 0 and default not in (None, SUPPRESS, []):
@@ -112,6 +111,8 @@ class Parser(ArgumentParser):
             ArgumentError: Something else is wrong.
         """
         for argument in args or ():
+            if argument == "--":
+                break
             name = argument.partition("=")[0]
             if name.startswith("--") and name not in self._option_string_actions:
                 raise unknown_option(self.command, name, self._option_string_actions)
@@ -132,6 +133,6 @@ class Parser(ArgumentParser):
         wrong = re.match(pattern, message, re.DOTALL)
         if wrong is None or wrong[1] not in options:
             return None
-        expected = in_words(getattr(options[wrong[1]], "_typehint", None))
-        article = "" if " or " in expected else "a "
+        expected = in_words(getattr(options[wrong[1]], "_typehint", None)) or "another value"
+        article = "" if " or " in expected or expected.startswith("another") else "a "
         return InputError(f"--{wrong[1]} {wrong[2]}: {article}{expected} is expected")
