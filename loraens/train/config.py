@@ -317,13 +317,13 @@ def _check_training(train: TrainConfig) -> None:
                 f"{name} {train.trainer[name]}: a sweep trains whole epochs, leave it out",
                 option=f"trainer.{name}",
             )
-    check_trainer(train.trainer)
     epochs = train.trainer["max_epochs"]
     if not epochs or epochs < 1:
         raise InputError(
             f"max_epochs {epochs}: a sweep needs an end, at least 1 is expected",
             option="trainer.max_epochs",
         )
+    check_trainer(train.trainer)
 
 
 def _set_backbone(data: TextData, backbone: str) -> None:

@@ -86,7 +86,9 @@ def check_trainer(options: Mapping[str, Any]) -> None:
     """
 
     def refuse(name: str, reason: str) -> None:
-        raise InputError(f"{name} {options[name]}: {reason}", option=f"trainer.{name}")
+        value = options[name]
+        shown = f"{value:g}" if isinstance(value, float) else value
+        raise InputError(f"{name} {shown}: {reason}", option=f"trainer.{name}")
 
     if options.get("barebones"):
         refuse("barebones", "no member would be written, leave it out")
