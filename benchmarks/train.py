@@ -36,12 +36,12 @@ import numpy as np
 import psutil
 import torch
 from arms import BATCH, CUDA, LR, Bench, now, ours_of
-from transformers import AutoConfig, BertConfig, BertModel
+from transformers import AutoConfig, AutoTokenizer, BertConfig, BertModel
 from transformers.utils import logging as hub_logging
 
 from loraens.data import modules
 from loraens.data.made_up import write_corpus
-from loraens.model.backbone import load_tokenizer, locate
+from loraens.model.backbone import locate
 from loraens.train.cost import formula_bytes
 from loraens.train.runs import quiet, quiet_trainers
 
@@ -192,7 +192,7 @@ def prepare(model: str, data: str | None, scratch: Path) -> Bench:
         backbone = str(scratch / "bert-base")
         torch.manual_seed(0)
         BertModel(BertConfig()).save_pretrained(backbone)
-        load_tokenizer("minilm").save_pretrained(backbone)
+        AutoTokenizer.from_pretrained(locate("minilm")).save_pretrained(backbone)
     if data is None:
         write_corpus(scratch / "texts")
         data = str(scratch / "texts")

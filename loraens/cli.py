@@ -6,6 +6,7 @@ import os
 import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
@@ -19,8 +20,12 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "main",
         "train a few members on a small made-up corpus and combine them",
     ),
-    "fit": ("loraens.commands.fit", "main", "train one member"),
-    "sweep": ("loraens.commands.sweep", "main", "train a grid of members at once on one backbone"),
+    "fit": ("loraens.commands.training", "main", "train one member"),
+    "sweep": (
+        "loraens.commands.training",
+        "main",
+        "train a grid of members at once on one backbone",
+    ),
     "ensemble": (
         "loraens.commands.ensemble",
         "main",
@@ -32,8 +37,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "main",
         "print or write the table of members, baselines and ensembles of runs",
     ),
-    "validate": ("loraens.commands.fit", "main", "score a checkpoint on dev"),
-    "test": ("loraens.commands.fit", "main", "score a checkpoint on a labelled test split"),
+    "validate": ("loraens.commands.training", "main", "score a checkpoint on dev"),
+    "test": ("loraens.commands.training", "main", "score a checkpoint on a labelled test split"),
     "predict": (
         "loraens.commands.predict",
         "main",
@@ -41,7 +46,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     ),
     "wandb-sync": ("loraens.commands.wandb_sync", "main", "upload what was logged to W&B offline"),
 }
-TRAINER_COMMANDS = ("fit", "validate", "test")
+TRAINING = ("fit", "sweep", "validate", "test")  # one function, which is told the command
 
 
 def usage() -> str:
@@ -76,11 +81,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     name = arguments[0]
     rest = arguments[1:]
     if name not in COMMANDS:
-        _fail(f"{name!r} is not a command: use one of {', '.join(COMMANDS)}")
+        near = get_close_matches(name, COMMANDS, n=1)
+        meant = f", did you mean {near[0]}?" if near else ":"
+        _fail(f"{name!r} is not a command{meant} use one of {', '.join(COMMANDS)}")
     module, function, _ = COMMANDS[name]
     try:
         run: Callable[[list[str]], Any] = getattr(import_module(module), function)
-        run([name, *rest] if name in TRAINER_COMMANDS else rest)
+        run([name, *rest] if name in TRAINING else rest)
     except KeyboardInterrupt:
         _fail("interrupted", code=130)
     except BrokenPipeError:  # the reader of our output, such as `head`, has gone

@@ -17,6 +17,9 @@ import pytest
 os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="disabled", TOKENIZERS_PARALLELISM="false")
 os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", f"{tempfile.gettempdir()}/loraens-hypothesis")
 
+# before transformers, as in a command: of equal unions, typing keeps the first, int or float first,
+# and by that order the values of Lightning's options are read
+import lightning.pytorch  # noqa: F401
 import torch
 from hypothesis import settings
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors

@@ -85,7 +85,7 @@ def test_pairs_are_joined_by_separators_and_cut(corpus, tiny_bert):
 
 
 def test_tokens_are_cached_by_content(tiny_bert, monkeypatch, tmp_path):
-    from loraens.model.backbone import load_tokenizer
+    from loraens.model.tokenizer import load_tokenizer
 
     monkeypatch.setitem(os.environ, "LORAENS_CACHE", str(tmp_path))
     tokenizer = load_tokenizer(str(tiny_bert))

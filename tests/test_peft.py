@@ -14,6 +14,7 @@ from loraens.members import Member
 from loraens.model.backbone import load_encoder
 from loraens.model.batch import pack
 from loraens.model.population import MemberModel
+from loraens.model.tokenizer import load_tokenizer
 from loraens.model.weights import load_member, member_files
 from loraens.tasks import STS
 from loraens.train.module import Population
@@ -128,7 +129,7 @@ TEXTS = [
 
 
 def packed(tiny_bert, members):
-    tokens = tokenise(TEXTS, AutoTokenizer.from_pretrained(tiny_bert), 64)
+    tokens = tokenise(TEXTS, load_tokenizer(str(tiny_bert)), 64)
     return pack(
         tokens.ids, tokens.types, tokens.offsets, np.array([[0, 1]] * members), None, "sts", "dev"
     )

@@ -581,12 +581,55 @@ def test_other_loggers(fit, tmp_path, logger, file):
         pytest.param(
             ["--trainer.gradient_clip_algorithm", "nonsense"], "Lightning: ", id="lightning"
         ),
+        pytest.param(
+            ["--trainer.limit_val_batches", 0],
+            "loraens: --trainer.limit_val_batches 0: a member is written when dev is scored",
+            id="no-dev",
+        ),
+        pytest.param(
+            ["--trainer.overfit_batches", 2], "use --data.limit for a quick look", id="overfit"
+        ),
+        *(
+            pytest.param([f"--trainer.{name}", 0], f"--trainer.{name} 0: nothing", id=name)
+            for name in ("limit_train_batches", "max_epochs", "max_steps")
+        ),
+        *(
+            pytest.param(
+                ["--trainer.precision", name],
+                f"--trainer.precision {name}: one of 32-true, bf16-mixed, 64-true is expected",
+                id=name,
+            )
+            for name in ("bf16-true", "16-true")
+        ),
+        pytest.param(
+            ["--trainer.barebones", "true"], "barebones True: no member would", id="barebones"
+        ),
+        pytest.param(
+            ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor", "val_loss"],
+            "--trainer.callbacks: EarlyStopping monitors 'val_loss', which is not there: there are"
+            " train/loss, dev/sts/pearson, dev/sts/spearman, dev/sts/mse",
+            id="monitor",
+        ),
     ],
 )
 def test_bad_input_ends_in_one_sentence(fails, tiny_bert, corpus, tmp_path, args, message):
     files = ["--config", CONFIGS / "sts.yaml", "--data.root", corpus, "--data.max_length", 40]
     store = ["--model.backbone", tiny_bert, "--store.root", tmp_path / "runs", *QUIET]
     assert message in fails("fit", *files, *store, *args)
+    if not str(args[0]).startswith("--model.lr"):
+        assert not (tmp_path / "runs").exists()
+
+
+def test_early_stopping_on_a_score(run_command, tiny_bert, corpus, tmp_path):
+    """By a patience of 0, after the second epoch at a rate at which nothing is learned."""
+    files = ["--config", CONFIGS / "sts.yaml", "--data.root", corpus, "--data.limit", 8]
+    model = ["--model.backbone", tiny_bert, "--model.lr", 1e-9, "--store.root", tmp_path, *QUIET]
+    options = {"monitor": "dev/sts/pearson", "mode": "max", "patience": 1, "min_delta": 1.0}
+    stop = [part for k, v in options.items() for part in (f"--trainer.callbacks.{k}", v)]
+    command = ["fit", *files, *model, "--trainer.max_epochs", 9]
+    assert run_command(*command, "--trainer.callbacks+=EarlyStopping", *stop) == 0
+    (path,) = tmp_path.rglob("manifest.json")
+    assert len(MemberStore(path.parent).manifest().history) == 2
 
 
 @pytest.mark.parametrize(

@@ -565,6 +565,11 @@ def test_directories_that_hold_something_else(fails, command, tmp_path, file, co
     assert message in fails(*command())
 
 
+def test_a_callback_that_waits_for_what_nothing_logs(fails, command):
+    callback = ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor", "val_loss"]
+    assert "EarlyStopping monitors 'val_loss', which is not there" in fails(*command(*callback))
+
+
 def test_a_second_sweep_in_one_directory(fails, command, tmp_path):
     (tmp_path / "run").mkdir()
     with FileLock(tmp_path / "run" / ".lock"):

@@ -25,6 +25,7 @@ from loraens.ensemble.record import EnsembleRecord, make_record
 from loraens.errors import InputError
 from loraens.records import Epoch
 from loraens.report import ensembles as tables
+from loraens.report.terminal import show
 from loraens.tasks import Task
 
 if TYPE_CHECKING:
@@ -177,10 +178,8 @@ class Proofs(Mapping[str, ProvedEnsemble]):
         return pandas.DataFrame([tables.row(record) for record in self.records()])
 
     def __str__(self) -> str:
-        from rich.console import Console
-
         text = io.StringIO()
-        Console(file=text, width=120).print(tables.score_table(self.records()))
+        show(tables.score_table(self.records()), keys=2, file=text, width=120)
         return text.getvalue()
 
     __repr__ = __str__

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from loraens.commands.parser import Parser
 from loraens.errors import InputError
 from loraens.report.comparison import (
     COLUMNS,
@@ -27,8 +27,9 @@ def print_table(rows: Sequence[Row], columns: Sequence[str] | None) -> None:
     """Print the table; unless columns are given, without empty ones and paths, what all rows share
     in the caption.
     """
-    from rich.console import Console
     from rich.table import Table
+
+    from loraens.report.terminal import show
 
     shared: dict[str, str] = {}
     if columns is None:
@@ -57,9 +58,7 @@ def print_table(rows: Sequence[Row], columns: Sequence[str] | None) -> None:
         )
     for row in rows:
         table.add_row(*(cell(name, row[name]) for name in columns))
-    Console(width=None if sys.stdout.isatty() else 1000, markup=False).print(
-        table
-    )  # in a file or pipe, a row is a line
+    show(table, keys=1 + list(columns).index("name") if "name" in columns else 1)
 
 
 def compare(
@@ -94,9 +93,7 @@ def compare(
 
 def main(args: list[str]) -> None:
     """Run `compare` with the options of the command line."""
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(prog="loraens compare", description=__doc__, exit_on_error=False)
+    parser = Parser("compare", __doc__)
     several: dict[str, Any] = {"type": str, "action": "extend", "default": []}
     parser.add_argument(
         "directories", nargs="*", type=str, help="Directories of runs, at any depth."

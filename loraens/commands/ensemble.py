@@ -11,12 +11,12 @@ from typing import Any
 from tqdm import tqdm
 
 from loraens.api.proofs import candidates, check_refit, prove_members
+from loraens.commands.parser import Parser
 from loraens.ensemble.cross_validation import Candidate
 from loraens.ensemble.methods import names
 from loraens.ensemble.options import Options
 from loraens.ensemble.read import PoolMembers, read_runs
 from loraens.ensemble.recommend import (
-    GOALS,
     Goal,
     Recommendation,
     check_bound,
@@ -26,6 +26,7 @@ from loraens.ensemble.recommend import (
 from loraens.ensemble.record import EnsembleRecord
 from loraens.records import Epoch
 from loraens.report import ensembles as tables
+from loraens.report.terminal import show
 from loraens.store import write_atomically
 from loraens.train.account import ensembles_run
 
@@ -126,12 +127,11 @@ def print_tables(records: Sequence[EnsembleRecord], recommended: str) -> None:
     """Print scores, calibration and diversity of one task's ensembles; the recommended one is
     marked.
     """
-    from rich.console import Console
-
-    Console().print(tables.score_table(records, recommended))
-    for make in (tables.calibration_table, tables.diversity_table):
-        if (table := make(records)) is not None:
-            Console().print(table)
+    show(tables.score_table(records, recommended), keys=2)
+    if (calibration := tables.calibration_table(records)) is not None:
+        show(calibration, keys=2)
+    if (diversity := tables.diversity_table(records)) is not None:
+        show(diversity)
 
 
 def log(
@@ -170,9 +170,7 @@ def log(
 
 def main(args: list[str]) -> None:
     """Run `ensemble` with the options of the command line."""
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(prog="loraens ensemble", description=__doc__, exit_on_error=False)
+    parser = Parser("ensemble", __doc__)
     several: dict[str, Any] = {"nargs": "+", "type": str}
     text = str | None
     parser.add_argument(
@@ -183,9 +181,7 @@ def main(args: list[str]) -> None:
         "--rule", **several, default=None, help="vote, logits or probs; all that apply by default."
     )
     parser.add_argument("--task", **several, default=None, help="Names of tasks; all by default.")
-    parser.add_argument(
-        "--epoch", type=str, choices=["best", "last"], default="best", help="Epoch of each member."
-    )
+    parser.add_argument("--epoch", type=Epoch, default="best", help="Epoch of each member.")
     parser.add_argument(
         "--out", type=text, default=None, help="Where ensembles go; RUN/ensembles by default."
     )
@@ -196,7 +192,7 @@ def main(args: list[str]) -> None:
         default=None,
         help="Most models that run for the recommended ensemble; larger sizes are not tried.",
     )
-    parser.add_argument("--goal", type=str, choices=GOALS, default="score", help=GOAL_HELP)
+    parser.add_argument("--goal", type=Goal, default="score", help=GOAL_HELP)
     parser.add_argument(
         "--refit",
         type=bool,

@@ -21,6 +21,8 @@ from loraens.train.module import Population
 from loraens.train.runs import (
     TRAINER_DEFAULTS,
     check_checkpoint,
+    check_monitors,
+    check_trainer,
     default_logger,
     quiet,
     run_callbacks,
@@ -126,6 +128,10 @@ class Cli(LightningCLI):
             return super().instantiate_trainer(**{**unlogged, **kwargs})
         assert isinstance(self.model, Population)
         assert isinstance(self.datamodule, TextData)
+        check_trainer(vars(trainer_config))
+        given = trainer_config.callbacks or []
+        given = given if isinstance(given, list) else [given]
+        check_monitors(given, self.model.tasks)
         directory = run_directory(store.root, store.run, run_name(self.model), ckpt_path)
         self.datamodule.setup(
             "fit"
@@ -133,8 +139,7 @@ class Cli(LightningCLI):
         self.model.build(self.datamodule.max_length)
         if trainer_config.fast_dev_run:
             return super().instantiate_trainer(**kwargs)
-        given = trainer_config.callbacks or []
-        callbacks = [*(given if isinstance(given, list) else [given]), *run_callbacks(directory)]
+        callbacks = [*given, *run_callbacks(directory)]
         if trainer_config.enable_checkpointing is False:
             callbacks.pop()
         logger = trainer_config.logger

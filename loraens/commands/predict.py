@@ -4,10 +4,14 @@ text.
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 from functools import partial
 
+from jsonargparse import auto_cli
+
+from loraens.commands.parser import Parser
 from loraens.data.files import Format
 from loraens.ensemble.conformal import check_coverage
 from loraens.errors import InputError
@@ -99,6 +103,11 @@ def _print_one(
 
 def main(args: list[str]) -> None:
     """Run `predict` with the options of the command line."""
-    from jsonargparse import auto_cli
-
-    auto_cli(predict, args=args, as_positional=False, prog="loraens predict", exit_on_error=False)
+    auto_cli(
+        predict,
+        args=args,
+        as_positional=False,
+        parser_class=Parser,
+        command="predict",
+        description=inspect.cleandoc(predict.__doc__ or "").partition("\n\nArgs:")[0],
+    )

@@ -4,16 +4,17 @@ cores.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
+from jsonargparse import auto_cli
+
+from loraens.commands.parser import Parser
 from loraens.members import Grid, Member
-
-if TYPE_CHECKING:
-    from loraens.data.modules import TextData
-    from loraens.tasks import Task
+from loraens.tasks import Task
 
 TASKS = ("sst", "quora", "sts")
 EPOCHS = {"sst": 3, "quora": 4, "sts": 2}
@@ -69,7 +70,7 @@ def quickstart(data: Data = Data(), store: Store = Store(), backbone: str = PACK
         backbone: Hub name or directory of a BERT-family encoder, or "minilm", the packaged one.
     """
     from loraens.data import modules
-    from loraens.model.backbone import load_tokenizer
+    from loraens.model.tokenizer import load_tokenizer
     from loraens.train.runs import quiet, run_directory
 
     quiet()
@@ -93,8 +94,15 @@ def quickstart(data: Data = Data(), store: Store = Store(), backbone: str = PACK
     print(f"  loraens predict --model {member} --text 'a charming , clever film'")
 
 
-def train_task(data: TextData, epochs: int, directory: Path, backbone: str) -> Result:
-    """Train members side by side on one backbone and combine them."""
+def train_task(data: Any, epochs: int, directory: Path, backbone: str) -> Result:
+    """Train members side by side on one backbone and combine them.
+
+    Args:
+        data: The texts, a `TextData`; the parser would import that type, which takes seconds.
+        epochs: Epochs of each member.
+        directory: The sweep's directory.
+        backbone: Hub name or directory of the backbone.
+    """
     from loraens.api.proofs import prove
     from loraens.api.sweep import Sweep
     from loraens.train.options import SweepOptions
@@ -126,10 +134,10 @@ def _in_words(member: Member) -> str:
 
 def print_table(results: Sequence[Result], made_up: bool) -> None:
     """Print members and ensembles as rows, tasks as columns, and the paper's overall score."""
-    from rich.console import Console
     from rich.table import Table
 
     from loraens.metrics import overall
+    from loraens.report.terminal import show
 
     table = Table(
         title="Dev scores" + (" on made-up texts" if made_up else ""),
@@ -147,13 +155,16 @@ def print_table(results: Sequence[Result], made_up: bool) -> None:
         total = overall(dict(by_task))
         cells = [f"{score:.3f}" for score in scores]
         table.add_row(name, *cells, "" if total is None else f"{total:.3f}")
-    Console().print(table)
+    show(table)
 
 
 def main(args: list[str]) -> None:
     """Run `quickstart` with the options of the command line."""
-    from jsonargparse import auto_cli
-
     auto_cli(
-        quickstart, args=args, as_positional=False, prog="loraens quickstart", exit_on_error=False
+        quickstart,
+        args=args,
+        as_positional=False,
+        parser_class=Parser,
+        command="quickstart",
+        description=inspect.cleandoc(quickstart.__doc__ or "").partition("\n\nArgs:")[0],
     )

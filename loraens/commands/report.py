@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from loraens import __version__
-from loraens.report.build import write_report
+from loraens.commands.parser import Parser
+from loraens.records import Epoch
 from loraens.train.account import ensembles_run
 
 
@@ -20,9 +21,7 @@ def log(pictures: Mapping[str, Path], first: Path) -> None:
 
 def main(args: list[str]) -> None:
     """Run `report` with the options of the command line."""
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(prog="loraens report", description=__doc__, exit_on_error=False)
+    parser = Parser("report", __doc__)
     parser.add_argument(
         "--runs",
         nargs="+",
@@ -34,9 +33,7 @@ def main(args: list[str]) -> None:
         "--task", nargs="+", type=str, default=None, help="Names of tasks; all by default."
     )
     epoch = "Epoch of each member; that of the ensembles by default."
-    parser.add_argument(
-        "--epoch", type=str | None, choices=["best", "last"], default=None, help=epoch
-    )
+    parser.add_argument("--epoch", type=Epoch | None, default=None, help=epoch)
     parser.add_argument(
         "--out", type=str | None, default=None, help="Directory of the page; RUN/report by default."
     )
@@ -47,6 +44,8 @@ def main(args: list[str]) -> None:
         "--logger", type=bool, default=True, help="Whether to log the pictures to W&B."
     )
     given = parser.parse_args(args)
+    from loraens.report.build import write_report  # its figures take seconds to import
+
     out = Path(given.runs[0]) / "report" if given.out is None else Path(given.out)
     report = write_report(
         runs=[Path(path) for path in given.runs],

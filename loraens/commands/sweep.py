@@ -83,8 +83,9 @@ def print_table(manifests: dict[str, Manifest]) -> None:
     """Print the members, the best dev score first; with folds, configurations by their
     out-of-fold score.
     """
-    from rich.console import Console
     from rich.table import Table
+
+    from loraens.report.terminal import show
 
     tasks = next(iter(manifests.values())).settings.tasks
     units: dict[str, list[Manifest]] = {}
@@ -122,7 +123,7 @@ def print_table(manifests: dict[str, Manifest]) -> None:
         cells = [f"{score:.4f}" for score in scores(manifest)]
         cells = [member.configuration, f"{member.rank}", f"{member.scale:g}", *cells, epoch]
         table.add_row(*cells, manifest.status + ended)
-    Console().print(table)
+    show(table)
 
 
 def _representative(unit: list[Manifest]) -> Manifest:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from loraens.commands.parser import Parser
 from loraens.train.upload import is_uploaded, offline_runs, upload
 
 
 def main(args: list[str]) -> None:
     """Run `wandb-sync` with the options of the command line."""
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(prog="loraens wandb-sync", description=__doc__, exit_on_error=False)
+    parser = Parser("wandb-sync", __doc__)
     parser.add_argument("directory", type=str, help="Directory of runs, at any depth.")
     parser.add_argument(
         "--dry-run", action="store_true", help="List what would be uploaded, and upload nothing."

@@ -15,8 +15,6 @@ from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from loraens.data.splits import Split
 from loraens.errors import InputError
@@ -106,6 +104,9 @@ def group_numbers(split: Split) -> np.ndarray:
     Two examples are in one group if their texts are equal, their group is, or a chain of such
     examples connects them.
     """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     size = len(split)
     texts = _numbered([text_key(texts) for texts in split.texts])
     rows = [np.arange(size)]

@@ -21,8 +21,8 @@ from loraens.data.splits import Split, limited
 from loraens.data.tokens import TokenSplit, cached_tokens
 from loraens.errors import InputError
 from loraens.members import OUT_OF_FOLD, Member
-from loraens.model.backbone import load_tokenizer
 from loraens.model.batch import PackedBatch
+from loraens.model.tokenizer import load_tokenizer
 from loraens.tasks import Task
 
 

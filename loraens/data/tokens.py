@@ -5,24 +5,20 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import zipfile
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from loraens.data.folds import Folds, cut
 from loraens.data.splits import Split
 from loraens.members import OUT_OF_FOLD
 from loraens.model.batch import PackedBatch, pack
+from loraens.model.tokenizer import cache_directory
 from loraens.store import write_atomically
 from loraens.tasks import Task
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass
@@ -47,44 +43,32 @@ class Tokens:
         return np.diff(self.offsets)
 
 
-def cache_directory() -> Path:
-    """Where tokenised texts are kept: `LORAENS_CACHE`, else `loraens` in the user's cache
-    directory.
-    """
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loraens"
-    return Path(os.environ.get("LORAENS_CACHE") or default)
-
-
-def tokenise(
-    texts: list[tuple[str, ...]], tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> Tokens:
+def tokenise(texts: list[tuple[str, ...]], tokenizer: Tokenizer, max_length: int) -> Tokens:
     """Tokenise one or two texts an example, with special tokens, cut to `max_length` tokens (the
     longer text first).
     """
-    columns = [list(column) for column in zip(*texts, strict=True)]
-    pairs = len(columns) == 2
-    options: dict[str, Any] = {"return_token_type_ids": pairs, "return_attention_mask": False}
-    encoded = tokenizer(*columns, truncation="longest_first", max_length=max_length, **options)
-    lengths = np.array([len(ids) for ids in encoded["input_ids"]])
-    ids = np.concatenate([np.asarray(ids, np.int32) for ids in encoded["input_ids"]])
+    side = (tokenizer.truncation or {"direction": "right"})["direction"]
+    tokenizer.enable_truncation(max_length, strategy="longest_first", direction=side)
+    single = len(texts[0]) == 1
+    encoded = tokenizer.encode_batch([text[0] for text in texts] if single else texts)
+    lengths = np.array([len(encoding) for encoding in encoded])
+    ids = np.concatenate([np.asarray(encoding.ids, np.int32) for encoding in encoded])
     types = np.zeros(len(ids), np.int8)
-    if pairs:
-        types = np.concatenate([np.asarray(row, np.int8) for row in encoded["token_type_ids"]])
-    overflowing = sum(bool(encoding.overflowing) for encoding in encoded.encodings)
+    if not single:
+        types = np.concatenate([np.asarray(encoding.type_ids, np.int8) for encoding in encoded])
+    overflowing = sum(bool(encoding.overflowing) for encoding in encoded)
     return Tokens(
         ids, types, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64), overflowing
     )
 
 
-def cached_tokens(
-    texts: list[tuple[str, ...]], tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> Tokens:
+def cached_tokens(texts: list[tuple[str, ...]], tokenizer: Tokenizer, max_length: int) -> Tokens:
     """As `tokenise`, read from the cache where the same texts, tokenizer and length were seen
     before.
 
     A cached file that cannot be read is made again.
     """
-    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    backend = json.loads(tokenizer.to_str())
     backend["truncation"] = backend["padding"] = None  # left over from the last call
     digest = hashlib.sha256(f"v1 {max_length} {json.dumps(backend, sort_keys=True)}".encode())
     for text in texts:

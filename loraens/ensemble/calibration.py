@@ -8,13 +8,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 
 from loraens.metrics import NLL, TINY, Outcome
 
 
 def fit_temperature(outcome: Outcome, labels: np.ndarray) -> float:
     """The T that minimises the NLL of softmax(log p / T), between 1/20 and 20."""
+    from scipy.optimize import minimize_scalar
 
     def loss(log_t: float) -> float:
         return NLL(scaled(outcome, float(np.exp(log_t))), labels)

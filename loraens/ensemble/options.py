@@ -18,13 +18,13 @@ class Options:
     """Options of the methods.
 
     Args:
-        size: Members that `dicor`, `topk` and `random` choose; None for the best of `SIZES` by
-            cross-validation on the pool.
-        max_size: Most members that they try where `size` is None; None for all of `SIZES`.
+        size: Members that `dicor`, `topk` and `random` choose; None for the best of 4 to 11
+            by cross-validation on the pool.
+        max_size: Most members that they try where `size` is None; None for all of these.
         pool: Members that `dicor` considers: a number from 1 on, a share below 1, or None for half
             of them, at least 11.
         within: Instead of `pool`: those whose score is at most this much below the best one's.
-        measure: Similarity of two members, for `dicor`: a key of `diversity.SIMILARITIES`; None
+        measure: Similarity of two members, for `dicor`: agreement, cosine, pearson or errors; None
             for the paper's.
         bags: Bags of `greedy`, of half the members each; a single one has all.
         steps: Members that one bag of `greedy` adds at most.

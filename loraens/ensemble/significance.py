@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import t as student
 
 from loraens.records import Score
 
@@ -83,6 +82,8 @@ class OutOfBag:
 
     def interval(self, value: float) -> Interval:
         """Interval about the cross-validated value, by Student's t with B - 1 degrees."""
+        from scipy.stats import t as student
+
         quantile = float(student.ppf((1 + LEVEL) / 2, self._degrees))
         half = self.standard_error() * quantile
         return Interval(value, value - half, value + half)
@@ -91,6 +92,8 @@ class OutOfBag:
         """Two-sided p of the value being zero, of the same t; 1 where the value is zero, 0 where
         only the error is.
         """
+        from scipy.stats import t as student
+
         error = self.standard_error()
         if value == 0:
             return 1.0

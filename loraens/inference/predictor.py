@@ -26,8 +26,8 @@ from loraens.store import ENSEMBLE, MANIFEST, MemberStore, find_member
 from loraens.tasks import Task
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from torch import Tensor
-    from transformers import PreTrainedTokenizerBase
 
     from loraens.model.batch import PackedBatch
     from loraens.model.population import MemberModel
@@ -60,7 +60,7 @@ class Predictor:
 
     model: MemberModel
     tasks: dict[str, Task]
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: Tokenizer
     max_length: int
     batch_size: int
     combination: Combination | None = None
@@ -124,8 +124,7 @@ class Predictor:
         """
         import torch
 
-        from loraens.model.backbone import fingerprint, load_encoder, load_tokenizer
-        from loraens.model.population import MemberModel
+        from loraens.model.tokenizer import load_tokenizer
         from loraens.model.weights import load_member
 
         first = members[0]
@@ -137,21 +136,7 @@ class Predictor:
                         f"{other.directory} and {first.directory} differ in {name}: members that"
                         " predict together must share it, so choose an ensemble of one sweep"
                     )
-        encoder = load_encoder(settings.backbone, pooler=settings.pooling == "pooler")
-        if fingerprint(encoder) != settings.backbone_fingerprint:
-            raise InputError(
-                f"backbone {settings.backbone!r} has other weights than the one that"
-                f" {first.directory} was trained on: use the same version of it"
-            )
-        model = MemberModel(
-            encoder,
-            settings.tasks,
-            [member.manifest.member for member in members],
-            mode=settings.mode,  # type: ignore[arg-type]
-            targets=settings.targets,
-            pooling=settings.pooling,  # type: ignore[arg-type]
-            adapter=settings.adapter,
-        )
+        model = _model(members)
         for index, member in enumerate(members):
             load_member(model, index, member.directory / member.epoch)
         model.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -327,6 +312,47 @@ def _of_record(record: EnsembleRecord, directory: Path, task: Task) -> Conformal
             " did not keep them): make the ensemble again with `loraens ensemble`"
         )
     return record.conformal
+
+
+def _model(members: Sequence[LoadedMember]) -> MemberModel:
+    """The model of members, its adapters and heads not loaded; without `transformers` where the
+    fast path runs all of it.
+
+    Raises:
+        InputError: The backbone cannot be had, or is another than the members'.
+    """
+    from loraens.model.backbone import fingerprint, load_encoder, local_directory
+    from loraens.model.plain_encoder import read_plain
+    from loraens.model.population import MemberModel
+
+    first = members[0]
+    settings = first.manifest.settings
+    pooler = settings.pooling == "pooler"
+
+    def of(encoder: Any) -> MemberModel:
+        return MemberModel(
+            encoder,
+            settings.tasks,
+            [member.manifest.member for member in members],
+            mode=settings.mode,  # type: ignore[arg-type]
+            targets=settings.targets,
+            pooling=settings.pooling,  # type: ignore[arg-type]
+            adapter=settings.adapter,
+        )
+
+    directory = local_directory(settings.backbone)
+    plain: Any = None if directory is None else read_plain(directory, pooler)
+    if plain is not None and fingerprint(plain) == settings.backbone_fingerprint:
+        model = of(plain)
+        if model.fast is not None:
+            return model
+    encoder = load_encoder(settings.backbone, pooler=pooler)
+    if fingerprint(encoder) != settings.backbone_fingerprint:
+        raise InputError(
+            f"backbone {settings.backbone!r} has other weights than the one that"
+            f" {first.directory} was trained on: use the same version of it"
+        )
+    return of(encoder)
 
 
 def _listed(texts: Sequence[Any]) -> Sequence[Any]:

@@ -15,10 +15,10 @@ from torch import nn
 
 from loraens.errors import InputError
 from loraens.model.architectures import ARCHITECTURES, architecture_of
-from loraens.model.packed import ATTENTION
+from loraens.model.packed import ATTENTION, register_attention
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 PACKAGED = "minilm"
 PACKAGED_HUB_NAME = "sentence-transformers/all-MiniLM-L6-v2"
@@ -40,38 +40,38 @@ def locate(name: str) -> str:
     return str(Path(spec.origin).parent / "model")
 
 
+def local_directory(name: str) -> Path | None:
+    """The directory of a backbone's files, without asking the hub; None if they are not here.
+
+    Raises:
+        InputError: The name is that of the packaged backbone, and its package is not installed.
+    """
+    location = Path(locate(name))
+    if location.is_dir():
+        return location
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        cached = try_to_load_from_cache(name, "config.json")
+    except HFValidationError:  # a path, of nothing
+        return None
+    return Path(cached).parent if isinstance(cached, str) else None
+
+
 def hub_name(name: str) -> str:
     """The name under which others find the backbone."""
     return PACKAGED_HUB_NAME if name == PACKAGED else name
 
 
-def _unusable(name: str, error: Exception) -> InputError:
+def unusable(name: str, error: Exception) -> InputError:
+    """The error of a backbone that could not be loaded."""
     reason = str(error).strip().splitlines()[0].rstrip(".")
     return InputError(
         f"backbone {name!r} could not be loaded ({reason}): give a hub name that is cached or can"
         " be downloaded, a directory with config.json, model.safetensors and a tokenizer, or"
         f" '{PACKAGED}'"
     )
-
-
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The backbone's fast tokenizer.
-
-    Raises:
-        InputError: It cannot be loaded.
-    """
-    from transformers import AutoTokenizer
-
-    location = locate(name)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(location, use_fast=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise _unusable(name, error) from None
-    if not tokenizer.is_fast or len(tokenizer) <= len(tokenizer.all_special_ids):
-        raise InputError(
-            f"backbone {name!r} has no fast tokenizer (tokenizer.json): put it beside the weights"
-        )
-    return tokenizer
 
 
 def load_encoder(name: str, pooler: bool) -> PreTrainedModel:
@@ -87,6 +87,7 @@ def load_encoder(name: str, pooler: bool) -> PreTrainedModel:
     """
     from transformers import AutoModel
 
+    register_attention()
     location = locate(name)
     try:
         with _no_progress_bar():
@@ -99,7 +100,7 @@ def load_encoder(name: str, pooler: bool) -> PreTrainedModel:
                 output_loading_info=True,
             )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise _unusable(name, error) from None
+        raise unusable(name, error) from None
     usable = [kind for kind, architecture in ARCHITECTURES.items() if architecture.packed]
     if encoder.config.model_type not in usable or getattr(encoder.config, "is_decoder", False):
         raise InputError(

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AttentionInterface, AttentionMaskInterface
 
 from loraens.model.dropout import MaskGenerator, MemberDropout, attention_coordinates, factor
 
@@ -214,5 +213,11 @@ def _with_zero_row(x: Tensor) -> Tensor:
     return torch.cat([x, x.new_zeros(1, *x.shape[1:])])
 
 
-AttentionInterface.register(ATTENTION, packed_attention)
-AttentionMaskInterface.register(ATTENTION, refuse_padding_mask)
+def register_attention() -> None:
+    """Make `attn_implementation="loraens_packed"` known to `transformers`, which is imported here
+    only, as it takes seconds.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register(ATTENTION, packed_attention)
+    AttentionMaskInterface.register(ATTENTION, refuse_padding_mask)

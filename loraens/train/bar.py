@@ -12,6 +12,12 @@ from tqdm import tqdm
 
 from loraens.train.packs import Pack, PackResult
 
+# the bar first and of fixed length: what does not fit a narrow terminal is cut at the end
+FORMAT = (
+    "{desc}{percentage:3.0f}%|{bar:16}| {n_fmt}/{total_fmt} [{elapsed}<{remaining},"
+    " {rate_fmt}{postfix}]"
+)
+
 
 class SweepBar:
     """Member-steps of a rung, those that are done and those to do.
@@ -48,9 +54,11 @@ class SweepBar:
         self.close()
         self._bar = tqdm(
             total=epochs * self.steps_of_epoch,
-            desc=self.description or None,
+            desc=f"{self.description}: " if self.description else None,
             initial=epochs_done * self.steps_of_epoch,
             unit=" member-steps",
+            dynamic_ncols=True,
+            bar_format=FORMAT,
             mininterval=pause,
             disable=not self.shown,
         )

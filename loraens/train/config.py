@@ -18,7 +18,7 @@ from loraens.errors import InputError
 from loraens.members import Grid, Member
 from loraens.train.module import Population
 from loraens.train.options import SweepOptions
-from loraens.train.runs import TRAINER_DEFAULTS
+from loraens.train.runs import TRAINER_DEFAULTS, check_trainer
 
 CONFIG = "config.yaml"
 IN_MEMORY = "# data: in the memory of the Python program that made this sweep\n"
@@ -337,6 +337,7 @@ def _check_training(train: TrainConfig) -> None:
             f"max_epochs {epochs}: a sweep needs an end, at least 1 is expected",
             option="trainer.max_epochs",
         )
+    check_trainer(train.trainer)
 
 
 def _set_backbone(data: TextData, backbone: str) -> None:

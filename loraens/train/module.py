@@ -53,7 +53,7 @@ class Population(LightningModule):
         encoder_dropout: Whether the backbone's own dropout is on while training.
         schedule: Learning rate after the warm-up: constant, or linear or cosine decay to zero.
         warmup: Share of the steps in which the learning rate rises from zero, in [0, 1).
-        adapter: Adapter kind: "lora", or one that was registered in `model.adapters.ADAPTERS`.
+        adapter: Adapter kind: "lora", or one that another package registered.
 
     Raises:
         InputError: An option is out of range or does not fit the backbone.

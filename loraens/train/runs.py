@@ -8,7 +8,7 @@ import logging
 import os
 import pickle
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -20,8 +20,10 @@ from lightning.pytorch.loggers import WandbLogger
 
 from loraens.errors import InputError
 from loraens.store import CHECKPOINT, EXAMPLES
+from loraens.tasks import Task
 from loraens.train.account import wandb_mode
 from loraens.train.callbacks import MemberWriter
+from loraens.train.evaluation import overall_score, undefined_scores
 from loraens.train.module import Population
 from loraens.train.wandb_run import WandbRun
 
@@ -33,6 +35,8 @@ TRAINER_DEFAULTS: dict[str, Any] = {
 }
 
 
+# of weights: Lightning may round what is computed, but not what is kept
+PRECISIONS = ("None", "32-true", "bf16-mixed", "64-true", "32", "64", "bf16", "16-mixed", "16")
 NOISE = (
     r".*does not have many workers.*",  # batches are gathered from memory
     r".*The number of training batches .* is smaller than the logging interval.*",
@@ -69,6 +73,64 @@ def quiet_trainers() -> Iterator[None]:
 
 def _is_no_advertisement(record: logging.LogRecord) -> bool:
     return "litlogger" not in record.getMessage() and "litmodels" not in record.getMessage()
+
+
+def check_trainer(options: Mapping[str, Any]) -> None:
+    """Refuse options of Lightning's `Trainer` with which no member would be trained and written.
+
+    Args:
+        options: Options by name; those that are not there have their defaults.
+
+    Raises:
+        InputError: It names the option.
+    """
+
+    def refuse(name: str, reason: str) -> None:
+        value = options[name]
+        shown = f"{value:g}" if isinstance(value, float) else value
+        raise InputError(f"{name} {shown}: {reason}", option=f"trainer.{name}")
+
+    if options.get("barebones"):
+        refuse("barebones", "no member would be written, leave it out")
+    if options.get("overfit_batches"):
+        refuse("overfit_batches", "dev would not be read, use --data.limit for a quick look")
+    for name in ("max_epochs", "max_steps", "limit_train_batches"):
+        if options.get(name) == 0:
+            refuse(name, "nothing would be trained, more than 0 is expected")
+    if options.get("limit_val_batches") == 0:
+        refuse("limit_val_batches", "a member is written when dev is scored, leave it out")
+    if str(options.get("precision")) not in PRECISIONS:
+        refuse("precision", f"one of {', '.join(PRECISIONS[1:4])} is expected")
+
+
+def check_monitors(callbacks: Sequence[Any], tasks: Sequence[Task], split: str = "dev") -> None:
+    """Refuse a callback of Lightning's that waits for a value which nothing logs.
+
+    Args:
+        callbacks: Those that were configured. If one is not Lightning's, it may log anything.
+        tasks: The tasks of the run.
+        split: The split that is scored.
+
+    Raises:
+        InputError: It names the values that there are.
+    """
+    names = ["train/loss"]
+    for task in tasks:
+        names += [f"{split}/{task.name}/{metric.name}" for metric in task.label_kind.metrics]
+        names += [f"train/{task.name}/loss"] if len(tasks) > 1 else []
+    names += (
+        [f"{split}/overall"] if overall_score(tasks, undefined_scores(tasks)) is not None else []
+    )
+    if not all(type(callback).__module__.startswith("lightning.") for callback in callbacks):
+        return
+    for callback in callbacks:
+        monitor = getattr(callback, "monitor", None)
+        if monitor not in (None, "epoch", "step", *names):
+            raise InputError(
+                f"callbacks: {type(callback).__name__} monitors {monitor!r}, which is not there:"
+                f" there are {', '.join(names)}",
+                option="trainer.callbacks",
+            )
 
 
 def run_name(module: Population) -> str:

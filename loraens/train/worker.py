@@ -36,7 +36,7 @@ from loraens.train.packs import (
     Status,
     incomplete,
 )
-from loraens.train.runs import quiet, quiet_trainers
+from loraens.train.runs import check_monitors, quiet, quiet_trainers
 
 # what a sweep does itself, for all packs
 _TRAINER: dict[str, Any] = {
@@ -173,6 +173,7 @@ class Worker:
         """
         configured = self._trainer_options.get("callbacks") or []
         configured = configured if isinstance(configured, list) else [configured]
+        check_monitors(configured, self._data_module.tasks, self._data_module.scored)
         options = {**self._trainer_options, **_TRAINER, "callbacks": [*configured, *callbacks]}
         options["max_epochs"] = epochs or self.config.epochs
         with quiet_trainers():

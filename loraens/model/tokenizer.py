@@ -1,0 +1,85 @@
+"""The backbone's tokenizer, kept as `transformers` makes it, since that takes seconds to import."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from loraens.errors import InputError
+from loraens.model.backbone import local_directory, locate, unusable
+from loraens.store import write_atomically
+
+SUFFIXES = (".json", ".txt", ".model")  # of the files that a tokenizer is made of
+
+
+def cache_directory() -> Path:
+    """Where tokenizers and tokenised texts are kept: `LORAENS_CACHE`, else `loraens` in the user's
+    cache directory.
+    """
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loraens"
+    return Path(os.environ.get("LORAENS_CACHE") or default)
+
+
+def load_tokenizer(name: str) -> Tokenizer:
+    """The backbone's fast tokenizer, its side of truncation set.
+
+    It is read from the cache where the same files were loaded before by the same versions; a cached
+    file that cannot be read is made again.
+
+    Args:
+        name: Hub name, directory, or "minilm".
+
+    Raises:
+        InputError: It cannot be loaded.
+    """
+    directory = local_directory(name)
+    path = None if directory is None else _cached_path(directory)
+    if path is not None and path.is_file():
+        try:
+            return Tokenizer.from_file(str(path))
+        except Exception:  # the library raises no narrower one
+            path.unlink()
+    tokenizer, complete = _from_transformers(name)
+    if path is not None and complete:
+        with suppress(OSError):  # a cache that cannot be written costs time, and nothing else
+            write_atomically(path, tokenizer.to_str().encode())
+    return tokenizer
+
+
+def _cached_path(directory: Path) -> Path:
+    """Where the tokenizer of a directory's files is kept."""
+    digest = hashlib.sha256(f"v1 {version('transformers')} {version('tokenizers')}".encode())
+    for path in sorted(directory.iterdir()):
+        if path.suffix in SUFFIXES and path.is_file():
+            digest.update(f"\x1e{path.name}\x1f".encode())
+            digest.update(path.read_bytes())
+    return cache_directory() / "tokenizers" / f"{digest.hexdigest()[:40]}.json"
+
+
+def _from_transformers(name: str) -> tuple[Tokenizer, bool]:
+    """The tokenizer, and whether its JSON says all of it.
+
+    Raises:
+        InputError: It cannot be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    location = locate(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(location, use_fast=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise unusable(name, error) from None
+    if not tokenizer.is_fast or len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise InputError(
+            f"backbone {name!r} has no fast tokenizer (tokenizer.json): put it beside the weights"
+        )
+    backend: Tokenizer = tokenizer.backend_tokenizer
+    backend.no_padding()
+    backend.enable_truncation(max_length=512, direction=tokenizer.truncation_side)
+    backend.encode_special_tokens = tokenizer.split_special_tokens
+    return backend, not tokenizer.split_special_tokens
