@@ -127,7 +127,7 @@ def test_one_sentence_an_error(options, message, corpus, tiny_bert):
 
 
 def test_dev_without_labels(tmp_path, tiny_bert):
-    (tmp_path / "a.csv").write_text("text,label\nx,1\ny,2\n")
+    (tmp_path / "a.csv").write_text("text,label\nx,1\ny,2\nz,1\nu,2\n")
     (tmp_path / "b.csv").write_text("text\nx\n")
     module = data.TextFiles(
         "t",
@@ -139,6 +139,6 @@ def test_dev_without_labels(tmp_path, tiny_bert):
     )
     assert module.tasks[0].class_names == ("1", "2")
     with pytest.raises(
-        InputError, match=r"b\.csv has no label column 'label': the dev split needs labels"
+        InputError, match=r"b\.csv has no label in a column 'label': the dev split needs labels"
     ):
         module.setup("fit")

@@ -17,7 +17,8 @@ from loraens.data.folds import Folds, pooled
 from loraens.data.recorded import RecordedArguments
 from loraens.data.sampling import PackedDataset, TrainSampler, eval_loader
 from loraens.data.sources import SPLITS, FileSource, Source, course_source
-from loraens.data.splits import Split, limited
+from loraens.data.splits import Columns, Split, limited
+from loraens.data.tables import Quoting, Reading
 from loraens.data.tokens import TokenSplit, cached_tokens
 from loraens.errors import InputError
 from loraens.members import OUT_OF_FOLD, Member
@@ -145,7 +146,7 @@ class TextData(RecordedArguments, LightningDataModule):
                 continue
             if split.labels is None and name != "test":
                 raise InputError(
-                    f"{split.origin} has no label column {source.task.label_column!r}: the"
+                    f"{split.origin} has no label in a column {source.task.label_column!r}: the"
                     f" {name} split needs labels"
                 )
             splits[name] = limited(split, self.limit)
@@ -326,38 +327,44 @@ class Multitask(TextData):
 
 
 class TextFiles(TextData):
-    """Any task in CSV, TSV, JSON lines or Parquet files."""
+    """Any task in CSV, TSV, JSON, Parquet, Arrow or Excel files, or in memory."""
 
     def __init__(
         self,
         name: str,
-        train: str,
-        dev: str,
+        train: str | list[dict[str, Any]],
+        dev: str | list[dict[str, Any]],
         text_columns: list[str],
         label_column: str,
         kind: str = "classes",
-        test: str | None = None,
-        class_names: list[str] | None = None,
+        test: str | list[dict[str, Any]] | None = None,
+        class_names: list[str | bool | int | float] | None = None,
         metric: str | None = None,
         loss: str | None = None,
         low: float | None = None,
         high: float | None = None,
         id_column: str = "id",
         group_column: str | None = None,
+        encoding: str = "utf-8",
+        quoting: Quoting = "auto",
+        missing: list[str | int | float] | None = None,
         **kwargs: object,
     ) -> None:
         """Make the data module of files.
 
         Args:
             name: Name of the task; names its files and figures.
-            train: File of the training records.
-            dev: File of the records that choose the best epoch.
+            train: Training records: a file (.csv, .tsv, .jsonl or .json, also with .gz, .bz2, .xz
+                or .zst; .parquet, .arrow or .xlsx), a directory of files with the same columns, a
+                pattern such as "data/*.csv", or - for standard input. In Python also a pandas
+                DataFrame or a list of dicts.
+            dev: Records that choose the best epoch, likewise.
             text_columns: One or two columns of text; two are combined in one sequence.
             label_column: Column of the label.
             kind: "classes" or "number".
-            test: File of further records whose logits are stored, labelled or not.
+            test: Further records whose logits are stored, labelled or not.
             class_names: Classes in order; labels are their names or their numbers from 0. Default:
-                the labels in `train`.
+                the labels in `train`, which are refused if they do not look like classes.
             metric: Score that chooses the best epoch; accuracy for classes and pearson for numbers
                 by default.
             loss: cross_entropy for classes and mse for numbers by default; binary_cross_entropy
@@ -367,20 +374,25 @@ class TextFiles(TextData):
             id_column: Column of a unique id; where it is not there, line numbers are the ids.
             group_column: Column that says which records belong together: those of one group are in
                 one fold. Train and dev must have it.
+            encoding: Encoding of text files.
+            quoting: What a quote means that opens a field of CSV or TSV and is not closed in its
+                line: "standard" (the field has line breaks), "lines" (an ordinary character: each
+                line is a record), "none" (as all quotes: an ordinary character), or "auto"
+                (decided by what follows, an error where that is not certain).
+            missing: Further cells that are missing values, such as [NA, "-"]. Blank cells, null and
+                NaN always are; NA, NaN, null and None are in label columns of numbers.
         """
-        paths = {"train": train, "dev": dev, "test": test}
         source = FileSource(
+            paths={"train": train, "dev": dev, "test": test},
+            reading=Reading(encoding, quoting),
             name=name,
-            paths=paths,
-            text_columns=text_columns,
-            label_column=label_column,
+            columns=Columns(tuple(text_columns), label_column, id_column, group_column),
             kind=kind,
             class_names=class_names,
             metric=metric,
             loss=loss,
             low=low,
             high=high,
-            id_column=id_column,
-            group_column=group_column,
+            missing=missing or (),
         )
         super().__init__([source], **kwargs)  # type: ignore[arg-type]
