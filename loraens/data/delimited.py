@@ -126,17 +126,20 @@ class Records:
             return True
         fits = [self._fits(line.rstrip("\r\n")) for line in span]
         looking = sum(fits[1:])
+        standard = self._standard
+        if any('""' in line for line in span):
+            standard = True  # as writers double the quotes inside of quotes
         if 2 * looking < len(span) - 1:
             return True  # most of the lines would be no records
         if self.expected > 1:
             if self._delimiter == "\t":
                 return False  # texts do not have just as many tabs in each line
-            if looking <= FEW and (self._standard or not fits[0]):
+            if looking <= FEW and (standard or not fits[0]):
                 return True
-            if self._standard is False and fits[0]:
+            if standard is False and fits[0]:
                 return False
-        elif self._standard is not None:
-            return self._standard
+        elif standard is not None:
+            return standard
         raise InputError(
             f"{self._name} line {number}: a quote opens that line {number + len(span) - 1} closes,"
             " but each of these lines could be a record of its own: give"

@@ -89,6 +89,8 @@ def _array_rows(first: tuple[int, str], lines: Lines) -> Iterator[tuple[int, Row
             text = text[position:] + more
             position = 0
             continue
+        if end - position > MAX_RECORD:
+            raise too_long(where)
         yield number, _checked_object(row, where)
         number += text.count("\n", position, end)
         position = end

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from loraens.data.folds import Folds, pooled
 from loraens.data.recorded import RecordedArguments
 from loraens.data.sampling import PackedDataset, TrainSampler, eval_loader
-from loraens.data.sources import SPLITS, FileSource, Source, course_source
+from loraens.data.sources import SPLITS, FileSource, HubSource, Source, course_source
 from loraens.data.splits import Columns, Split, limited
 from loraens.data.tables import Quoting, Reading
 from loraens.data.tokens import TokenSplit, cached_tokens
@@ -385,6 +385,68 @@ class TextFiles(TextData):
         source = FileSource(
             paths={"train": train, "dev": dev, "test": test},
             reading=Reading(encoding, quoting),
+            name=name,
+            columns=Columns(tuple(text_columns), label_column, id_column, group_column),
+            kind=kind,
+            class_names=class_names,
+            metric=metric,
+            loss=loss,
+            low=low,
+            high=high,
+            missing=missing or (),
+        )
+        super().__init__([source], **kwargs)  # type: ignore[arg-type]
+
+
+class HubTexts(TextData):
+    """Any task in a data set of the Hugging Face hub, or in one that `datasets` saved on disk."""
+
+    def __init__(
+        self,
+        name: str,
+        path: str,
+        text_columns: list[str],
+        label_column: str,
+        config: str | None = None,
+        train: str = "train",
+        dev: str = "validation",
+        test: str | None = None,
+        kind: str = "classes",
+        class_names: list[str | bool | int | float] | None = None,
+        metric: str | None = None,
+        loss: str | None = None,
+        low: float | None = None,
+        high: float | None = None,
+        id_column: str = "id",
+        group_column: str | None = None,
+        missing: list[str | int | float] | None = None,
+        **kwargs: object,
+    ) -> None:
+        """Make the data module of a data set.
+
+        Args:
+            name: Name of the task; names its files and figures.
+            path: Hub name, such as fancyzhx/ag_news, or a directory.
+            text_columns: One or two columns of text; two are combined in one sequence.
+            label_column: Column of the label.
+            config: Name of the data set's configuration, where it has several.
+            train: Split of the training records; of the hub also a part, such as "train[:90%]".
+            dev: Split of the records that choose the best epoch, likewise.
+            test: Split of further records whose logits are stored, labelled or not.
+            kind: "classes" or "number".
+            class_names: Classes in order; the labels in `train` by default.
+            metric: As of `TextFiles`; likewise
+            loss: the loss,
+            low: the smallest legal number,
+            high: the largest legal number,
+            id_column: the column of ids,
+            group_column: the column of groups, and
+            missing: cells that are missing values.
+        """
+        source = HubSource(
+            path=path,
+            config=config,
+            splits={"train": train, "dev": dev, "test": test},
             name=name,
             columns=Columns(tuple(text_columns), label_column, id_column, group_column),
             kind=kind,

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,7 +181,7 @@ class TableSource(Source):
     ) -> None:
         self.columns = columns
         self.missing = frozenset(cell_text(cell) for cell in missing)
-        self._train: Records | None = None
+        self._kept: dict[str, Records] = {}
         if kind not in LABEL_KINDS:
             raise InputError(
                 f"kind {kind!r} is none of {', '.join(LABEL_KINDS)}", option="data.kind"
@@ -189,9 +189,10 @@ class TableSource(Source):
         label_kind = LABEL_KINDS[kind]
         inferred = label_kind.categorical and class_names is None
         if inferred or any(isinstance(name, bool) for name in class_names or ()):
-            self._train = self._records("train", labelled=True)
-            assert self._train is not None
-            names = checked_classes(self._train, columns.label, class_names)
+            records = self._records("train", labelled=True)
+            assert records is not None
+            self._kept["train"] = records
+            names = checked_classes(records, columns.label, class_names)
         else:
             names = tuple(cell_text(name) for name in class_names or ())
         try:
@@ -225,12 +226,12 @@ class TableSource(Source):
 
     def read(self, split: str) -> Split | None:
         """Read one split; the test split may be left out."""
-        records = self._train if split == "train" else None
+        records = self._kept.pop(split, None) or self._records(split)
         if records is None:
-            records = self._records(split)
-        if split == "train":
-            self._train = copy(records) if self._once(split) else None
-        return None if records is None else split_of(records, split, self.task)
+            return None
+        if self._once(split):
+            self._kept[split] = copy(records)
+        return split_of(records, split, self.task)
 
     def _records(self, split: str, labelled: bool = False) -> Records | None:
         opened = self._open(split)
@@ -265,3 +266,31 @@ class FileSource(TableSource):
     def _once(self, split: str) -> bool:
         path = self.paths[split]
         return isinstance(path, str) and (path == "-" or Path(path).is_fifo())
+
+
+class HubSource(TableSource):
+    """Any task whose splits are those of a data set of `datasets`; see `loraens.data.HubTexts` for
+    the arguments.
+
+    Class numbers of a column that has names are read as these names.
+    """
+
+    def __init__(
+        self, path: str, config: str | None, splits: Mapping[str, str | None], **task: Any
+    ) -> None:
+        self.path = path
+        self.config = config
+        self.splits = splits
+        super().__init__(**task)
+
+    def _open(self, split: str) -> AbstractContextManager[Table] | None:
+        name = self.splits[split]
+        if name is None:
+            return None
+        hint = "check path, config and split, or connect"
+        data = load_hub(self.path, self.config, name, hint)
+        names = {}
+        label = data.features.get(self.columns.label)
+        if getattr(label, "names", None) is not None:
+            names[self.columns.label] = label.names
+        return nullcontext(hub_table(data, f"{self.path} {name}", names))
