@@ -76,7 +76,7 @@ class Logits:
     groups: np.ndarray | None = None
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
     """Write a file under a temporary name and rename it, so that a reader sees all of it or
     nothing.
     """

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from loraens.data.files import open_table
-from loraens.data.tables import Position, Reading, Row, Table, line_of
+from loraens.data.tables import BAR_DELAY, Position, Reading, Row, Table, line_of
 from loraens.data.values import cell_text, without_marks
 from loraens.errors import InputError
+from loraens.labels.classes import label_value
 from loraens.seeding import derive_seed
 from loraens.tasks import Task
 
@@ -151,8 +152,11 @@ def read_records(table: Table, columns: Columns, missing: frozenset[str] = froze
     Raises:
         InputError: A cell holds no single value, or an id repeats.
     """
+    from tqdm import tqdm
+
     records = Records(table.name, groups=None if columns.group is None else [])
-    for position, row in table.rows:
+    options = {"unit": " rows", "delay": BAR_DELAY, "leave": False, "disable": None}
+    for position, row in tqdm(table.rows, f"read {Path(table.name).name}", **options):
         try:
             texts = None if row is None else row_texts(row, columns.texts, missing)
             if row is None or texts is None:
@@ -192,8 +196,9 @@ def split_of(records: Records, name: str, task: Task) -> Split:
     Raises:
         InputError: No usable record is left, or a label is none of the task's.
     """
-    distinct = set(records.labels)
-    if distinct <= {"-1", ""} and "-1" not in task.class_names:
+    distinct = set(records.labels) - {""}
+    names = map(label_value, task.class_names)
+    if all(label_value(label) == -1 for label in distinct) and -1 not in names:
         records.labels = [""] * len(records.labels)
     labelled = any(records.labels)
     if labelled:

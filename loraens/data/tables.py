@@ -13,6 +13,7 @@ Format = Literal["csv", "tsv", "jsonl", "json", "parquet", "arrow", "excel", "me
 Quoting = Literal["auto", "standard", "lines", "none"]
 Row = dict[str, Any]
 Position = int | str  # number of the first line; FILE:NUMBER in a table of several files
+BAR_DELAY = 2.0  # seconds, after which a bar is shown
 MAX_RECORD = 2**22  # characters; a text this long is a book, and no record of a data set
 
 
