@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -272,6 +273,8 @@ class DelimitedWriter:
 
     def _cell(self, value: Any) -> str:
         """A field, in quotes where it needs them: Python's writer leaves a single CR bare."""
+        if isinstance(value, (list, dict)):
+            value = json.dumps(value, ensure_ascii=False, default=str)
         text = "" if value is None else str(value)
         if any(mark in text for mark in (self._delimiter, '"', "\n", "\r")):
             return '"' + text.replace('"', '""') + '"'

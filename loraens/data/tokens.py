@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import re
@@ -22,7 +21,7 @@ from loraens.data.splits import Split
 from loraens.data.tables import BAR_DELAY
 from loraens.members import OUT_OF_FOLD
 from loraens.model.batch import PackedBatch, pack
-from loraens.store import write_atomically
+from loraens.store import replacing
 from loraens.tasks import Task
 
 if TYPE_CHECKING:
@@ -188,16 +187,15 @@ def cached_tokens(
         except (zipfile.BadZipFile, KeyError, ValueError, EOFError):
             path.unlink()
     tokens = tokenise(texts, tokenizer, max_length)
-    buffer = io.BytesIO()
-    np.savez(
-        buffer,
-        ids=tokens.ids,
-        types=tokens.types,
-        offsets=tokens.offsets,
-        truncated=tokens.truncated,
-    )
     try:
-        write_atomically(path, buffer.getbuffer())
+        with replacing(path) as file:
+            np.savez(
+                file,
+                ids=tokens.ids,
+                types=tokens.types,
+                offsets=tokens.offsets,
+                truncated=tokens.truncated,
+            )
     except OSError as error:
         warnings.warn(
             f"tokens are not cached, as {cache_directory()} cannot be written ({error.strerror}):"
