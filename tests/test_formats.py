@@ -16,6 +16,8 @@ import pandas
 import pyarrow
 import pyarrow.parquet
 import pytest
+import yaml
+from helpers.pages import DOCS, blocks
 
 from loraens.data import modules as data
 from loraens.data import tables
@@ -155,6 +157,21 @@ def test_a_data_set_by_path_and_split(tmp_path, tiny_bert):
         data.HubTexts("t", str(tmp_path / "saved"), train="dev", **options)
     with pytest.raises(InputError, match=r"'no/such' could not be loaded from the hub .*connect"):
         data.HubTexts("t", "no/such", **options)
+
+
+def test_the_yaml_of_the_page_with_files_in_place_of_the_hub(tmp_path, tiny_bert):
+    (block,) = blocks(DOCS / "formats.md", "yaml")
+    settings = yaml.safe_load(block)["data"]
+    assert settings["init_args"].pop("path") == "fancyzhx/ag_news"
+    frame = pandas.DataFrame({"text": [f"text {i}" for i in range(40)], "label": ["a", "b"] * 20})
+    for split in ("train", "test"):
+        frame.to_csv(tmp_path / f"{split}.csv", index=False)
+    assert settings["class_path"] == "loraens.data.HubTexts"
+    options = {**settings["init_args"], "path": str(tmp_path), "backbone": str(tiny_bert)}
+    module = data.HubTexts(**options)
+    module.setup("fit")
+    sizes = [len(module.splits["news", split]) for split in ("train", "dev", "test")]
+    assert sizes == [36, 4, 40]
 
 
 @pytest.mark.parametrize("name", ["csv", "jsonl", "json"])
