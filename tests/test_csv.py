@@ -2,6 +2,7 @@
 
 import csv
 import io
+import random
 
 import pandas
 import pytest
@@ -126,6 +127,11 @@ def test_a_file_of_pandas(tmp_path):
             id="crlf",
         ),
         pytest.param(
+            'text\tlabel\n"two\nlines"\t0\nplain\t1\n',
+            [(2, ["two\nlines", "0"]), (4, ["plain", "1"])],
+            id="its-last-line-looks-like-a-record",
+        ),
+        pytest.param(
             'label,text\n0,"one, two\nthree, four"\n1,"a, b"\n',
             [(2, ["0", "one, two\nthree, four"]), (4, ["1", "a, b"])],
             id="its-first-line-is-no-record",
@@ -205,3 +211,56 @@ def test_stray_quotes_take_no_time(tmp_path):
 def test_options_that_there_are_not(reading, message):
     with pytest.raises(InputError, match=message):
         Reading(**reading)
+
+
+WORDS = [
+    *["the", "a", "cat", "said", "no", "dog", "runs"],
+    "hello,",
+    "world.",
+    "yes,",
+    '5"',
+    '"quoted"',
+    "and,",
+]
+
+
+def paragraph(draw):
+    return " ".join(draw.choices(WORDS, k=draw.randint(1, 12)))
+
+
+@pytest.mark.parametrize("columns", [["text", "label"], ["label", "text"], ["id", "text", "label"]])
+@pytest.mark.parametrize("delimiter", [",", "\t", ";"])
+def test_what_pandas_writes_of_paragraphs_is_read_without_a_question(tmp_path, columns, delimiter):
+    draw = random.Random(1)
+    for size in (3, 20, 200):
+        rows = [
+            {
+                "id": number,
+                "text": "\n".join(paragraph(draw) for _ in range(draw.choice([1, 1, 2, 3, 6]))),
+                "label": draw.randint(0, 1),
+            }
+            for number in range(size)
+        ]
+        frame = pandas.DataFrame(rows)[columns].astype(str)
+        frame.to_csv(tmp_path / "x.csv", index=False, sep=delimiter)
+        assert [cells for _, cells in rows_of(tmp_path / "x.csv")] == frame.to_numpy().tolist()
+
+
+def test_stray_quotes_of_tab_separated_files_are_read_without_a_question(tmp_path):
+    """As GLUE's files have them: one in thirty texts opens a quote, another closes one, and a few
+    lines are short.
+    """
+    draw = random.Random(1)
+    lines = ["id\ttext1\ttext2\tlabel"]
+    for number in range(2000):
+        texts = [paragraph(draw).replace('"', "") for _ in range(2)]
+        texts = [f'"{text}' if draw.random() < 0.03 else text for text in texts]
+        texts = [f'{text}"' if draw.random() < 0.03 else text for text in texts]
+        short = draw.random() < 0.002
+        lines.append(f"{number}\t{texts[0]}" if short else "\t".join([str(number), *texts, "1"]))
+    expected = [
+        (number, line.split("\t")[0] if line.count("\t") == 3 else None)
+        for number, line in enumerate(lines[1:], start=2)
+    ]
+    found = rows_of(tmp_path / "x.tsv", "\n".join(lines))
+    assert [(number, cells and cells[0]) for number, cells in found] == expected

@@ -32,6 +32,7 @@ from loraens.errors import InputError
 csv.field_size_limit(2**31 - 1)  # the default, 128 KiB, is shorter than some texts
 SAMPLE = 2**20  # characters at the start of a file that show how it quotes
 FEW = 3  # lines of a quoted text that by chance look like records
+MORE = 20  # the same, where quotes follow the rules elsewhere
 
 Numbered = tuple[int, str]  # a line and its number
 
@@ -125,7 +126,10 @@ class Records:
         """
         if self._reading.quoting == "standard" or self.expected is None:
             return True
-        fits = [self._fits(line.rstrip("\r\n")) for line in span]
+        delimiters = [line.count(self._delimiter) for line in span]
+        if sum(delimiters) == self.expected - 1 > 0:
+            return True  # all of them are between fields: none is in the quoted text
+        fits = [count + 1 == self.expected for count in delimiters]
         looking = sum(fits[1:])
         standard = self._standard
         if any('""' in line for line in span):
@@ -135,7 +139,7 @@ class Records:
         if self.expected > 1:
             if self._delimiter == "\t":
                 return False  # texts do not have just as many tabs in each line
-            if looking <= FEW and (standard or not fits[0]):
+            if looking <= (MORE if standard else FEW) and (standard or not fits[0]):
                 return True
             if standard is False and fits[0]:
                 return False
