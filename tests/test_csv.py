@@ -13,7 +13,8 @@ from loraens.data.files import RowWriter, open_table
 from loraens.data.tables import Reading
 from loraens.errors import InputError
 
-TEXTS = st.text(st.sampled_from('a" ,;\t\n\r') | st.characters(codec="utf-8"), max_size=12)
+NORMAL = st.characters(codec="utf-8", exclude_characters="\0")  # Python 3.10 refuses NUL
+TEXTS = st.text(st.sampled_from('a" ,;\t\n\r') | NORMAL, max_size=12)
 
 
 def rows_of(path, content=None, **reading):
@@ -31,8 +32,7 @@ def rows_of(path, content=None, **reading):
 @pytest.mark.parametrize("header", [["text"], ["text", "label"], ["id", "text", "label"]])
 @given(data=st.data())
 def test_what_python_writes_is_read_with_line_numbers(tmp_path_factory, delimiter, header, data):
-    row = st.lists(TEXTS.map(lambda text: text.replace("\0", "")), min_size=len(header))
-    row = row.map(lambda cells: cells[: len(header)])
+    row = st.lists(TEXTS, min_size=len(header), max_size=len(header))
     rows = data.draw(st.lists(row, min_size=1, max_size=6))
     end = data.draw(st.sampled_from(["\n", "\r\n"]))
     path = tmp_path_factory.mktemp("csv") / ("x.tsv" if delimiter == "\t" else "x.csv")
@@ -62,8 +62,7 @@ def test_rows_with_line_breaks_that_were_written_are_read(tmp_path_factory, form
     assert [fields for _, fields in rows_of(path, quoting="standard")] == rows
     separator = "," if format == "csv" else "\t"
     frame = pandas.read_csv(path, sep=separator, dtype=str, keep_default_na=False)
-    if not any("\0" in cell for row in rows for cell in row):
-        assert frame.to_numpy().tolist() == rows
+    assert frame.to_numpy().tolist() == rows
 
 
 def test_a_file_of_pandas(tmp_path):
@@ -214,7 +213,7 @@ def test_options_that_there_are_not(reading, message):
 
 
 WORDS = [
-    *["the", "a", "cat", "said", "no", "dog", "runs"],
+    *("the", "a", "cat", "said", "no", "dog", "runs"),
     "hello,",
     "world.",
     "yes,",
