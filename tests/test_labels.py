@@ -140,6 +140,8 @@ def test_names_of_classes_are_insisting(tmp_path):
         (["0", "1"], "[0, 1]", ("0", "1")),
         (["1.5", "2"], "[1.5, 2.0]", ("1.5", "2")),
         (["true", "False"], "[false, true]", ("False", "True")),
+        (["0", "1"], "[false, true]", ("False", "True")),
+        (["yes", "no", "maybe"], "[yes, no, maybe]", None),
         (["no", "yes"], '["no", "yes"]', ("no", "yes")),
         (["no", "yes"], "[no, yes]", None),
     ],

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from loraens.data.splits import Records
 from loraens.data.tables import line_of
-from loraens.data.values import class_names_of
+from loraens.data.values import cell_text, class_names_of
 from loraens.errors import InputError
 from loraens.labels.classes import label_value
 
@@ -33,8 +33,8 @@ def checked_classes(
     counts = Counter(label for label in records.labels if label)
     names = class_names_of(counts)
     if given is not None:
-        if set(names) <= {"True", "False"}:
-            return tuple(str(name) for name in given)
+        if all(label_value(name) in (0, 1) for name in names):
+            return tuple(cell_text(name) for name in given)
         raise InputError(
             f"class_names {list(given)}: YAML reads yes, no, on, off, true and false as truth"
             " values, which the labels in train are not: quote them, such as ['no', 'yes']",
