@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from loraens.api.estimators import LoraEnsembleClassifier, LoraEnsembleRegressor
     from loraens.api.proofs import Proofs, ProvedEnsemble, prove
     from loraens.api.sweep import Sweep
-    from loraens.data.modules import SST, STS, Multitask, Quora, TextData, TextFiles
+    from loraens.data.modules import SST, STS, HubTexts, Multitask, Quora, TextData, TextFiles
     from loraens.data.sources import Source
     from loraens.data.splits import Split
     from loraens.ensemble.methods import METHODS, Method
@@ -41,6 +41,7 @@ __all__ = [
     "Ensemble",
     "Executor",
     "Grid",
+    "HubTexts",
     "InputError",
     "LabelKind",
     "LoraEnsembleClassifier",
@@ -66,7 +67,15 @@ _MODULES = {
     "loraens.api.estimators": ("LoraEnsembleClassifier", "LoraEnsembleRegressor"),
     "loraens.api.proofs": ("Proofs", "ProvedEnsemble", "prove"),
     "loraens.api.sweep": ("Sweep",),
-    "loraens.data.modules": ("SST", "STS", "Multitask", "Quora", "TextData", "TextFiles"),
+    "loraens.data.modules": (
+        "SST",
+        "STS",
+        "HubTexts",
+        "Multitask",
+        "Quora",
+        "TextData",
+        "TextFiles",
+    ),
     "loraens.data.sources": ("Source",),
     "loraens.data.splits": ("Split",),
     "loraens.ensemble.methods": ("METHODS", "Method"),

@@ -188,7 +188,8 @@ class Manifest(Record):
             `EpochRecord`.
         ended: Why it failed or was stopped.
         history: All its epochs.
-        dropped: Records that could not be used: split -> reason -> line numbers.
+        dropped: Records that could not be used: split -> reason -> line numbers, or FILE:NUMBER in
+            a split of several files.
         truncated: Sequences that were cut, by split.
         trainable_parameters: Trained numbers.
         seconds: Wall time of the training of its pack so far.
@@ -207,7 +208,7 @@ class Manifest(Record):
     dev: dict[Epoch, Scores]
     ended: str | None = None
     history: tuple[EpochRecord, ...] = ()
-    dropped: dict[str, dict[str, list[int]]] = field(default_factory=dict)
+    dropped: dict[str, dict[str, list[int | str]]] = field(default_factory=dict)
     truncated: dict[str, int] = field(default_factory=dict)
     trainable_parameters: Count | None = None
     seconds: float | None = None

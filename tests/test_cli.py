@@ -73,7 +73,7 @@ def test_every_option_has_a_help_text(monkeypatch, args):
     assert options_without_help(parser) == []
 
 
-@pytest.mark.parametrize("name", ["SST", "Quora", "STS", "Multitask", "TextFiles"])
+@pytest.mark.parametrize("name", ["SST", "Quora", "STS", "Multitask", "TextFiles", "HubTexts"])
 def test_every_option_of_the_data_has_a_help_text(name):
     from loraens.data import modules as data
 

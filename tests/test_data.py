@@ -6,6 +6,7 @@ import pytest
 
 from loraens.data import modules as data
 from loraens.data import tokens
+from loraens.data.sampling import TrainSampler
 from loraens.errors import InputError
 
 
@@ -17,7 +18,7 @@ def places(sampler, epoch):
 
 
 def test_every_record_once_an_epoch_in_an_order_of_the_members_own():
-    sampler = data.TrainSampler([21], 8, seeds=[0, 1])
+    sampler = TrainSampler([21], 8, seeds=[0, 1])
     first = places(sampler, 0)
     assert [rows.shape for _, rows in first] == [(2, 8), (2, 8), (2, 5)]
     orders = np.concatenate([rows for _, rows in first], axis=1)
@@ -26,7 +27,7 @@ def test_every_record_once_an_epoch_in_an_order_of_the_members_own():
     again = np.concatenate([rows for _, rows in places(sampler, 1)], axis=1)
     assert not (orders == again).all()
     alone = np.concatenate(
-        [rows for _, rows in places(data.TrainSampler([21], 8, seeds=[1]), 0)], axis=1
+        [rows for _, rows in places(TrainSampler([21], 8, seeds=[1]), 0)], axis=1
     )
     assert (alone[0] == orders[1]).all()
 
@@ -36,7 +37,7 @@ def test_every_record_once_an_epoch_in_an_order_of_the_members_own():
 )
 def test_share_of_each_task(temperature, batches):
     sizes = [800, 80, 8]
-    sampler = data.TrainSampler(sizes, 8, [0], temperature)
+    sampler = TrainSampler(sizes, 8, [0], temperature)
     found = places(sampler, 0)
     assert [Counter(index for index, _ in found)[task] for task in range(3)] == batches
     if temperature == 1:
@@ -127,7 +128,7 @@ def test_one_sentence_an_error(options, message, corpus, tiny_bert):
 
 
 def test_dev_without_labels(tmp_path, tiny_bert):
-    (tmp_path / "a.csv").write_text("text,label\nx,1\ny,2\n")
+    (tmp_path / "a.csv").write_text("text,label\nx,1\ny,2\nz,1\nu,2\n")
     (tmp_path / "b.csv").write_text("text\nx\n")
     module = data.TextFiles(
         "t",
@@ -139,6 +140,6 @@ def test_dev_without_labels(tmp_path, tiny_bert):
     )
     assert module.tasks[0].class_names == ("1", "2")
     with pytest.raises(
-        InputError, match=r"b\.csv has no label column 'label': the dev split needs labels"
+        InputError, match=r"b\.csv has no label in a column 'label': the dev split needs labels"
     ):
         module.setup("fit")

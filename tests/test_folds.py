@@ -269,9 +269,8 @@ def test_a_missing_group_column_is_named(write, tiny_bert, column):
         text = file.read()
     with open(path, "w") as file:
         file.write(text.replace("user", "writer", 1))
-    module = data.TextFiles(**files, backbone=str(tiny_bert))
     with pytest.raises(InputError, match=rf"{column}\.tsv has no column 'user' \(group_column\)"):
-        module.setup("fit")
+        data.TextFiles(**files, backbone=str(tiny_bert)).setup("fit")
 
 
 def test_the_courses_files_have_groups(corpus, tiny_bert):

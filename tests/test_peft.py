@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from transformers import AutoModel, AutoTokenizer, BertForSequenceClassification
 
 from loraens.data import modules as data
+from loraens.data.sampling import TrainSampler
 from loraens.data.tokens import tokenise
 from loraens.members import Member
 from loraens.model.backbone import load_encoder
@@ -92,7 +93,7 @@ def test_training_equals_peft_in_a_plain_loop(tiny_bert, corpus):
     tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
     trainable = [parameter for parameter in other.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=member.lr, weight_decay=member.weight_decay)
-    sampler = data.TrainSampler([len(part)], 4, [member.seed])
+    sampler = TrainSampler([len(part)], 4, [member.seed])
     batches = [
         rows[0] for epoch in range(2) for _, rows in (sampler.set_epoch(epoch), list(sampler))[1]
     ][:STEPS]

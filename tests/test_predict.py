@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas
 import pytest
 
 from loraens.store import find_member
@@ -120,6 +121,45 @@ def strip(lines):
     ]
 
 
+LINES = ["a dull , dull film", 'two\nlines, "quoted"', "carriage\rreturn", "ends\r\nso"]
+
+
+@pytest.mark.parametrize("name", ["in.csv", "in.tsv", "in.csv.gz", "in.json", "in.xlsx", "parts"])
+def test_line_breaks_come_back_from_every_input(run_command, runs, tmp_path, name):
+    frame = pandas.DataFrame({"id": [7, 8, 9, 10], "sentence": LINES})
+    source = tmp_path / name
+    if name == "parts":
+        source.mkdir()
+        frame[:2].to_csv(source / "1.csv", index=False)
+        frame[2:].to_parquet(source / "2.parquet")
+    elif name == "in.json":
+        frame.to_json(source, orient="records")
+    elif name == "in.xlsx":
+        pytest.importorskip("openpyxl", reason="the extra `excel` is not installed")
+        frame.to_excel(source, index=False)
+    else:
+        frame.to_csv(source, index=False, sep="\t" if name == "in.tsv" else ",")
+    command = ["predict", "--model", runs / "sst", "--input", source]
+    assert run_command(*command, "--output", tmp_path / "out.csv") == 0
+    written = pandas.read_csv(tmp_path / "out.csv")
+    if name != "in.xlsx":  # which keeps no CR
+        assert written["sentence"].tolist() == LINES
+    assert written["id"].tolist() == [7, 8, 9, 10]
+    assert written["prediction"].notna().all()
+
+
+def test_missing_texts_and_their_lines(run_command, runs, tmp_path, capsys):
+    source = tmp_path / "in.csv"
+    source.write_bytes('id,sentence\n1,"two\nlines"\n2,\n3,NA\n4,caf\xe9\n'.encode("latin-1"))
+    command = ["predict", "--model", runs / "sst", "--input", source, "--encoding", "latin-1"]
+    assert run_command(*command, "--missing", "[NA]", "--output", tmp_path / "out.csv") == 0
+    printed = capsys.readouterr().err
+    assert "2 rows have no text and got an empty prediction: line 4, 5" in printed
+    rows = read(tmp_path / "out.csv", ",")
+    assert [bool(row["prediction"]) for row in rows] == [True, False, False, True]
+    assert [row["sentence"] for row in rows] == ["two\nlines", "", "NA", "caf\xe9"]
+
+
 @pytest.mark.slow
 def test_pipe(runs):
     command = [
@@ -202,6 +242,15 @@ def test_one_text(run_command, runs, capsys):
             id="directory",
         ),
         pytest.param("--input {good} --model {tmp}", "has no member of a run", id="no-member"),
+        pytest.param(
+            "--input {tmp}/open.csv --output {tmp}/out.csv",
+            "open.csv line 2: a quote opens that line 3 closes, but each of these lines could be a"
+            " record of its own: give --quoting standard",
+            id="quoting",
+        ),
+        pytest.param(
+            "--input {corpus}/none-*.csv --output {tmp}/out.csv", "does not exist", id="pattern"
+        ),
         pytest.param("--input {good} --task other", "--task other", id="task"),
     ],
 )
@@ -210,12 +259,14 @@ def test_bad_input_ends_in_one_sentence_and_leaves_nothing(
 ):
     (tmp_path / "bad.tsv").write_text("sentence1\tsentence2\na\tb\nonly one\n")
     (tmp_path / "taken.tsv").write_text("sentence1\tsentence2\tprediction\na\tb\tc\n")
+    (tmp_path / "open.csv").write_text('sentence1,sentence2\na,"b\nc,d"\n')
     (tmp_path / "folder.csv").mkdir()
     values = {"tmp": tmp_path, "corpus": corpus, "good": corpus / "sts-dev.csv"}
     given = [part.format(**values) for part in args.split()]
     model = [] if "--model" in given else ["--model", runs / "sts"]
     assert message in fails("predict", *model, *given)
-    assert {path.name for path in tmp_path.iterdir()} == {"bad.tsv", "taken.tsv", "folder.csv"}
+    names = {"bad.tsv", "taken.tsv", "open.csv", "folder.csv"}
+    assert {path.name for path in tmp_path.iterdir()} == names
 
 
 def test_altered_weights_are_refused(fails, runs):

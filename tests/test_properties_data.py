@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loraens.data.files import RowWriter, Table, open_table, split_fields
-from loraens.data.splits import collect_split
+from loraens.data.delimited import split_fields
+from loraens.data.files import RowWriter, open_table
+from loraens.data.splits import Columns, collect_split
+from loraens.data.tables import Table
 from loraens.errors import InputError
 from loraens.tasks import SST
 
@@ -70,6 +72,7 @@ def test_rows_that_were_written_are_read(tmp_path_factory, format, data):
         assert list(table.rows) == list(enumerate(rows, start=1 if format == "jsonl" else 2))
 
 
+COLUMNS = Columns(SST.text_columns, SST.label_column)
 RECORDS = st.sampled_from(["good", "unlabelled", "blank", "short"])
 
 
@@ -91,9 +94,9 @@ def test_every_record_is_kept_or_counted(kinds):
     ]
     if not kept:
         with pytest.raises(InputError, match="no usable record of the train split"):
-            collect_split(table, "train", SST, "id")
+            collect_split(table, "train", SST, COLUMNS)
         return
-    split = collect_split(table, "train", SST, "id")
+    split = collect_split(table, "train", SST, COLUMNS)
     assert split.ids == [str(number) for number in kept]
     assert set(split.texts) == {("fine",)}
     assert (split.labels is not None) == labelled

@@ -4,8 +4,10 @@ import sys
 
 import pytest
 
-from loraens.data.files import open_table, split_fields
-from loraens.data.splits import distinct_labels, read_split
+from loraens.data.delimited import split_fields
+from loraens.data.files import open_table
+from loraens.data.splits import read_split
+from loraens.data.values import class_names_of
 from loraens.errors import InputError
 from loraens.tasks import QUORA, SST, STS
 
@@ -124,7 +126,7 @@ def test_one_sentence_an_error(tmp_path, content, message):
         pytest.param(
             "latin.csv",
             "sentence\nok\ncaf\u00e9\n".encode("latin-1"),
-            r"latin\.csv line 3 is not UTF-8 \(byte 0xe9 at 3\)",
+            r"latin\.csv line 3 is not UTF-8 \(byte 0xe9\)",
             id="not-utf-8",
         ),
         pytest.param("none.csv", None, "does not exist", id="missing"),
@@ -180,10 +182,17 @@ def test_standard_input(monkeypatch):
         assert (table.format, [row["sentence"] for _, row in table.rows]) == ("jsonl", ["a b", "c"])
 
 
-def test_distinct_labels_in_numeric_order(tmp_path):
-    path = write(tmp_path / "x.csv", "text,label\na,10\nb,9\nc,10.0\nd,\n")
-    assert distinct_labels(path, "label") == ("9", "10")
-    path = write(tmp_path / "large.csv", "text,label\na,1000001\nb,1000002\n")
-    assert distinct_labels(path, "label") == ("1000001", "1000002")
-    path = write(tmp_path / "y.csv", "text,label\na,WHO\nb,NUM\n")
-    assert distinct_labels(path, "label") == ("NUM", "WHO")
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        (["10", "9", "10.0", ""], ("9", "10")),
+        (["1000001", "1000002"], ("1000001", "1000002")),
+        (["WHO", "NUM"], ("NUM", "WHO")),
+        (["true", "FALSE", "True"], ("False", "True")),
+        (["true", "0", "1.0"], ("0", "1")),
+        (["yes", "no"], ("no", "yes")),
+        (["1.0", "1.1", "latest"], ("1.0", "1.1", "latest")),
+    ],
+)
+def test_class_names_of_labels(labels, names):
+    assert class_names_of(labels) == names

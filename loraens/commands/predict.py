@@ -8,11 +8,12 @@ import inspect
 import json
 import sys
 from functools import partial
+from typing import Literal
 
 from jsonargparse import auto_cli
 
 from loraens.commands.parser import Parser
-from loraens.data.files import Format
+from loraens.data.tables import Quoting, Reading, line_of
 from loraens.ensemble.conformal import check_coverage
 from loraens.errors import InputError
 from loraens.inference.predict_file import predict_file
@@ -29,7 +30,10 @@ def predict(
     task: str | None = None,
     epoch: Epoch = "best",
     batch_size: int = 64,
-    format: Format | None = None,
+    format: Literal["csv", "tsv", "jsonl", "json", "parquet", "arrow", "excel"] | None = None,
+    encoding: str = "utf-8",
+    quoting: Quoting = "auto",
+    missing: list[str | int | float] | None = None,
     device: str | None = None,
     coverage: float | None = None,
 ) -> None:
@@ -42,8 +46,9 @@ def predict(
     Args:
         model: Directory of a member, of a run with one member, or of an ensemble; or the file
             RUN/ensembles/recommended.
-        input: CSV, TSV, JSON lines or Parquet file with the task's text columns; - is standard
-            input.
+        input: File with the task's text columns (.csv, .tsv, .jsonl or .json, also with .gz, .bz2,
+            .xz or .zst; .parquet, .arrow or .xlsx), a directory of such files or a pattern such as
+            "data/*.csv"; - is standard input.
         output: CSV, TSV or JSON lines file to write; - is standard output, in the format of the
             input.
         text: Predict this one text instead of a file.
@@ -52,6 +57,12 @@ def predict(
         epoch: Best or last epoch of a member; an ensemble names its members' epochs itself.
         batch_size: Rows computed at once.
         format: Format of the input, where its name does not tell.
+        encoding: Encoding of the input, where it is text.
+        quoting: What a quote means that opens a field of CSV or TSV and is not closed in its line:
+            "standard" (the field has line breaks), "lines" (an ordinary character: each line is a
+            record), "none" (as all quotes: an ordinary character), or "auto" (decided by what
+            follows, an error where that is not certain).
+        missing: Further cells that are missing texts, such as [NA]; blank ones, null and NaN are.
         device: Where to compute, such as cpu or cuda:0; a GPU if there is one, by default.
         coverage: Share of new texts, such as 0.9, whose label is in the prediction set (column set,
             a JSON list of class names) or interval (columns low and high) that each row then has.
@@ -79,11 +90,13 @@ def predict(
         task=task,
         format=format,
         coverage=coverage,
+        reading=Reading(encoding, quoting, flag=""),
+        missing=missing or (),
     )
     if skipped:
-        shown = ", ".join(map(str, skipped[:5])) + (", ..." if len(skipped) > 5 else "")
+        shown = line_of(*skipped[:5]) + (", ..." if len(skipped) > 5 else "")
         print(
-            f"{len(skipped)} rows have no text and got an empty prediction: line {shown}",
+            f"{len(skipped)} rows have no text and got an empty prediction: {shown}",
             file=sys.stderr,
         )
 

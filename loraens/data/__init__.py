@@ -7,7 +7,7 @@ Lightning.
 
 from typing import Any
 
-__all__ = ["SST", "STS", "Multitask", "Quora", "TextData", "TextFiles"]
+__all__ = ["SST", "STS", "HubTexts", "Multitask", "Quora", "TextData", "TextFiles"]
 
 
 def __getattr__(name: str) -> Any:

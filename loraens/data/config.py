@@ -51,6 +51,9 @@ class DataConfig:
         kind = type(data)
         if kind.__module__ == "__main__" or "<locals>" in kind.__qualname__:
             return None
+        lists = [value for value in data.init_args.values() if isinstance(value, list)]
+        if any(isinstance(item, Mapping) for items in lists for item in items):
+            return None
         try:
             init_args = plain(data.init_args)
         except TypeError:

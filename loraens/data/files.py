@@ -1,218 +1,189 @@
-"""Rows of CSV, TSV, JSON lines and Parquet files: each line is one record, and what is dropped is
-counted.
-"""
+"""Tables of files: what a path means, and which reader its format has."""
 
 from __future__ import annotations
 
-import csv
 import io
 import json
+import os
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from glob import glob
+from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
+from loraens.data.delimited import DelimitedWriter, open_delimited
+from loraens.data.formats import (
+    open_arrow,
+    open_excel,
+    open_json_array,
+    open_json_lines,
+    open_memory,
+    open_parquet,
+)
+from loraens.data.streams import COMPRESSIONS, Lines
+from loraens.data.tables import (
+    MAX_RECORD,
+    Format,
+    Position,
+    Reading,
+    Row,
+    Table,
+    too_long,
+)
 from loraens.errors import InputError
 
-Format = Literal["csv", "tsv", "jsonl", "parquet"]
 SUFFIXES: dict[str, Format] = {
     ".csv": "csv",
     ".tsv": "tsv",
     ".txt": "tsv",
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
-    ".json": "jsonl",
+    ".json": "json",
     ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".xlsx": "excel",
 }
-Row = dict[str, Any]
-csv.field_size_limit(2**31 - 1)  # the default, 128 KiB, is shorter than some texts
-
-
-@dataclass
-class Table:
-    """A file being read: its format, its columns in order and its rows.
-
-    Args:
-        name: The file's name, for messages.
-        format: What it was read as.
-        columns: Column names, in order; those of the first record for JSON lines.
-        rows: Pairs of line number (from 1, the header counted) and row; None for a line with the
-            wrong number of fields.
-    """
-
-    name: str
-    format: Format
-    columns: list[str]
-    rows: Iterator[tuple[int, Row | None]]
-
-    def require(self, columns: Iterable[str], option: str) -> None:
-        """Refuse a file that lacks a column.
-
-        Raises:
-            InputError: It names the column, the option that names it and the columns that are
-                there.
-        """
-        for column in columns:
-            if column not in self.columns:
-                raise InputError(
-                    f"{self.name} has no column {column!r} ({option}); its columns are"
-                    f" {', '.join(map(repr, self.columns))}"
-                )
+BINARY = {"parquet": open_parquet, "arrow": open_arrow, "excel": open_excel}
 
 
 @contextmanager
-def open_table(path: str | Path, format: Format | None = None) -> Iterator[Table]:
-    """Open a file of records for the length of a `with` block; "-" is standard input.
+def open_table(
+    source: Any, format: Format | None = None, reading: Reading | None = None
+) -> Iterator[Table]:
+    """Open records for the length of a `with` block.
 
-    The format is taken from the suffix unless given; a delimited file whose header has a tab is
-    tab-separated whatever its suffix (as the course's .csv files are).
+    The format is taken from the suffix unless given, and of standard input and pipes, which are
+    read once, from the first line; a delimited file whose header has a tab is tab-separated
+    whatever its suffix (as the course's .csv files are).
+
+    Args:
+        source: A file, compressed or not; a directory of files, or a pattern such as
+            "data/*.csv", in the order of their names; "-", standard input; a DataFrame or a list of
+            dicts.
+        format: Format of text files, where names do not tell it.
+        reading: Encoding and quotes of text files.
 
     Raises:
-        InputError: It is missing, empty, not UTF-8, or of unknown format.
+        InputError: It is missing, empty, cannot be decoded, or is of unknown format; or files of a
+            directory differ in their columns.
     """
-    name = "standard input" if str(path) == "-" else str(path)
-    if str(path) == "-":
-        if format == "parquet":
-            raise InputError("standard input cannot be read as parquet: give a file")
-        yield _open_lines(sys.stdin.buffer, name, format)
+    reading = reading or Reading()
+    if not isinstance(source, (str, os.PathLike)):
+        yield open_memory(source, "the table in memory")
         return
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{name} does not exist or is not a file: check the path")
-    format = format or SUFFIXES.get(path.suffix.lower())
-    if format is None:
-        raise InputError(f"{name} has none of the known suffixes {', '.join(SUFFIXES)}: rename it")
-    with path.open("rb") as stream:
-        yield (
-            _open_parquet(stream, name)
-            if format == "parquet"
-            else _open_lines(stream, name, format)
-        )
+    paths = None if str(source) == "-" else files_of(Path(source))
+    with ExitStack() as stack:
+        if paths is None or len(paths) == 1:
+            yield _open_file(None if paths is None else paths[0], format, reading, stack)
+        else:
+            yield _open_files(str(source), paths, format, reading, stack)
 
 
-def _open_parquet(stream: BinaryIO, name: str) -> Table:
-    import pyarrow
-    import pyarrow.parquet
+def files_of(path: Path) -> list[Path]:
+    """The files that a path names: one, those of a directory, or those of a pattern.
 
-    try:
-        file = pyarrow.parquet.ParquetFile(stream)
-    except pyarrow.ArrowInvalid as error:
-        raise InputError(
-            f"{name} is not a Parquet file ({error}): check the file or rename it"
-        ) from None
-
-    def rows() -> Iterator[Row]:
-        try:
-            for batch in file.iter_batches(batch_size=4096):
-                yield from batch.to_pylist()
-        except (pyarrow.ArrowException, OSError) as error:
-            raise InputError(f"{name} is damaged ({error}): make it again") from None
-
-    return Table(name, "parquet", list(file.schema_arrow.names), enumerate(rows(), start=1))
-
-
-def _open_lines(stream: BinaryIO, name: str, format: Format | None) -> Table:
-    lines = _decoded(stream, name)
-    number, first = next(((number, line) for number, line in lines if line.strip()), (0, ""))
-    if not number:
-        raise InputError(f"{name} is empty: a header line and records are expected")
-    if format == "jsonl" or (format is None and first.lstrip().startswith("{")):
-        parsed = _json_row(first, name, number)
-        return Table(name, "jsonl", list(parsed), _json_rows(parsed, number, lines, name))
-    delimiter = (
-        "\t"
-        if format == "tsv" or "\t" in first
-        else ";"
-        if first.count(";") > first.count(",")
-        else ","
-    )
-    columns = split_fields(first, delimiter, None)
-    repeated = {column for column in columns if columns.count(column) > 1}
-    if repeated:
-        raise InputError(f"{name} has two columns named {repeated.pop()!r}: rename one")
-    return Table(
-        name,
-        "tsv" if delimiter == "\t" else "csv",
-        columns,
-        _delimited_rows(columns, delimiter, lines),
-    )
-
-
-def _decoded(stream: BinaryIO, name: str) -> Iterator[tuple[int, str]]:
-    """Numbered lines, without their ends."""
-    for number, raw in enumerate(stream, start=1):
-        try:
-            line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-        except UnicodeDecodeError as error:
-            raise InputError(
-                f"{name} line {number} is not UTF-8 (byte 0x{raw[error.start]:02x} at"
-                f" {error.start}): save it as UTF-8"
-            ) from None
-        yield number, line
-
-
-def _json_row(line: str, name: str, number: int) -> Row:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"{name} line {number} is not JSON ({error}): one object a line is expected"
-        ) from None
-    if not isinstance(row, dict):
-        raise InputError(
-            f"{name} line {number} is not a JSON object: one object a line is expected"
-        )
-    return row
-
-
-def _json_rows(
-    first: Row, number: int, lines: Iterator[tuple[int, str]], name: str
-) -> Iterator[tuple[int, Row | None]]:
-    yield number, first
-    for number, line in lines:
-        if line.strip():
-            yield number, _json_row(line, name, number)
-
-
-def _delimited_rows(
-    columns: list[str], delimiter: str, lines: Iterator[tuple[int, str]]
-) -> Iterator[tuple[int, Row | None]]:
-    for number, line in lines:
-        if not line and len(columns) > 1:
-            continue  # an empty line is a record only where there is one column
-        fields = split_fields(line, delimiter, len(columns))
-        yield (
-            number,
-            (dict(zip(columns, fields, strict=True)) if len(fields) == len(columns) else None),
-        )
-
-
-def split_fields(line: str, delimiter: str, expected: int | None) -> list[str]:
-    """Fields of one line: by the rules of CSV if they apply to it, else split at every delimiter.
-
-    A quote that opens a field and is not closed, or is closed before the field ends, is an ordinary
-    character.
+    Raises:
+        InputError: There are none.
     """
-    try:
-        fields = next(csv.reader([line], delimiter=delimiter, strict=True))
-    except csv.Error:
-        fields = []
-    if fields and expected in (None, len(fields)):
-        return fields
-    return [_unquoted(text) for text in line.split(delimiter)]
+    if path.is_dir():
+        if (path / "dataset_dict.json").is_file():
+            splits = json.loads((path / "dataset_dict.json").read_text())["splits"]
+            raise InputError(
+                f"{path} holds the splits {', '.join(splits)}: give one of them, such as"
+                f" {path / splits[0]}"
+            )
+        saved = (path / "state.json").is_file()  # by `datasets`
+        names = [".arrow"] if saved else [*SUFFIXES]
+        files = [file for file in sorted(path.iterdir()) if _suffix(file) in names]
+    elif path.exists():
+        files = [path]
+    else:
+        files = [Path(name) for name in sorted(glob(str(path), recursive=True))]
+        files = [file for file in files if not file.is_dir()]
+        if not files:
+            raise InputError(f"{path} does not exist or is not a file: check the path")
+    if not files:
+        raise InputError(f"{path} has no file with a suffix {', '.join(SUFFIXES)}: check the path")
+    return files
 
 
-def _unquoted(text: str) -> str:
-    inner = text[1:-1].replace('""', "")
-    if len(text) >= 2 and text[0] == text[-1] == '"' and '"' not in inner:
-        return text[1:-1].replace('""', '"')
-    return text
+def _suffix(path: Path) -> str:
+    """The suffix that tells the format: the one before that of a compression."""
+    packed = path.suffix.lower() in COMPRESSIONS
+    return (path.with_suffix("") if packed else path).suffix.lower()
 
 
-def _cell(value: Any) -> Any:
-    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, list) else value
+def _open_files(
+    name: str, paths: list[Path], format: Format | None, reading: Reading, stack: ExitStack
+) -> Table:
+    """Several files as one table; each is opened in its turn."""
+    first = _open_file(paths[0], format, reading, stack)
+
+    def rows() -> Iterator[tuple[Position, Row | None]]:
+        for path in paths:
+            with ExitStack() as inner:
+                table = first if path == paths[0] else _open_file(path, format, reading, inner)
+                if table.format not in ("jsonl", "json") and set(table.columns) != set(
+                    first.columns
+                ):
+                    raise InputError(
+                        f"{table.name} has the columns {', '.join(table.columns)}, and {first.name}"
+                        f" has {', '.join(first.columns)}: the files of {name} must have the same"
+                    )
+                for position, row in table.rows:
+                    yield f"{path.name}:{position}", row
+
+    return Table(name, first.format, first.columns, rows())
+
+
+def _open_file(
+    path: Path | None, format: Format | None, reading: Reading, stack: ExitStack
+) -> Table:
+    """The table of a file, or of standard input; the stack closes it."""
+    if path is None:
+        if format in BINARY:
+            raise InputError(f"standard input cannot be read as {format}: give a file")
+        return _open_text(sys.stdin.buffer, "standard input", format, reading, stack)
+    name = str(path)
+    packed = path.suffix.lower() if path.suffix.lower() in COMPRESSIONS else None
+    format = format or SUFFIXES.get(_suffix(path))
+    if format is None and path.is_file():
+        known = ", ".join([*SUFFIXES, *(f".csv{suffix}" for suffix in COMPRESSIONS)])
+        raise InputError(f"{name} has none of the known suffixes {known}: rename or convert it")
+    if format in BINARY:
+        if packed:
+            raise InputError(
+                f"{name} is compressed twice: unpack it, {format} is compressed itself"
+            )
+        return BINARY[format](path, name)
+    stream = COMPRESSIONS[packed](path) if packed else path.open("rb")
+    return _open_text(stack.enter_context(stream), name, format, reading, stack)
+
+
+def _open_text(
+    stream: BinaryIO, name: str, format: Format | None, reading: Reading, stack: ExitStack
+) -> Table:
+    lines = Lines(stream, name, reading)
+    stack.callback(lines.detach)
+    first = lines.first()
+    if first is None:
+        raise InputError(f"{name} is empty: a header line and records are expected")
+    number, line = first
+    if "\0" in line:
+        raise InputError(
+            f"{name} is no text, or not {reading.encoding.upper()}: give its encoding, such as"
+            f" --{reading.flag}encoding utf-16"
+        )
+    start = line.lstrip()
+    if format in ("json", None) and start.startswith("["):
+        return open_json_array(first, lines)
+    if len(line) > MAX_RECORD:
+        raise too_long(f"{name} line {number}")
+    if format in ("json", "jsonl") or (format is None and start.startswith("{")):
+        return open_json_lines(first, iter(lines), name)
+    return open_delimited(chain([first], lines), line, name, format, reading)
 
 
 class RowWriter:
@@ -222,15 +193,13 @@ class RowWriter:
 
     def __init__(self, stream: io.TextIOBase, format: Format, columns: list[str]) -> None:
         self._stream = stream
-        self._csv: csv.DictWriter[str] | None = None
-        if format != "jsonl":
-            delimiter = "\t" if format == "tsv" else ","
-            self._csv = csv.DictWriter(stream, columns, delimiter=delimiter, lineterminator="\n")
-            self._csv.writeheader()
+        self._delimited: DelimitedWriter | None = None
+        if format in ("csv", "tsv"):
+            self._delimited = DelimitedWriter(stream, "\t" if format == "tsv" else ",", columns)
 
     def write(self, row: Row) -> None:
         """Write one row."""
-        if self._csv is not None:
-            self._csv.writerow({name: _cell(value) for name, value in row.items()})
+        if self._delimited is not None:
+            self._delimited.write(row)
         else:
             self._stream.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")

@@ -5,13 +5,28 @@ the user's.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loraens.data.files import Table
-from loraens.data.splits import Split, collect_split, distinct_labels, read_split
+from loraens.data.classes import checked_classes
+from loraens.data.files import open_table
+from loraens.data.hub import hub_table, load_hub
+from loraens.data.splits import (
+    Columns,
+    Records,
+    Split,
+    collect_split,
+    read_records,
+    read_split,
+    require,
+    split_of,
+)
+from loraens.data.tables import Reading, Table
+from loraens.data.values import cell_text
 from loraens.errors import InputError
 from loraens.labels import LABEL_KINDS
 from loraens.tasks import QUORA, SST, STS, Task
@@ -85,17 +100,9 @@ class CourseSource(Source):
         )
 
     def _read_hub(self, split: str) -> Split:
-        import datasets
-
         hub_split = {"dev": "validation"}.get(split, split)
-        try:
-            data = datasets.load_dataset(self.hub.path, self.hub.config, split=hub_split)
-        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-            reason = str(error).strip().splitlines()[0].rstrip(".")
-            raise InputError(
-                f"data set {self.hub.path!r} could not be loaded from the hub ({reason}): "
-                "connect, or give root with the course's files"
-            ) from None
+        hint = "connect, or give root with the course's files"
+        data = load_hub(self.hub.path, self.hub.config, hub_split, hint)
         groups = [self.group_column] if self.group_column else []
         missing = {*self.hub.columns, *groups} - set(data.column_names)
         if missing:
@@ -107,17 +114,9 @@ class CourseSource(Source):
         group_column = self.group_column and self.hub.columns.get(
             self.group_column, self.group_column
         )
-        data = data.rename_columns(self.hub.columns)
-        if set(data.unique(self.task.label_column)) <= {-1, None}:  # GLUE's mark for hidden labels
-            data = data.remove_columns(self.task.label_column)
-        rows: list[dict[str, Any]] = list(data)
-        table = Table(
-            f"{self.hub.path} {hub_split}",
-            "jsonl",
-            data.column_names,
-            iter(enumerate(rows, start=1)),
-        )
-        return collect_split(table, split, self.task, "id", group_column)
+        table = hub_table(data.rename_columns(self.hub.columns), f"{self.hub.path} {hub_split}")
+        columns = Columns(self.task.text_columns, self.task.label_column, group=group_column)
+        return collect_split(table, split, self.task, columns)
 
 
 _PAIR = {"sentence1": "sentence1", "sentence2": "sentence2"}
@@ -146,44 +145,65 @@ def course_source(name: str, root: str | None, group_column: str | None = None) 
     return CourseSource(task, stem, hub, root, group_column)
 
 
-class FileSource(Source):
-    """Any task whose splits are files; see `loraens.data.TextFiles` for the arguments."""
+class TableSource(Source):
+    """A task whose splits are tables.
+
+    Where no class names are given, train is read at once for the labels that occur in it, and kept
+    until it is asked for.
+
+    Args:
+        name: As of `TextFiles`, like the other arguments.
+        columns: Names of the columns.
+        kind: Label kind.
+        class_names: Classes in order; those of train where they are None.
+        metric: Score that chooses the best epoch.
+        loss: Training loss.
+        low: Smallest legal number.
+        high: Largest legal number.
+        missing: Further cells that are missing values.
+
+    Raises:
+        InputError: The arguments do not fit each other, train cannot be read, or its labels look
+            like no classes.
+    """
 
     def __init__(
         self,
         name: str,
-        paths: dict[str, str | None],
-        text_columns: Sequence[str],
-        label_column: str,
+        columns: Columns,
         kind: str,
-        class_names: Sequence[str] | None,
+        class_names: Sequence[str | int | float | bool] | None,
         metric: str | None,
         loss: str | None,
         low: float | None,
         high: float | None,
-        id_column: str,
-        group_column: str | None = None,
+        missing: Sequence[str | int | float] = (),
     ) -> None:
-        self.paths = paths
-        self.id_column = id_column
-        self.group_column = group_column
+        self.columns = columns
+        self.missing = frozenset(cell_text(cell) for cell in missing)
+        self._kept: dict[str, Records] = {}
         if kind not in LABEL_KINDS:
             raise InputError(
                 f"kind {kind!r} is none of {', '.join(LABEL_KINDS)}", option="data.kind"
             )
         label_kind = LABEL_KINDS[kind]
         inferred = label_kind.categorical and class_names is None
-        if inferred:
-            class_names = distinct_labels(self._path("train"), label_column)
+        if inferred or any(isinstance(name, bool) for name in class_names or ()):
+            records = self._records("train", labelled=True)
+            assert records is not None
+            self._kept["train"] = records
+            names = checked_classes(records, columns.label, class_names)
+        else:
+            names = tuple(cell_text(name) for name in class_names or ())
         try:
             self._task = Task(
                 name=name,
-                text_columns=tuple(text_columns),
-                label_column=label_column,
+                text_columns=columns.texts,
+                label_column=columns.label,
                 kind=kind,
                 loss=loss or label_kind.losses[0],
                 metric=metric or label_kind.metrics[0].name,
-                class_names=tuple(class_names or ()),
+                class_names=names,
                 low=low,
                 high=high,
                 numbered=not inferred,
@@ -191,14 +211,13 @@ class FileSource(Source):
         except ValueError as error:
             raise InputError(str(error)) from None
 
-    def _path(self, split: str) -> str:
-        path = self.paths[split]
-        if path is None:
-            raise InputError(
-                f"{split} is not given: a file of the {split} split is expected",
-                option=f"data.{split}",
-            )
-        return path
+    @abstractmethod
+    def _open(self, split: str) -> AbstractContextManager[Table] | None:
+        """Open the table of a split; None where there is no such split."""
+
+    def _once(self, split: str) -> bool:
+        """Whether the table of a split can be read only once."""
+        return False
 
     @property
     def task(self) -> Task:
@@ -207,7 +226,71 @@ class FileSource(Source):
 
     def read(self, split: str) -> Split | None:
         """Read one split; the test split may be left out."""
-        if split == "test" and self.paths["test"] is None:
+        records = self._kept.pop(split, None) or self._records(split)
+        if records is None:
             return None
-        path = self._path(split)
-        return read_split(path, split, self.task, self.id_column, self.group_column)
+        if self._once(split):
+            self._kept[split] = copy(records)
+        return split_of(records, split, self.task)
+
+    def _records(self, split: str, labelled: bool = False) -> Records | None:
+        opened = self._open(split)
+        if opened is None:
+            return None
+        with opened as table:
+            require(table, self.columns, split)
+            if labelled:
+                table.require([self.columns.label], "label_column")
+            return read_records(table, self.columns, self.missing)
+
+
+class FileSource(TableSource):
+    """Any task whose splits are files; see `loraens.data.TextFiles` for the arguments."""
+
+    def __init__(self, paths: Mapping[str, Any], reading: Reading, **task: Any) -> None:
+        self.paths = paths
+        self.reading = reading
+        super().__init__(**task)
+
+    def _open(self, split: str) -> AbstractContextManager[Table] | None:
+        path = self.paths[split]
+        if path is None and split == "test":
+            return None
+        if path is None:
+            raise InputError(
+                f"{split} is not given: a file of the {split} split is expected",
+                option=f"data.{split}",
+            )
+        return open_table(path, reading=self.reading)
+
+    def _once(self, split: str) -> bool:
+        path = self.paths[split]
+        return isinstance(path, str) and (path == "-" or Path(path).is_fifo())
+
+
+class HubSource(TableSource):
+    """Any task whose splits are those of a data set of `datasets`; see `loraens.data.HubTexts` for
+    the arguments.
+
+    Class numbers of a column that has names are read as these names.
+    """
+
+    def __init__(
+        self, path: str, config: str | None, splits: Mapping[str, str | None], **task: Any
+    ) -> None:
+        self.path = path
+        self.config = config
+        self.splits = splits
+        super().__init__(**task)
+
+    def _open(self, split: str) -> AbstractContextManager[Table] | None:
+        name = self.splits[split]
+        if name is None:
+            return None
+        hint = "check path, config and split, or connect"
+        data = load_hub(self.path, self.config, name, hint)
+        names = {}
+        label = data.features.get(self.columns.label)
+        if getattr(label, "names", None) is not None:
+            names[self.columns.label] = label.names
+        return nullcontext(hub_table(data, f"{self.path} {name}", names))

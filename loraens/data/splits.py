@@ -5,13 +5,17 @@ dropped is counted.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from itertools import compress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from loraens.data.files import Row, Table, open_table
+from loraens.data.files import open_table
+from loraens.data.tables import BAR_DELAY, Position, Reading, Row, Table, line_of
+from loraens.data.values import cell_text, without_marks
 from loraens.errors import InputError
+from loraens.labels.classes import label_value
 from loraens.seeding import derive_seed
 from loraens.tasks import Task
 
@@ -26,7 +30,8 @@ class Split:
         texts: One or two texts a record.
         labels: `(N,)` float64, class numbers or values; None where the split has no labels.
         origin: Where it came from, in words.
-        dropped: Reason -> line numbers of the records that could not be used.
+        dropped: Reason -> positions (line numbers, or FILE:NUMBER in a table of several files) of
+            the records that could not be used.
         groups: For each record the name of its group, "" where it has none; None where the split
             has no groups. Records of one group are in one fold.
     """
@@ -36,7 +41,7 @@ class Split:
     texts: list[tuple[str, ...]]
     labels: np.ndarray | None
     origin: str
-    dropped: dict[str, list[int]] = field(default_factory=dict)
+    dropped: dict[str, list[Position]] = field(default_factory=dict)
     groups: list[str] | None = None
 
     def __len__(self) -> int:
@@ -46,8 +51,8 @@ class Split:
         """One line: how many records were kept and which were dropped."""
         parts = [f"{self.name}: {len(self)} records from {self.origin}"]
         for reason, lines in self.dropped.items():
-            shown = ", ".join(map(str, lines[:5])) + (", ..." if len(lines) > 5 else "")
-            parts.append(f"dropped {len(lines)} ({reason}; line {shown})")
+            shown = line_of(*lines[:5]) + (", ..." if len(lines) > 5 else "")
+            parts.append(f"dropped {len(lines)} ({reason}; {shown})")
         return "; ".join(parts)
 
 
@@ -67,124 +72,196 @@ def limited(split: Split, limit: int | None) -> Split:
     )
 
 
-def row_texts(row: Row, columns: tuple[str, ...]) -> tuple[str, ...] | None:
-    """The texts of a row, stripped; None where one is missing or blank."""
-    texts = tuple(_text(row.get(column)) for column in columns)
+def row_texts(
+    row: Row, columns: tuple[str, ...], missing: frozenset[str] = frozenset()
+) -> tuple[str, ...] | None:
+    """The texts of a row, stripped; None where one is missing or blank.
+
+    Raises:
+        ValueError: A cell holds no text; the message names its column.
+    """
+    texts = tuple(_cell(row, column, missing) for column in columns)
     # JSON may contain lone surrogates, which tokenizers refuse
     whole = tuple(text.encode("utf-8", "replace").decode() for text in texts)
     return whole if all(whole) else None
 
 
+def _cell(row: Row, column: str | None, missing: frozenset[str]) -> str:
+    try:
+        return "" if column is None else cell_text(row.get(column), missing)
+    except ValueError as error:
+        raise ValueError(f"column {column!r} {error}") from None
+
+
+@dataclass
+class Records:
+    """The records of a table that have their texts, with labels as they stand in it.
+
+    Args:
+        table: Name of the table.
+        positions: Where each begins.
+        ids: One unique id a record.
+        texts: One or two texts a record.
+        labels: Labels as texts, "" where one is missing.
+        groups: As in `Split`.
+        dropped: As in `Split`.
+    """
+
+    table: str
+    positions: list[Position] = field(default_factory=list)
+    ids: list[str] = field(default_factory=list)
+    texts: list[tuple[str, ...]] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
+    groups: list[str] | None = None
+    dropped: dict[str, list[Position]] = field(default_factory=dict)
+
+    def keep(self, kept: list[bool], reason: str) -> None:
+        """Drop the records that are not kept."""
+        gone = [place for place, keep in zip(self.positions, kept, strict=True) if not keep]
+        if not gone:
+            return
+        self.dropped[reason] = gone
+        self.positions = list(compress(self.positions, kept))
+        self.ids = list(compress(self.ids, kept))
+        self.texts = list(compress(self.texts, kept))
+        self.labels = list(compress(self.labels, kept))
+        self.groups = None if self.groups is None else list(compress(self.groups, kept))
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of the columns that are read.
+
+    Args:
+        texts: One or two.
+        label: Label.
+        id: Unique ids; where it is not there, positions are the ids.
+        group: Groups, or None.
+    """
+
+    texts: tuple[str, ...]
+    label: str
+    id: str = "id"
+    group: str | None = None
+
+
+def read_records(table: Table, columns: Columns, missing: frozenset[str] = frozenset()) -> Records:
+    """The records of an open table. Those without a text or with the wrong number of fields are
+    dropped and counted.
+
+    Raises:
+        InputError: A cell holds no single value, or an id repeats.
+    """
+    from tqdm import tqdm
+
+    records = Records(table.name, groups=None if columns.group is None else [])
+    options = {"unit": " rows", "delay": BAR_DELAY, "leave": False, "disable": None}
+    for position, row in tqdm(table.rows, f"read {Path(table.name).name}", **options):
+        try:
+            texts = None if row is None else row_texts(row, columns.texts, missing)
+            if row is None or texts is None:
+                reason = f"not {len(table.columns)} fields" if row is None else "no text"
+                records.dropped.setdefault(reason, []).append(position)
+                continue
+            records.ids.append(_cell(row, columns.id, frozenset()) or str(position))
+            records.labels.append(_cell(row, columns.label, missing))
+            if records.groups is not None:
+                records.groups.append(_cell(row, columns.group, missing))
+        except ValueError as error:
+            raise InputError(f"{table.at(position)}: {error}") from None
+        records.positions.append(position)
+        records.texts.append(texts)
+    records.labels = without_marks(records.labels)
+    _check_ids(table, records)
+    return records
+
+
+def _check_ids(table: Table, records: Records) -> None:
+    if len(set(records.ids)) == len(records.ids):
+        return
+    positions: dict[str, Position] = {}
+    for identity, position in zip(records.ids, records.positions, strict=True):
+        first = positions.setdefault(identity, position)
+        if first != position:
+            raise InputError(
+                f"{table.at(position)} repeats the id {identity!r} of {line_of(first)}"
+            )
+
+
+def split_of(records: Records, name: str, task: Task) -> Split:
+    """The split of records: those without a label are dropped and counted, unless none has one.
+
+    Labels that are all -1 are hidden, as in GLUE's test splits, unless -1 is a class.
+
+    Raises:
+        InputError: No usable record is left, or a label is none of the task's.
+    """
+    distinct = set(records.labels) - {""}
+    names = map(label_value, task.class_names)
+    if all(label_value(label) == -1 for label in distinct) and -1 not in names:
+        records.labels = [""] * len(records.labels)
+    labelled = any(records.labels)
+    if labelled:
+        records.keep([bool(label) for label in records.labels], "no label")
+    if not records.ids:
+        raise InputError(
+            f"{records.table} has no usable record of the {name} split: a text is expected in every"
+            " line"
+        )
+    return Split(
+        name=name,
+        ids=records.ids,
+        texts=records.texts,
+        labels=_numbers(task, records) if labelled else None,
+        origin=Path(records.table).name,
+        dropped=records.dropped,
+        groups=records.groups,
+    )
+
+
+def _numbers(task: Task, records: Records) -> np.ndarray:
+    """Labels `(N,)` as numbers."""
+    known: dict[str, float] = {}
+    for label, position in zip(records.labels, records.positions, strict=True):
+        if label not in known:
+            try:
+                known[label] = task.parse_label(label)
+            except ValueError as error:
+                raise InputError(f"{records.table} {line_of(position)}: {error}") from None
+    return np.array([known[label] for label in records.labels])
+
+
 def read_split(
-    path: str | Path,
+    source: Any,
     name: str,
     task: Task,
     id_column: str = "id",
     group_column: str | None = None,
+    reading: Reading | None = None,
 ) -> Split:
-    """Read one split of a task from a file.
-
-    Records without a text, without a label (in a labelled split) or with the wrong number of fields
-    are dropped and counted. A split is labelled if any of its records is.
+    """Read one split of a task from a file, or what else `open_table` takes.
 
     Raises:
         InputError: A text column or, of train or dev, the group column is missing, no usable record
             is left, an id repeats, or a label is out of range.
     """
-    with open_table(path) as table:
-        table.require(task.text_columns, "text columns")
-        return collect_split(table, name, task, id_column, group_column)
+    columns = Columns(task.text_columns, task.label_column, id_column, group_column)
+    with open_table(source, reading=reading) as table:
+        return collect_split(table, name, task, columns)
 
 
-class _Candidate(NamedTuple):
-    """A record that has its texts: line number, id, texts, label and group as they stand in the
-    file.
-    """
-
-    line: int
-    id: str
-    texts: tuple[str, ...]
-    label: str
-    group: str
-
-
-def collect_split(
-    table: Table, name: str, task: Task, id_column: str, group_column: str | None = None
-) -> Split:
+def collect_split(table: Table, name: str, task: Task, columns: Columns) -> Split:
     """The split of an open table; as `read_split`."""
-    if group_column is not None and name != "test":
-        table.require([group_column], "group_column")
-    records: list[_Candidate] = []
-    dropped: dict[str, list[int]] = {}
-    for line, row in table.rows:
-        texts = None if row is None else row_texts(row, task.text_columns)
-        if row is None:
-            dropped.setdefault(f"not {len(table.columns)} fields", []).append(line)
-        elif texts is None:
-            dropped.setdefault("no text", []).append(line)
-        else:
-            given = row.get(id_column)
-            identity = str(line) if given in (None, "") else str(given)
-            label = _text(row.get(task.label_column))
-            group = "" if group_column is None else _text(row.get(group_column))
-            records.append(_Candidate(line, identity, texts, label, group))
-    labelled = any(record.label for record in records)
-    if labelled and (unlabelled := [record.line for record in records if not record.label]):
-        dropped["no label"] = unlabelled
-        records = [record for record in records if record.label]
-    if not records:
-        raise InputError(
-            f"{table.name} has no usable record of the {name} split: a text is expected in every"
-            " line"
-        )
-    _check_ids(table, records)
-    labels = None
-    if labelled:
-        labels = np.array([_label(task, table, record) for record in records])
-    return Split(
-        name=name,
-        ids=[record.id for record in records],
-        texts=[record.texts for record in records],
-        labels=labels,
-        origin=Path(table.name).name,
-        dropped=dropped,
-        groups=None if group_column is None else [record.group for record in records],
-    )
+    require(table, columns, name)
+    return split_of(read_records(table, columns), name, task)
 
 
-def _check_ids(table: Table, records: list[_Candidate]) -> None:
-    lines: dict[str, int] = {}
-    for record in records:
-        first = lines.setdefault(record.id, record.line)
-        if first != record.line:
-            raise InputError(
-                f"{table.name} line {record.line} repeats the id {record.id!r} of line {first}"
-            )
-
-
-def _text(value: Any) -> str:
-    return "" if value is None else str(value).strip()
-
-
-def _label(task: Task, table: Table, record: _Candidate) -> float:
-    try:
-        return task.parse_label(record.label)
-    except ValueError as error:
-        raise InputError(f"{table.name} line {record.line}: {error}") from None
-
-
-def distinct_labels(path: str | Path, column: str) -> tuple[str, ...]:
-    """The labels that occur in a file, in numeric order and each value once if all are numbers,
-    else sorted.
+def require(table: Table, columns: Columns, split: str) -> None:
+    """Refuse a table without the columns of texts or, but for test, of groups.
 
     Raises:
-        InputError: The column is not there.
+        InputError: It names the column.
     """
-    with open_table(path) as table:
-        table.require([column], "label column")
-        texts = {_text(row.get(column)) for _, row in table.rows if row is not None} - {""}
-    try:
-        numbers = sorted({float(text) for text in texts})
-    except ValueError:
-        return tuple(sorted(texts))
-    return tuple(repr(number).removesuffix(".0") for number in numbers)
+    table.require(columns.texts, "text columns")
+    if columns.group is not None and split != "test":
+        table.require([columns.group], "group_column")

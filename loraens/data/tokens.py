@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
+import re
+import warnings
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -14,11 +16,17 @@ from tokenizers import Tokenizer
 
 from loraens.data.folds import Folds, cut
 from loraens.data.splits import Split
+from loraens.data.tables import BAR_DELAY
 from loraens.members import OUT_OF_FOLD
 from loraens.model.batch import PackedBatch, pack
 from loraens.model.tokenizer import cache_directory
-from loraens.store import write_atomically
+from loraens.store import replacing
 from loraens.tasks import Task
+
+CHUNK = 2048  # examples that are tokenised together
+CHUNK_CHARACTERS = 2**22
+SHOWN = 20  # classes in a report
+FAR = 16  # characters a token: words have four to five
 
 
 @dataclass
@@ -46,20 +54,103 @@ class Tokens:
 def tokenise(texts: list[tuple[str, ...]], tokenizer: Tokenizer, max_length: int) -> Tokens:
     """Tokenise one or two texts an example, with special tokens, cut to `max_length` tokens (the
     longer text first).
+
+    Memory grows with the tokens that are kept, not with those of the whole texts; a bar is shown
+    where it takes long.
     """
+    from tqdm import tqdm
+
+    pairs = len(texts[0]) == 2
     side = (tokenizer.truncation or {"direction": "right"})["direction"]
-    tokenizer.enable_truncation(max_length, strategy="longest_first", direction=side)
-    single = len(texts[0]) == 1
-    encoded = tokenizer.encode_batch([text[0] for text in texts] if single else texts)
-    lengths = np.array([len(encoding) for encoding in encoded])
-    ids = np.concatenate([np.asarray(encoding.ids, np.int32) for encoding in encoded])
-    types = np.zeros(len(ids), np.int8)
-    if not single:
-        types = np.concatenate([np.asarray(encoding.type_ids, np.int8) for encoding in encoded])
-    overflowing = sum(bool(encoding.overflowing) for encoding in encoded)
+    ids: list[np.ndarray] = []
+    types: list[np.ndarray] = []
+    lengths: list[int] = []
+    overflowing = 0
+    with tqdm(
+        desc="tokenise", total=len(texts), unit=" texts", delay=BAR_DELAY, disable=None
+    ) as bar:
+        for chunk in _chunks(texts, tokenizer, max_length if side == "right" else None):
+            tokenizer.enable_truncation(max_length, strategy="longest_first", direction=side)
+            encoded = tokenizer.encode_batch(chunk if pairs else [text for (text,) in chunk])
+            lengths += map(len, encoded)
+            ids.append(_joined([encoding.ids for encoding in encoded], np.int32))
+            if pairs:
+                types.append(_joined([encoding.type_ids for encoding in encoded], np.int8))
+            overflowing += sum(bool(encoding.overflowing) for encoding in encoded)
+            bar.update(len(chunk))
+    total = sum(lengths)
     return Tokens(
-        ids, types, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64), overflowing
+        ids=_filled(np.empty(total, np.int32), ids),
+        types=_filled(np.zeros(total, np.int8), types),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        truncated=overflowing,
     )
+
+
+def _joined(rows: list[list[int]], kind: type) -> np.ndarray:
+    return np.concatenate([np.asarray(row, kind) for row in rows])
+
+
+def _filled(whole: np.ndarray, parts: list[np.ndarray]) -> np.ndarray:
+    """An array with the parts in a row; they are freed on the way, to save memory."""
+    end = len(whole)
+    while parts:
+        part = parts.pop()
+        whole[end - len(part) : end] = part
+        end -= len(part)
+    return whole
+
+
+def _chunks(
+    texts: list[tuple[str, ...]], tokenizer: Tokenizer, max_length: int | None
+) -> Iterator[list[tuple[str, ...]]]:
+    """The texts, cut where they are far longer than what is kept, a few at a time; whole where
+    no length is given, as where tokens are cut at the begin.
+    """
+    chunk: list[tuple[str, ...]] = []
+    size = 0
+    for example in texts:
+        if max_length is not None:
+            example = shortened(example, tokenizer, max_length)
+        chunk.append(example)
+        size += sum(map(len, chunk[-1]))
+        if len(chunk) == CHUNK or size > CHUNK_CHARACTERS:
+            yield chunk
+            chunk = []
+            size = 0
+    if chunk:
+        yield chunk
+
+
+def shortened(texts: tuple[str, ...], tokenizer: Tokenizer, max_length: int) -> tuple[str, ...]:
+    """An example whose tokens, cut to `max_length`, are those of the whole one.
+
+    A text of more than `FAR` characters a token is cut between words where what is left has twice
+    as many tokens as are kept: encoders of the BERT family split words first, so the begin of a
+    text has the same tokens as in the whole. Of a pair in which both are that long, neither is cut:
+    which one keeps the odd token depends on their whole lengths.
+    """
+    bound = FAR * max_length
+    long = [index for index, text in enumerate(texts) if len(text) > 2 * bound]
+    if len(long) != 1:
+        return texts
+    (index,) = long
+    needed = 2 * max_length
+    if len(texts) == 2:  # the cut text must stay the one with more tokens
+        needed += _count(texts[1 - index], tokenizer)
+    text = texts[index]
+    while 2 * bound < len(text):
+        begin, space, _ = re.sub(r"\s", " ", text[:bound]).rpartition(" ")
+        if space and _count(begin, tokenizer) >= needed:
+            return (*texts[:index], text[: len(begin)], *texts[index + 1 :])
+        bound *= 2
+    return texts
+
+
+def _count(text: str, tokenizer: Tokenizer) -> int:
+    """Tokens of a text, without special ones."""
+    tokenizer.no_truncation()
+    return len(tokenizer.encode(text, add_special_tokens=False))
 
 
 def cached_tokens(texts: list[tuple[str, ...]], tokenizer: Tokenizer, max_length: int) -> Tokens:
@@ -81,15 +172,21 @@ def cached_tokens(texts: list[tuple[str, ...]], tokenizer: Tokenizer, max_length
         except (zipfile.BadZipFile, KeyError, ValueError, EOFError):
             path.unlink()
     tokens = tokenise(texts, tokenizer, max_length)
-    buffer = io.BytesIO()
-    np.savez(
-        buffer,
-        ids=tokens.ids,
-        types=tokens.types,
-        offsets=tokens.offsets,
-        truncated=tokens.truncated,
-    )
-    write_atomically(path, buffer.getvalue())
+    try:
+        with replacing(path) as file:
+            np.savez(
+                file,
+                ids=tokens.ids,
+                types=tokens.types,
+                offsets=tokens.offsets,
+                truncated=tokens.truncated,
+            )
+    except OSError as error:
+        warnings.warn(
+            f"tokens are not cached, as {cache_directory()} cannot be written ({error.strerror}):"
+            " set LORAENS_CACHE to a directory that can",
+            stacklevel=2,
+        )
     return tokens
 
 
@@ -144,7 +241,17 @@ class TokenSplit:
         """One line: what was read, dropped and cut, to the maximum length or into parts."""
         if self.folds is not None:
             return f"{self.task.name} {self.folds.report()}"
-        shortened = (
-            f"; {self.tokens.truncated} cut to the maximum length" if self.tokens.truncated else ""
-        )
-        return f"{self.task.name} {self.split.report()}{shortened}"
+        parts = [f"{self.task.name} {self.split.report()}"]
+        if self.tokens.truncated:
+            parts.append(f"{self.tokens.truncated} cut to the maximum length")
+        if self.split.labels is not None and self.task.label_kind.categorical:
+            parts.append(self._classes(self.split.labels))
+        return "; ".join(parts)
+
+    def _classes(self, labels: np.ndarray) -> str:
+        """The classes with their numbers of examples, in order."""
+        names = self.task.class_names
+        counts = np.bincount(labels.astype(np.int64), minlength=len(names)).tolist()
+        shown = [f"{name} {count}" for name, count in zip(names, counts, strict=True)]
+        more = f", and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        return f"{len(names)} classes: {', '.join(shown[:SHOWN])}{more}"

@@ -7,21 +7,24 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from io import TextIOWrapper
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from loraens.data.files import SUFFIXES, Format, Row, RowWriter, Table, open_table
+from loraens.data.files import SUFFIXES, RowWriter, open_table
 from loraens.data.splits import row_texts
+from loraens.data.tables import Format, Position, Reading, Row, Table
+from loraens.data.values import cell_text
 from loraens.ensemble.conformal import Region
 from loraens.errors import InputError
 from loraens.inference.predictor import Predictor
 from loraens.tasks import Task
 
+WRITTEN: dict[Format, Format] = {"csv": "csv", "tsv": "tsv", "jsonl": "jsonl", "json": "jsonl"}
 CHUNK = 2048  # rows that are tokenised, ordered by length and predicted together
+MAX_CHARACTERS = 2**24  # of the rows of a chunk
 
 
 def check_output(input: str, output: str) -> Format | None:
@@ -34,7 +37,7 @@ def check_output(input: str, output: str) -> Format | None:
         return None
     path = Path(output)
     format = SUFFIXES.get(path.suffix.lower())
-    if format is None or format == "parquet" or path.is_dir():
+    if format not in WRITTEN or path.is_dir():
         raise InputError(
             f"output {output}: a file name that ends in .csv, .tsv or .jsonl is expected",
             option="output",
@@ -55,28 +58,33 @@ def predict_file(
     task: str | None = None,
     format: Format | None = None,
     coverage: float | None = None,
-) -> list[int]:
+    reading: Reading | None = None,
+    missing: Sequence[str | int | float] = (),
+) -> list[Position]:
     """Write predictions for every row of a file.
 
     Args:
         load: Loads the predictor, once the input could be opened.
-        input: CSV, TSV, JSON lines or Parquet file; - is standard input.
+        input: As `open_table` takes it; - is standard input.
         output: CSV, TSV or JSON lines file; - is standard output, in the format of the input.
         task: The task, where there are several.
         format: Format of the input, where its name does not tell.
         coverage: Share of texts whose label is in the set or interval that rows then have.
+        reading: Encoding and quotes of the input.
+        missing: Further cells that are missing texts.
 
     Returns:
-        Line numbers of rows without a text, whose prediction is empty.
+        Positions of rows without a text, whose prediction is empty.
 
     Raises:
         InputError: A file or row cannot be used; then no output is left.
     """
     out_format = check_output(input, output)
-    with open_table(input, format) as table:
-        if table.format == "parquet" and out_format is None:
+    with open_table(input, format, reading) as table:
+        written = out_format or table.format
+        if written not in WRITTEN:
             raise InputError(
-                "output is not given: a .csv, .tsv or .jsonl file is expected for Parquet input",
+                f"output is not given: a .csv, .tsv or .jsonl file is expected for {written} input",
                 option="output",
             )
         predictor = load()
@@ -84,72 +92,98 @@ def predict_file(
         table.require(chosen.text_columns, f"the text columns of task {chosen.name}")
         region = predictor.region(chosen, coverage)
         columns = [*table.columns, *predictor.columns(chosen, region)]
-        with _replacing(output) as stream, _bar(input, table) as bar:
-            writer = RowWriter(stream, out_format or table.format, columns)
+        with _replacing(output) as stream, _bar(input) as bar:
             return _write_rows(
                 predictor=predictor,
                 task=chosen,
                 table=table,
-                writer=writer,
+                missing=frozenset(map(cell_text, missing)),
+                writer=RowWriter(stream, WRITTEN[written], columns),
                 bar=bar,
                 region=region,
             )
 
 
-def _bar(input: str, table: Table) -> Any:
-    """A progress bar in rows, for terminals; a file's lines are counted first, so that it can tell
-    the time left.
+def _bar(input: str) -> Any:
+    """A progress bar in rows, for terminals; of a plain file it is in lines, which are counted
+    first, so that it can tell the time left.
     """
     from tqdm import tqdm
 
+    path = Path(input)
     total = None
-    if input != "-" and table.format != "parquet":
-        with open(input, "rb") as file:
-            total = sum(1 for _ in file) - (table.format != "jsonl")
-    return tqdm(desc="predict", total=total, unit=" rows", file=sys.stderr, disable=None)
+    if path.is_file() and SUFFIXES.get(path.suffix.lower()) in ("csv", "tsv", "jsonl"):
+        with path.open("rb") as file:
+            total = sum(1 for _ in file)
+    unit = " rows" if total is None else " lines"
+    return tqdm(desc="predict", total=total, unit=unit, file=sys.stderr, disable=None)
 
 
 def _write_rows(
     predictor: Predictor,
     task: Task,
     table: Table,
+    missing: frozenset[str],
     writer: RowWriter,
     bar: Any,
     region: Region | None,
-) -> list[int]:
-    """Predict and write all rows, chunk by chunk; returns the line numbers of rows without a
-    text.
-    """
-    skipped: list[int] = []
+) -> list[Position]:
+    """Predict and write all rows, chunk by chunk; returns the positions of rows without a text."""
+    skipped: list[Position] = []
     blank = dict.fromkeys(predictor.columns(task, region))
-    while chunk := list(islice(table.rows, CHUNK)):
-        rows = [_whole(row, number, table) for number, row in chunk]
-        texts = [row_texts(row, task.text_columns) for row in rows]
+    for chunk in iter(lambda: _chunk(table.rows), []):
+        rows = [_whole(row, position, table) for position, row in chunk]
+        texts = [
+            _texts(row, position, table, task, missing)
+            for (position, _), row in zip(chunk, rows, strict=True)
+        ]
         given = [text for text in texts if text is not None]
         predictions = iter(predictor.rows(given, task, region))
-        for (number, _), row, text in zip(chunk, rows, texts, strict=True):
+        for (position, _), row, text in zip(chunk, rows, texts, strict=True):
             if text is None:
-                skipped.append(number)
+                skipped.append(position)
             if taken := row.keys() & blank.keys():
                 raise InputError(
-                    f"{table.name} line {number} already has a field {min(taken)!r}, as predictions"
-                    " have: rename it"
+                    f"{table.at(position)} already has a field {min(taken)!r}, as predictions have:"
+                    " rename it"
                 )
             try:
                 writer.write({**row, **(blank if text is None else next(predictions))})
             except ValueError as error:
                 raise InputError(
-                    f"{table.name} line {number} does not fit the columns of the output: {error}"
+                    f"{table.at(position)} does not fit the columns of the output: {error}"
                 ) from None
-        bar.update(len(chunk))
+        last = chunk[-1][0]
+        bar.update(len(chunk) if bar.total is None or isinstance(last, str) else last - bar.n)
     return skipped
 
 
-def _whole(row: Row | None, number: int, table: Table) -> Row:
+def _chunk(rows: Iterator[tuple[Position, Row | None]]) -> list[tuple[Position, Row | None]]:
+    """The next rows: at most `CHUNK`, and of few characters where they are long."""
+    chunk: list[tuple[Position, Row | None]] = []
+    size = 0
+    for position, row in rows:
+        chunk.append((position, row))
+        size += 0 if row is None else sum(len(cell) for cell in row.values() if type(cell) is str)
+        if len(chunk) == CHUNK or size > MAX_CHARACTERS:
+            break
+    return chunk
+
+
+def _texts(
+    row: Row, position: Position, table: Table, task: Task, missing: frozenset[str]
+) -> tuple[str, ...] | None:
+    try:
+        return row_texts(row, task.text_columns, missing)
+    except ValueError as error:
+        raise InputError(f"{table.at(position)}: {error}") from None
+
+
+def _whole(row: Row | None, position: Position, table: Table) -> Row:
     if row is None:
         raise InputError(
-            f"{table.name} line {number} does not have {len(table.columns)} fields, as the header"
-            " has: fix the line"
+            f"{table.at(position)} does not have {len(table.columns)} fields, as the header has:"
+            " fix the line"
         )
     return row
 

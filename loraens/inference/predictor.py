@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from loraens.data.files import Row
+from loraens.data.tables import Row
 from loraens.ensemble.conformal import Conformal, Region, check_coverage, of_member
 from loraens.ensemble.pool import Pool
 from loraens.ensemble.recommend import resolved

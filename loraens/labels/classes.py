@@ -43,16 +43,17 @@ class Classes(LabelKind):
     def parse(self, task: Task, text: str) -> float:
         """The class number of a class name, or of the number of a class.
 
-        Class names that are numbers match by value ("1.0" is "1"), so they are never taken for
-        positions.
+        Class names that are numbers or truth values match by value ("1.0" is "1", "true" is "True"
+        and "1"), so they are never taken for positions.
         """
         if text in task.class_names:
             return float(task.class_names.index(text))
-        values = [parse_number(name) for name in task.class_names]
-        if None in values:
+        values = [label_value(name) for name in task.class_names]
+        value = label_value(text)
+        if None in values and parse_number(text) is not None:
             values = [float(index) for index in range(len(values))] if task.numbered else []
-        if (number := parse_number(text)) in values and number is not None:
-            return float(values.index(number))
+        if value is not None and value in values:
+            return float(values.index(value))
         raise ValueError(f"label {text!r} is not one of the classes {', '.join(task.class_names)}")
 
     def format(self, task: Task, value: float) -> str | float:
@@ -197,6 +198,12 @@ def parse_number(text: str) -> float | None:
         return float(text)
     except ValueError:
         return None
+
+
+def label_value(text: str) -> float | None:
+    """The number that a label is; "true" and "false", in any case, are 1 and 0."""
+    truth = {"true": 1.0, "false": 0.0}.get(text.lower())
+    return parse_number(text) if truth is None else truth
 
 
 def vote_shares(predictions: np.ndarray, weights: np.ndarray, classes: int) -> np.ndarray:
