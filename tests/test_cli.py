@@ -249,7 +249,7 @@ def test_help_shows_our_own_options_in_words(run_command, capsys):
             "<function",
             "lambda",
             "Literal",
-            "null",
+            "default: null",
             "class_path",
             "Optional",
             "SIZES",

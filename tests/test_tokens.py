@@ -21,10 +21,10 @@ def tokenizer(tiny_bert):
 
 def whole(texts, tokenizer, max_length):
     """Tokens of texts that were not cut before."""
-    columns = [list(column) for column in zip(*texts, strict=True)]
-    encoded = tokenizer(*columns, truncation="longest_first", max_length=max_length)
-    cut = sum(bool(encoding.overflowing) for encoding in encoded.encodings)
-    return encoded["input_ids"], encoded["token_type_ids"], cut
+    tokenizer.enable_truncation(max_length, strategy="longest_first")
+    encoded = [tokenizer.encode(*example) for example in texts]
+    cut = sum(bool(encoding.overflowing) for encoding in encoded)
+    return [one.ids for one in encoded], [one.type_ids for one in encoded], cut
 
 
 def check(texts, tokenizer, max_length):

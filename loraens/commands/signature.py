@@ -111,6 +111,7 @@ def parameters(module: str, name: str) -> list[Parameter]:
     Raises:
         LookupError: The module has no such class.
     """
+    module = _origin(module, name) or module
     node = _class(module, name)
     init = next(
         (n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None
@@ -143,7 +144,7 @@ def parameters(module: str, name: str) -> list[Parameter]:
     if init is not None and init.args.kwarg is not None:
         for base in node.bases:
             if isinstance(base, ast.Name):
-                inherited = parameters(_origin(module, base.id) or module, base.id)
+                inherited = parameters(module, base.id)
                 own += [p for p in inherited if p.name not in {known.name for known in own}]
     return own
 
