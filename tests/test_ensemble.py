@@ -158,7 +158,9 @@ def test_runs_that_differ_are_refused(fails, tmp_path, plant, changes, message):
             "{run} --size 3 --max_members 2", "--size 3: at most 2 is expected", id="size"
         ),
         pytest.param("{run} --max_members 0", "--max_members 0: at least 1 is", id="max_members"),
-        pytest.param("{run} --goal x", "ensemble: argument --goal: invalid choice: 'x'", id="goal"),
+        pytest.param(
+            "{run} --goal x", "--goal x: score or calibration or cost is expected", id="goal"
+        ),
         pytest.param(
             "{run} --goal calibration",
             "--goal calibration is by the probabilities of classes, and task sts has none",

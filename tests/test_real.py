@@ -118,7 +118,8 @@ def test_intervals_hold_their_share_of_other_rows(sweep):
         region = Conformal.of(held_out.distances, held_out.spreads).at(0.9)
         errors = STS.label_kind.distances(combination.outcome(outside), outside.labels)
         shares.append((errors <= region.radius(combination.spread(outside))).mean())
-    assert np.mean(shares) == pytest.approx(0.9, abs=0.02)
+    # at least what is promised, but for the chance of the halves, and not much more
+    assert 0.88 < np.mean(shares) < 0.95
 
 
 @pytest.mark.parametrize("pooling", ["mean", "pooler"])
