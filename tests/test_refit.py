@@ -14,6 +14,7 @@ from loraens.ensemble.read import read_runs
 from loraens.ensemble.recommend import read_recommended
 from loraens.ensemble.record import EnsembleRecord
 from loraens.errors import InputError
+from loraens.inference.predictor import Predictor
 from loraens.store import MemberStore
 from loraens.tasks import SST
 from loraens.train.worker import PackWatch, Worker
@@ -93,6 +94,19 @@ def test_the_recommended_ensemble_refit_end_to_end(copied, run_command, capsys, 
     assert run_command("compare", str(run), "--out", str(tmp_path / "rows.json")) == 0
     rows = json.loads((tmp_path / "rows.json").read_text())
     assert [row["name"] for row in rows if row["recommended"]] == [recommended.ensemble]
+
+
+def test_intervals_of_a_refit_ensemble_have_the_spread_of_its_members(copied, tmp_path):
+    run = copied("sts")
+    omni = prove(run, methods=["omni"])["omni"].refit()
+    assert len(omni.members.units) == 3
+    predictor = Predictor.load(omni.save(tmp_path / "omni"))
+    (row,) = predictor.predict([("a dog", "a cat")], coverage=0.5)
+    region = predictor.region(predictor.task(), 0.5)
+    radius = region.radius(row["spread"])
+    assert radius > 0
+    assert row["low"] == pytest.approx(row["prediction"] - radius, abs=1e-5)
+    assert row["high"] == pytest.approx(row["prediction"] + radius, abs=1e-5)
 
 
 def test_it_trains_on_all_labelled_texts_with_dev_where_it_is_pooled(copied, monkeypatch):

@@ -119,6 +119,11 @@ class EnsembleRecord(Record):
         return 1 if self.rule == "merged" else len(self.members)
 
     @property
+    def members_each(self) -> int:
+        """Members of each chosen configuration: one a fold; 1 without folds, and where refit."""
+        return 1 if self.folds is None or self.refit else self.folds
+
+    @property
     def candidate(self) -> Candidate:
         """The method, rule and options that it was made by."""
         return Candidate(self.method, self.rule, self.options)

@@ -58,7 +58,7 @@ class Combination:
             ranks=np.array([member.rank for member in record.members]),
             standings=np.array([member.standing for member in record.members]),
             temperature=record.temperature,
-            folds=record.folds or 1,
+            folds=record.members_each,
         )
 
     def outcome(self, pool: Pool) -> Outcome:
