@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import types
 from argparse import SUPPRESS, Action, ArgumentError
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, Literal, Union, get_args, get_origin
 
-from jsonargparse import ArgumentParser, DefaultHelpFormatter
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, auto_cli
 
 from loraens.errors import InputError
 
@@ -136,3 +137,21 @@ class Parser(ArgumentParser):
         expected = in_words(getattr(options[wrong[1]], "_typehint", None)) or "another value"
         article = "" if " or " in expected or expected.startswith("another") else "a "
         return InputError(f"--{wrong[1]} {wrong[2]}: {article}{expected} is expected")
+
+
+def call(function: Callable[..., Any], command: str, args: Sequence[str]) -> None:
+    """Call a function with the options of the command line.
+
+    Args:
+        function: Its parameters are the options.
+        command: The command's name.
+        args: The command line after it.
+    """
+    auto_cli(
+        function,
+        args=list(args),
+        as_positional=False,
+        parser_class=Parser,
+        command=command,
+        description=inspect.cleandoc(function.__doc__ or "").partition("\n\nArgs:")[0],
+    )

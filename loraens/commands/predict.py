@@ -4,15 +4,12 @@ text.
 
 from __future__ import annotations
 
-import inspect
 import json
 import sys
 from functools import partial
 from typing import Literal
 
-from jsonargparse import auto_cli
-
-from loraens.commands.parser import Parser
+from loraens.commands.parser import call
 from loraens.data.tables import Quoting, Reading, line_of
 from loraens.ensemble.conformal import check_coverage
 from loraens.errors import InputError
@@ -116,11 +113,4 @@ def _print_one(
 
 def main(args: list[str]) -> None:
     """Run `predict` with the options of the command line."""
-    auto_cli(
-        predict,
-        args=args,
-        as_positional=False,
-        parser_class=Parser,
-        command="predict",
-        description=inspect.cleandoc(predict.__doc__ or "").partition("\n\nArgs:")[0],
-    )
+    call(predict, "predict", args)

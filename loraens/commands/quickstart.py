@@ -4,15 +4,12 @@ cores.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import auto_cli
-
-from loraens.commands.parser import Parser
+from loraens.commands.parser import call
 from loraens.members import Grid, Member
 from loraens.tasks import Task
 
@@ -160,11 +157,4 @@ def print_table(results: Sequence[Result], made_up: bool) -> None:
 
 def main(args: list[str]) -> None:
     """Run `quickstart` with the options of the command line."""
-    auto_cli(
-        quickstart,
-        args=args,
-        as_positional=False,
-        parser_class=Parser,
-        command="quickstart",
-        description=inspect.cleandoc(quickstart.__doc__ or "").partition("\n\nArgs:")[0],
-    )
+    call(quickstart, "quickstart", args)

@@ -153,6 +153,11 @@ class TextData(RecordedArguments, LightningDataModule):
             splits["train"] = pooled(splits["train"], splits.pop("dev"))
         return splits
 
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Fingerprint of each split, by `<task>-<split>`."""
+        return {f"{task}-{split}": part.fingerprint for (task, split), part in self.splits.items()}
+
     def of(self, split: str) -> list[TokenSplit]:
         """The split of every task that has it."""
         return [

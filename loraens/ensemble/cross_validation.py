@@ -65,6 +65,21 @@ class Candidate:
         return METHODS[self.method].bags
 
 
+class Choices:
+    """Weights `(M,)` of candidates, chosen on one pool; the rules of one method share them."""
+
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
+        self._weights: dict[tuple[str, Options], np.ndarray] = {}
+
+    def weights(self, candidate: Candidate) -> np.ndarray:
+        """Those of a candidate."""
+        key = candidate.method, candidate.options
+        if key not in self._weights:
+            self._weights[key] = candidate.weights(self.pool)
+        return self._weights[key]
+
+
 @dataclass
 class HeldOut:
     """Held-out outcomes of one candidate on every example, by repetition.
@@ -164,24 +179,20 @@ def cross_validate(
     results = [HeldOut.empty(pool, candidate) for candidate in candidates]
     for number, (repeat, chosen_on, scored_on) in enumerate(folds(pool)):
         inside, outside = pool.split(chosen_on, scored_on)
-        weights: dict[tuple[str, Options], np.ndarray] = {}  # the rules of one method share them
+        choices = Choices(inside)
         for candidate, held_out in zip(candidates, results, strict=True):
             if repeat >= candidate.repeats:
                 continue
-            key = candidate.method, candidate.options
-            if key not in weights:
-                weights[key] = candidate.weights(inside)
-            outcome = combine(outside, weights[key], candidate.rule, inside.standings)
+            weights = choices.weights(candidate)
+            outcome = combine(outside, weights, candidate.rule, inside.standings)
             held_out.predictions[repeat, scored_on] = outcome.predictions
             held_out.folds[repeat, scored_on] = number
             if held_out.probabilities is not None and held_out.calibrated is not None:
                 held_out.probabilities[repeat, scored_on] = outcome.probabilities
-                fitted_on = combine(inside, weights[key], candidate.rule, inside.standings)
+                fitted_on = combine(inside, weights, candidate.rule, inside.standings)
                 outcome = scaled(outcome, fit_temperature(fitted_on, inside.labels))
                 held_out.calibrated[repeat, scored_on] = outcome.probabilities
-            distances, spreads = distances_and_spreads(
-                outside, weights[key], candidate.rule, outcome
-            )
+            distances, spreads = distances_and_spreads(outside, weights, candidate.rule, outcome)
             held_out.distances[repeat, scored_on] = distances
             held_out.spreads[repeat, scored_on] = spreads
         advance()
@@ -242,21 +253,19 @@ def score_bags(
 
     def scores_of(number: int) -> list[tuple[float, list[float], np.ndarray]]:
         inside, outside = grouped.split(*drawn[number])
-        weights: dict[tuple[str, Options], np.ndarray] = {}
+        choices = Choices(inside)
         scores = []
         for candidate, of_candidate in zip(candidates, held_out, strict=True):
             if number >= candidate.bags:
                 continue
-            key = candidate.method, candidate.options
-            if key not in weights:
-                weights[key] = candidate.weights(inside)
-            outcome = combine(outside, weights[key], candidate.rule, inside.standings)
+            weights = choices.weights(candidate)
+            outcome = combine(outside, weights, candidate.rule, inside.standings)
             chosen = pool.task.score(outcome, outside.labels)
             fixed = [
                 pool.task.score(of_candidate.outcome(repeat).at(drawn[number][1]), outside.labels)
                 for repeat in range(candidate.repeats)
             ]
-            scores.append((chosen, fixed, weights[key]))
+            scores.append((chosen, fixed, weights))
         return scores
 
     rows: list[list[tuple[float, list[float], np.ndarray]]] = [[] for _ in candidates]

@@ -16,6 +16,7 @@ from loraens.ensemble.cross_validation import (
     Advance,
     Bagged,
     Candidate,
+    Choices,
     HeldOut,
     cross_validate,
     score_bags,
@@ -117,7 +118,7 @@ class _Evaluation:
         self.held_out = held_out
         self.bagged = bagged
         self._scores: dict[tuple[int, int], dict[str, float]] = {}
-        self._weights: dict[object, np.ndarray] = {}
+        self.choices = Choices(pool)
 
     def scores(self, index: int, repeats: int) -> dict[str, float]:
         """Every metric in the first repetitions."""
@@ -129,13 +130,6 @@ class _Evaluation:
     def utility(self, index: int, repeats: int) -> float:
         """The task's metric in the first repetitions, its sign turned where lower is better."""
         return self.pool.task.utility(self.scores(index, repeats)[self.pool.task.metric])
-
-    def weights(self, candidate: Candidate) -> np.ndarray:
-        """Weights `(M,)` on all of dev; the rules of one method share them."""
-        key = candidate.method, candidate.options
-        if key not in self._weights:
-            self._weights[key] = candidate.weights(self.pool)
-        return self._weights[key]
 
     def reference(self, method: str) -> int:
         """Index of the first candidate of a method with the paper's rule."""
@@ -159,7 +153,7 @@ class _Evaluation:
         """All of one candidate's scores."""
         pool = self.pool
         candidate = self.candidates[index]
-        weights = self.weights(candidate)
+        weights = self.choices.weights(candidate)
         outcome = combine(pool, weights, candidate.rule, pool.standings)
         scores = self.scores(index, candidate.repeats)
         value = scores[pool.task.metric]

@@ -208,9 +208,6 @@ class Population(LightningModule):
 
     def fixed_settings(self, data: TextData, trainer: Trainer) -> Settings:
         """The settings as far as they are known before training; the model must be built."""
-        fingerprints = {
-            f"{t}-{split}": part.fingerprint for (t, split), part in data.splits.items()
-        }
         return Settings(
             **self.options,
             backbone=self.backbone,
@@ -226,7 +223,7 @@ class Population(LightningModule):
             gradient_clip_val=trainer.gradient_clip_val,
             gradient_clip_algorithm=str(trainer.gradient_clip_algorithm or "norm"),
             limit_train_batches=trainer.limit_train_batches,
-            data=fingerprints,
+            data=data.fingerprints,
             folds=data.folds,
         )
 

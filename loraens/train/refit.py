@@ -90,9 +90,7 @@ def _last_epoch(manifest: Manifest, epoch: Epoch) -> int:
 
 def _check_data(worker: Worker, manifest: Manifest) -> None:
     """Refuse other texts than the folds were trained on."""
-    module = worker.build([manifest.member])
-    module.build(worker.data.max_length)
-    now = module.fixed_settings(worker.data, worker.trainer()).data
+    now = worker.data.fingerprints
     for name, before in manifest.settings.data.items():
         if now.get(name) != before:
             raise InputError(
