@@ -10,15 +10,19 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.2.0"
 
 if TYPE_CHECKING:
+    from loraens.api.build import build
+    from loraens.api.builder import Built
     from loraens.api.estimators import LoraEnsembleClassifier, LoraEnsembleRegressor
     from loraens.api.proofs import Proofs, ProvedEnsemble, prove
     from loraens.api.sweep import Sweep
     from loraens.data.modules import SST, STS, HubTexts, Multitask, Quora, TextData, TextFiles
     from loraens.data.sources import Source
     from loraens.data.splits import Split
+    from loraens.ensemble.evaluation import Evaluation
     from loraens.ensemble.methods import METHODS, Method
     from loraens.ensemble.options import Options
     from loraens.errors import InputError
+    from loraens.inference.evaluate import evaluate
     from loraens.inference.predictor import Predictor as Ensemble
     from loraens.labels import LABEL_KINDS, LabelKind
     from loraens.members import Grid, Member
@@ -38,7 +42,9 @@ __all__ = [
     "STS",
     "Adapter",
     "Architecture",
+    "Built",
     "Ensemble",
+    "Evaluation",
     "Executor",
     "Grid",
     "HubTexts",
@@ -60,10 +66,14 @@ __all__ = [
     "Task",
     "TextData",
     "TextFiles",
+    "build",
+    "evaluate",
     "prove",
 ]
 
 _MODULES = {
+    "loraens.api.build": ("build",),
+    "loraens.api.builder": ("Built",),
     "loraens.api.estimators": ("LoraEnsembleClassifier", "LoraEnsembleRegressor"),
     "loraens.api.proofs": ("Proofs", "ProvedEnsemble", "prove"),
     "loraens.api.sweep": ("Sweep",),
@@ -80,7 +90,9 @@ _MODULES = {
     "loraens.data.splits": ("Split",),
     "loraens.ensemble.methods": ("METHODS", "Method"),
     "loraens.ensemble.options": ("Options",),
+    "loraens.ensemble.evaluation": ("Evaluation",),
     "loraens.errors": ("InputError",),
+    "loraens.inference.evaluate": ("evaluate",),
     "loraens.inference.predictor": ("Ensemble",),
     "loraens.labels": ("LABEL_KINDS", "LabelKind"),
     "loraens.members": ("Grid", "Member"),

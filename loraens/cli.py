@@ -20,6 +20,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "main",
         "train a few members on a small made-up corpus and combine them",
     ),
+    "build": (
+        "loraens.commands.build",
+        "main",
+        "make an ensemble to deploy from one file of labelled texts",
+    ),
     "fit": ("loraens.commands.training", "main", "train one member"),
     "sweep": (
         "loraens.commands.training",
@@ -43,6 +48,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "loraens.commands.predict",
         "main",
         "write a trained member's predictions for a file or a text",
+    ),
+    "evaluate": (
+        "loraens.commands.evaluate",
+        "main",
+        "score a trained member or an ensemble on a labelled file",
     ),
     "wandb-sync": ("loraens.commands.wandb_sync", "main", "upload what was logged to W&B offline"),
 }

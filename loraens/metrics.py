@@ -47,6 +47,7 @@ class Metric:
             of different ensembles, which may differ in offset and scale, are not pooled: the metric
             is the mean of the folds of a cross-validation (Forman and Scholz 2010, on the area
             under the curve).
+        share: Whether it is a share of the examples, each of which counts 0 or 1.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Metric:
     compute: Callable[[Outcome, np.ndarray], float]
     higher_is_better: bool = True
     compares: bool = False
+    share: bool = False
 
     def __call__(self, outcome: Outcome, labels: np.ndarray) -> float:
         """The score; NaN where it is not defined."""
@@ -139,7 +141,7 @@ def _mse(outcome: Outcome, labels: np.ndarray) -> float:
     return float(((outcome.predictions - labels) ** 2).mean())
 
 
-ACCURACY = Metric("accuracy", "accuracy", _accuracy)
+ACCURACY = Metric("accuracy", "accuracy", _accuracy, share=True)
 MACRO_F1 = Metric("macro_f1", "macro F1", _macro_f1)
 NLL = Metric("nll", "NLL", _nll, higher_is_better=False)
 BRIER = Metric("brier", "brier", _brier, higher_is_better=False)

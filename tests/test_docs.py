@@ -76,8 +76,17 @@ def test_the_commands_of_the_start_run(run_command, directory, tiny_bert):
             if words[0] != "wandb-sync":  # there is nothing to upload; see test_wandb_sync.py
                 assert run_command(*words) == 0, words
                 shown.append(words[0])
-    assert {"sweep", "ensemble", "predict", "report", "compare", "fit"} == set(shown)
+    commands = {"sweep", "ensemble", "evaluate", "predict", "report", "compare", "fit"}
+    assert commands == set(shown)
     assert len(Path("predictions.csv").read_text().splitlines()) == 37
+
+
+@pytest.mark.slow
+def test_the_commands_of_one_command_run(run_command, directory, tiny_bert):
+    shown = words_of(DOCS / "how-to" / "build.md", tiny_bert)
+    assert [words[0] for words in shown] == ["build", "predict", "evaluate"]
+    for words in shown:
+        assert run_command(*words) == 0, words
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """What the README shows is what works; its Python runs in test_docs.py."""
 
 import pytest
-from helpers.pages import README, ROOT, commands, words_of
+from helpers.pages import README, ROOT, commands, words_of, write_questions
 
 from loraens.store import find_members
 
@@ -24,6 +24,7 @@ def directory(tmp_path, corpus, monkeypatch):
     """
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     (tmp_path / "DIR").symlink_to(corpus)
+    write_questions(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -33,10 +34,12 @@ def test_commands_run_as_they_stand(run_command, directory, tiny_bert):
     """Only the backbone and the number of epochs are made small, and the logger is off."""
     shown = words_of(README, tiny_bert)
     assert {words[0] for words in shown} == {
+        "build",
         "fit",
         "predict",
         "sweep",
         "ensemble",
+        "evaluate",
         "report",
         "compare",
     }

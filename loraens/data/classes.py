@@ -13,11 +13,13 @@ from loraens.labels.classes import label_value
 
 MANY = 20  # classes; fewer are never taken for texts or numbers
 LONG = 100  # characters of a label, on average
-INSIST = "name all classes to insist (--data.class_names)"
 
 
 def checked_classes(
-    records: Records, column: str, given: Sequence[str | int | float | bool] | None
+    records: Records,
+    column: str,
+    given: Sequence[str | int | float | bool] | None,
+    flag: str = "data.",
 ) -> tuple[str, ...]:
     """The names of the classes in train.
 
@@ -25,6 +27,7 @@ def checked_classes(
         records: Those of train.
         column: Name of the label column.
         given: Class names of which some are truth values, as YAML reads yes and no; or None.
+        flag: What option names begin with in messages.
 
     Raises:
         InputError: The names that were given are no truth values in train; or without names: the
@@ -40,16 +43,17 @@ def checked_classes(
             " values, which the labels in train are not: quote them, such as ['no', 'yes']",
             option="data.class_names",
         )
+    insist = f"name all classes to insist (--{flag}class_names)"
     where = f"{records.table}: column {column!r}"
     total = counts.total()
     if total and sum(len(label) * count for label, count in counts.items()) > LONG * total:
-        raise InputError(f"{where} holds texts and no classes: choose another column, or {INSIST}")
+        raise InputError(f"{where} holds texts and no classes: choose another column, or {insist}")
     if len(names) > MANY and 2 * len(names) > total:
         number = all(label_value(name) is not None for name in names)
-        like = "numbers (--data.kind number)" if number else "texts, or ids"
+        like = f"numbers (--{flag}kind number)" if number else "texts, or ids"
         raise InputError(
             f"{where} has {len(names)} values in {total} records, as {like}: choose another column"
-            f" or kind, or {INSIST}"
+            f" or kind, or {insist}"
         )
     values = {label: label_value(label) for label in counts}
     keys = {label: label if None in values.values() else values[label] for label in counts}
@@ -60,6 +64,6 @@ def checked_classes(
         more = f", and {len(single) - 1} more classes have one each" if len(single) > 1 else ""
         raise InputError(
             f"{records.table} {line_of(position)} is the only example of class"
-            f" {single[0]!r}{more}: correct the label, add examples, or {INSIST}"
+            f" {single[0]!r}{more}: correct the label, add examples, or {insist}"
         )
     return names

@@ -28,6 +28,7 @@ class Combination:
         standings: `(M,)` standings by dev score, which break ties of equal ranks.
         temperature: Divides log probabilities; None for numbers and votes.
         folds: K, where the members are those of the K folds of configurations, one after another.
+        names: M names of the members.
     """
 
     rule: str
@@ -36,6 +37,7 @@ class Combination:
     standings: np.ndarray
     temperature: float | None
     folds: int = 1
+    names: tuple[str, ...] = ()
 
     @classmethod
     def of_one(cls, task: Task) -> Combination:
@@ -59,6 +61,7 @@ class Combination:
             standings=np.array([member.standing for member in record.members]),
             temperature=record.temperature,
             folds=record.members_each,
+            names=tuple(member.name for member in record.members),
         )
 
     def outcome(self, pool: Pool) -> Outcome:

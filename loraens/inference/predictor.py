@@ -6,8 +6,8 @@ Shape letters: M members, N texts, C outputs, D width of the encoder, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from torch import Tensor
 
+    from loraens.ensemble.evaluation import Evaluation
     from loraens.model.batch import PackedBatch
     from loraens.model.population import MemberModel
 
@@ -56,6 +57,8 @@ class Predictor:
         combination: How the members are combined; None for a single member.
         conformal: Gives the quantiles of held-out scores of a task, for regions; None where the
             members were not loaded from a run.
+        data: Fingerprint of each split that the members were trained and chosen on, by
+            `<task>-<split>`.
     """
 
     model: MemberModel
@@ -65,6 +68,7 @@ class Predictor:
     batch_size: int
     combination: Combination | None = None
     conformal: Callable[[Task], Conformal] | None = None
+    data: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def load(
@@ -146,6 +150,7 @@ class Predictor:
             tokenizer=load_tokenizer(settings.backbone),
             max_length=settings.max_length,
             batch_size=batch_size,
+            data=settings.data,
         )
 
     def task(self, name: str | None = None) -> Task:
@@ -210,6 +215,25 @@ class Predictor:
                 outputs[:, indices] = forward(batch.to(device)).float().cpu().numpy()
         return outputs
 
+    def pool(self, logits: np.ndarray, task: Task) -> Pool:
+        """The members and their logits `(M, N, C)`, to be combined.
+
+        Raises:
+            InputError: A logit is not finite.
+        """
+        if not np.isfinite(logits).all():
+            raise InputError(
+                "the member predicts values that are not finite: train it again at a lower rate"
+            )
+        combination = self.combination or Combination.of_one(task)
+        return Pool(
+            task=task,
+            names=tuple(map(str, range(len(logits)))),
+            ranks=combination.ranks,
+            logits=logits,
+            labels=np.full(logits.shape[1], np.nan),
+        )
+
     def region(self, task: Task, coverage: float | None) -> Region | None:
         """What `rows` needs to give regions of a coverage; None for none.
 
@@ -248,20 +272,8 @@ class Predictor:
         """
         if not texts:
             return []
-        logits = self.logits(texts, task)
-        if not np.isfinite(logits).all():
-            raise InputError(
-                "the member predicts values that are not finite: train it again at a lower rate"
-            )
         combination = self.combination or Combination.of_one(task)
-        names = tuple(map(str, range(len(logits))))
-        pool = Pool(
-            task=task,
-            names=names,
-            ranks=combination.ranks,
-            logits=logits,
-            labels=np.full(len(texts), np.nan),
-        )
+        pool = self.pool(self.logits(texts, task), task)
         outcome = combination.outcome(pool)
         numbers = [] if outcome.probabilities is None else list(outcome.probabilities.T)
         if self.combination is not None:
@@ -279,6 +291,20 @@ class Predictor:
             cells += task.label_kind.region(task, outcome, radius)
         columns = self.columns(task, region)
         return [dict(zip(columns, row, strict=True)) for row in zip(*cells, strict=True)]
+
+    def evaluate(self, data: Any, task: str | None = None) -> Evaluation:
+        """Score labelled examples.
+
+        Args:
+            data: A file, or a DataFrame, with the task's text columns and label column.
+            task: Name of the task, where there are several.
+
+        Raises:
+            InputError: The data cannot be used, or has no labels.
+        """
+        from loraens.inference.evaluate import evaluate
+
+        return evaluate(self, data, task)
 
     def predict(
         self,

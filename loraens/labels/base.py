@@ -116,6 +116,12 @@ class LabelKind(ABC):
     def outcome_of_mean(self, mean: np.ndarray) -> Outcome:
         """The outcome of a mean `(N, K)` of what `averaged` gives."""
 
+    def breakdown(
+        self, task: Task, outcome: Outcome, labels: np.ndarray
+    ) -> dict[str, list[dict[str, Any]]]:
+        """Where the predictions are right and wrong: tables of rows of cells, by name."""
+        return {}
+
     # Ensembles
 
     @abstractmethod

@@ -96,6 +96,39 @@ class Classes(LabelKind):
         """The most probable class of mean probabilities."""
         return Outcome(mean.argmax(axis=1), mean)
 
+    def breakdown(
+        self, task: Task, outcome: Outcome, labels: np.ndarray
+    ) -> dict[str, list[dict[str, Any]]]:
+        """`classes`: support, predictions, precision (None where it is never predicted), recall
+        (None where it has no example) and F1 of each; `confusion`: how often a label was predicted
+        as what, without pairs that do not occur.
+        """
+        names = task.class_names
+        pairs = labels.astype(np.int64) * len(names) + outcome.predictions.astype(np.int64)
+        counts = np.bincount(pairs, minlength=len(names) ** 2).reshape(len(names), len(names))
+        right, support, predicted = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
+
+        def share(part: float, whole: float) -> float | None:
+            return float(part / whole) if whole else None
+
+        return {
+            "classes": [
+                {
+                    "label": name,
+                    "examples": int(support[k]),
+                    "predicted": int(predicted[k]),
+                    "precision": share(right[k], predicted[k]),
+                    "recall": share(right[k], support[k]),
+                    "f1": share(2 * right[k], support[k] + predicted[k]),
+                }
+                for k, name in enumerate(names)
+            ],
+            "confusion": [
+                {"label": names[k], "prediction": names[j], "count": int(counts[k, j])}
+                for k, j in np.argwhere(counts)
+            ],
+        }
+
     def errors(self, predictions: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """1 where the class is wrong."""
         errors: np.ndarray = (predictions != labels).astype(np.float64)

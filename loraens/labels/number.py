@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     from loraens.tasks import Task
 
+QUANTILES = (0.5, 0.75, 0.9, 0.95, 1.0)  # of the absolute error
+PARTS = 5  # of the labels, of equal numbers of examples
+
 
 class Number(LabelKind):
     """A real number, in a legal range where the task has one; the logit is the prediction."""
@@ -79,6 +82,30 @@ class Number(LabelKind):
     def outcome_of_mean(self, mean: np.ndarray) -> Outcome:
         """The mean."""
         return Outcome(mean[:, 0])
+
+    def breakdown(
+        self, task: Task, outcome: Outcome, labels: np.ndarray
+    ) -> dict[str, list[dict[str, Any]]]:
+        """`errors`: quantiles of the absolute error; `labels`: error of the prediction (its mean,
+        and the root of its mean square) in fifths of the labels.
+        """
+        errors = outcome.predictions - labels
+        quantiles = {f"{q:.0%}": float(np.quantile(abs(errors), q)) for q in QUANTILES}
+        order = np.argsort(labels, kind="stable")
+        return {
+            "errors": [{"mean": float(errors.mean()), **quantiles}],
+            "labels": [
+                {
+                    "from": float(labels[part].min()),
+                    "to": float(labels[part].max()),
+                    "examples": len(part),
+                    "mean_error": float(errors[part].mean()),
+                    "rms_error": float(np.sqrt((errors[part] ** 2).mean())),
+                }
+                for part in np.array_split(order, PARTS)
+                if len(part)
+            ],
+        }
 
     def errors(self, predictions: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """Differences from the label."""
