@@ -17,6 +17,7 @@ from loraens.ensemble.methods import names
 from loraens.ensemble.options import Options
 from loraens.ensemble.read import PoolMembers, read_runs
 from loraens.ensemble.recommend import (
+    RECOMMENDED,
     Goal,
     Recommendation,
     check_bound,
@@ -61,9 +62,65 @@ def run(
     each; returns them.
     """
     folder = out or Path(runs[0]) / "ensembles"
+    records, recommended = write_ensembles(
+        runs=[Path(path) for path in runs],
+        methods=methods,
+        rules=rules,
+        tasks=tasks,
+        epoch=epoch,
+        options=options,
+        folder=folder,
+        max_members=max_members,
+        goal=goal,
+        refit=refit,
+        on_task=print_tables,
+    )
+    for sentence in tables.overall_sentences(records):
+        print(sentence)
+    if logged:
+        log(records, recommended, folder, Path(runs[0]))
+    print(f"the ensembles are in {folder}")
+    for one in recommended.values():
+        print(one.sentence)
+    print(f"to predict with it: loraens predict --model {folder / RECOMMENDED} --input FILE")
+    return records
+
+
+def write_ensembles(
+    runs: Sequence[Path],
+    methods: Sequence[str],
+    rules: Sequence[str] | None,
+    epoch: Epoch,
+    folder: Path,
+    tasks: Sequence[str] | None = None,
+    options: Options = Options(),  # noqa: B008
+    max_members: int | None = None,
+    goal: Goal = "score",
+    refit: bool = False,
+    on_task: Callable[[Sequence[EnsembleRecord], str], None] | None = None,
+) -> tuple[list[EnsembleRecord], dict[str, Recommendation]]:
+    """Choose, prove and write ensembles of each task, and which of them are recommended.
+
+    Args:
+        runs: Directories of runs, sweeps or members.
+        methods: Names of methods.
+        rules: Combination rules; all that apply by default.
+        epoch: Epoch of each member.
+        folder: Where the ensembles go.
+        tasks: Names of tasks; all by default.
+        options: Options of the methods.
+        max_members: Most members that run for what is recommended.
+        goal: What is recommended.
+        refit: Whether what is recommended is trained once more, on all labelled texts.
+        on_task: Is given each task's ensembles and the name of the recommended one as soon as they
+            are there.
+
+    Returns:
+        The records of all ensembles, and the recommendations by task.
+    """
     records: list[EnsembleRecord] = []
     recommended: dict[str, Recommendation] = {}
-    pools = read_runs([Path(path) for path in runs], tasks, epoch)
+    pools = read_runs(runs, tasks, epoch)
     chosen = _chosen(pools, methods, rules, options, max_members, goal)
     for members in pools.values() if refit else ():
         check_refit(members)
@@ -73,7 +130,8 @@ def run(
         of_task = []
         for ensemble in proofs.ensembles:
             of_task.append(EnsembleRecord.read(ensemble.save(folder / ensemble.name)))
-        print_tables(of_task, recommendation.ensemble)
+        if on_task is not None:
+            on_task(of_task, recommendation.ensemble)
         records += of_task
         if refit:
             again = best.refit()
@@ -83,16 +141,8 @@ def run(
     write_atomically(folder / "ensembles.csv", tables.to_csv(records).encode())
     entries = [record.to_json() for record in records]
     write_atomically(folder / "ensembles.json", (json.dumps(entries, indent=2) + "\n").encode())
-    for sentence in tables.overall_sentences(records):
-        print(sentence)
-    path = write_recommended(folder, recommended)
-    if logged:
-        log(records, recommended, folder, Path(runs[0]))
-    print(f"the ensembles are in {folder}")
-    for one in recommended.values():
-        print(one.sentence)
-    print(f"to predict with it: loraens predict --model {path} --input FILE")
-    return records
+    write_recommended(folder, recommended)
+    return records, recommended
 
 
 def _chosen(

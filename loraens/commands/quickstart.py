@@ -1,23 +1,23 @@
-"""`loraens quickstart`: a few members for each of the three tasks, combined, in minutes on two
-cores.
-"""
+"""`loraens quickstart`: a few members for each of three tasks, combined and proved, in minutes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from loraens.commands.parser import call
-from loraens.members import Grid, Member
-from loraens.tasks import Task
+from loraens.errors import InputError
 
-TASKS = ("sst", "quora", "sts")
-EPOCHS = {"sst": 3, "quora": 4, "sts": 2}
 PACKAGED = "minilm"  # `backbone.PACKAGED`, which takes seconds to import
-GRID = Grid(rank=[4, 16], scale=[1.0, 3.0])
-LR = 5e-4
+METHODS = ("best", "omni", "dicor", "greedy", "weighted")
+TEXTS = {  # of the command that predicts
+    "sst": "--text 'a charming , clever film'",
+    "quora": "--text 'How can I keep bees?' --text2 'What is the best way to keep bees?'",
+    "sts": "--text 'A man painted a boat.' --text2 'A guy put paint on a boat.'",
+}
 
 
 @dataclass
@@ -30,7 +30,7 @@ class Data:
     """
 
     root: str | None = None
-    limit: int = 640
+    limit: int = 1280
 
 
 @dataclass
@@ -44,115 +44,71 @@ class Store:
     root: str = "checkpoints"
 
 
-@dataclass
-class Result:
-    """Dev scores of one task's members, and of all of them combined."""
+def quickstart(
+    data: Data = Data(),  # noqa: B008
+    store: Store = Store(),  # noqa: B008
+    backbone: str = PACKAGED,
+    minutes: float = 3.0,
+) -> None:
+    """Train a few members for each of three tasks, combine them, prove what that is worth, and say
+    what to use.
 
-    task: Task
-    members: list[tuple[Member, float]]
-    omni: float
-    directory: Path
-
-
-def quickstart(data: Data = Data(), store: Store = Store(), backbone: str = PACKAGED) -> None:  # noqa: B008
-    """Train four members (two ranks by two scales) for each of three tasks and combine them
-    (Omni-LoRA).
-
-    Prints dev scores of every member's last epoch and of their ensemble, in which nothing was
-    chosen on dev.
+    Training steps are timed first, and as many members, epochs and texts are taken as fit.
+    Interrupted, the same command resumes.
 
     Args:
         data: Where the texts come from.
         store: Where the runs are kept.
         backbone: Hub name or directory of a BERT-family encoder, or "minilm", the packaged one.
+        minutes: About how long it may take on this machine.
+
+    Raises:
+        InputError: An option or the data cannot be used.
     """
-    from loraens.data import modules
+    started = time.monotonic()
+    if not 0 < minutes < float("inf"):
+        raise InputError(f"minutes {minutes:g}: a number above 0 is expected", option="minutes")
+    from loraens.api.quick import KINDS, Asked, QuickStart
+    from loraens.commands.ensemble import write_ensembles
     from loraens.model.tokenizer import load_tokenizer
-    from loraens.train.runs import quiet, run_directory
+    from loraens.report.quick import advice, score_table
+    from loraens.report.terminal import show
+    from loraens.train.runs import quiet
 
     quiet()
     load_tokenizer(backbone)  # a backbone that is missing is noticed before anything is written
-    directory = run_directory(store.root, None, "quickstart", None)
-    root = data.root
-    if root is None:
-        from loraens.data.made_up import write_corpus
-
-        root = str(directory / "data")
-        write_corpus(Path(root))
-        print(f"The texts are made up, by a seeded grammar: they are in {root}.")
-        print("Real ones: --data.root DIR")
-    results = []
-    for name, kind in zip(TASKS, (modules.SST, modules.Quora, modules.STS), strict=True):
-        texts = kind(root, backbone=backbone, limit=data.limit)
-        results.append(train_task(texts, EPOCHS[name], directory / name, backbone))
-    print_table(results, made_up=data.root is None)
-    member = results[0].directory / results[0].members[0][0].name
-    print(f"\nEverything is in {directory}; try")
-    print(f"  loraens predict --model {member} --text 'a charming , clever film'")
-
-
-def train_task(data: Any, epochs: int, directory: Path, backbone: str) -> Result:
-    """Train members side by side on one backbone and combine them.
-
-    Args:
-        data: The texts, a `TextData`; the parser would import that type, which takes seconds.
-        epochs: Epochs of each member.
-        directory: The sweep's directory.
-        backbone: Hub name or directory of the backbone.
-    """
-    from loraens.api.proofs import prove
-    from loraens.api.sweep import Sweep
-    from loraens.train.options import SweepOptions
-
-    sweep = Sweep(
-        data,
-        GRID,
-        directory,
-        backbone=backbone,
-        epochs=epochs,
-        lr=LR,
-        pooling="mean",
-        options=SweepOptions(pack_size=4),
-    )
-    (task,) = data.tasks
-    members = sweep.members
-    print(
-        f"{task.name}: {len(members)} members of {', '.join(map(_in_words, members))}", flush=True
-    )
-    manifests = sweep.fit().manifests
-    scores = [manifests[member.name].dev["last"][task.name][task.metric] for member in members]
-    omni = prove(sweep, methods=["omni"], epoch="last")["omni"].proof.dev[task.metric]
-    return Result(task, list(zip(members, scores, strict=True)), omni, directory)
+    root = None if data.root is None else str(Path(data.root).resolve())
+    asked = Asked(root, data.limit, backbone, minutes)
+    quick = QuickStart(Path(store.root), asked, report=lambda words: print(words, flush=True))
+    quick.prepare(minutes * 60 - (time.monotonic() - started))
+    members, records = {}, {}
+    recommended: dict[str, Any] = {}
+    for name in KINDS:
+        sweep = quick.sweep(name).fit()
+        members[name] = sweep.manifests
+        records[name], of_task = write_ensembles(
+            runs=[sweep.directory],
+            methods=METHODS,
+            rules=["logits"],
+            epoch="last",  # of each member, so that its dev score is held out, too
+            folder=sweep.directory / "ensembles",
+        )
+        recommended |= of_task
+    show(score_table(members, records, recommended, made_up=root is None))
+    _print_commands(quick.directory, recommended)
+    minutes_taken = (time.monotonic() - started) / 60
+    print(f"Everything is in {quick.directory}; this took {minutes_taken:.1f} min.")
+    print(advice(recommended))
 
 
-def _in_words(member: Member) -> str:
-    return f"rank {member.rank} and scale {member.scale:g}"
-
-
-def print_table(results: Sequence[Result], made_up: bool) -> None:
-    """Print members and ensembles as rows, tasks as columns, and the paper's overall score."""
-    from rich.table import Table
-
-    from loraens.metrics import overall
-    from loraens.report.terminal import show
-
-    table = Table(
-        title="Dev scores" + (" on made-up texts" if made_up else ""),
-        caption="accuracy; for sts Pearson's r. Last epoch: nothing was chosen on dev.",
-    )
-    for column in ("member", *(result.task.name for result in results), "overall"):
-        table.add_column(column, justify="left" if column == "member" else "right")
-    rows = [
-        (_in_words(member), [result.members[index][1] for result in results])
-        for index, (member, _) in enumerate(results[0].members)
-    ]
-    rows.append(("Omni-LoRA: all combined", [result.omni for result in results]))
-    for name, scores in rows:
-        by_task = zip((result.task.name for result in results), scores, strict=True)
-        total = overall(dict(by_task))
-        cells = [f"{score:.3f}" for score in scores]
-        table.add_row(name, *cells, "" if total is None else f"{total:.3f}")
-    show(table)
+def _print_commands(directory: Path, recommended: Mapping[str, Any]) -> None:
+    """Print what is recommended for each task, and the commands to go on with."""
+    for name, one in recommended.items():
+        print(f"\n{one.sentence}")
+        path = directory / name / "ensembles" / "recommended"
+        print(f"  loraens predict --model {path} {TEXTS[name]}")
+    runs = " ".join(str(directory / name) for name in recommended)
+    print(f"\nAll on one page: loraens report --runs {runs}")
 
 
 def main(args: list[str]) -> None:

@@ -16,7 +16,7 @@ from random import Random
 
 from loraens.store import write_atomically
 
-SIZES = {"train": 640, "dev": 240, "test": 80}
+SIZES = {"train": 1280, "dev": 400, "test": 80}
 
 THINGS = (
     "the lighthouse musical", "this heist comedy", "the robot documentary", "her third thriller",
