@@ -20,8 +20,9 @@ from loraens.errors import InputError
 from loraens.store import MemberStore, find_members
 from loraens.tasks import STS, Task
 from loraens.train.cost import Cost
-from loraens.train.design import LEAST, default_members, largest, rate_members, seconds_of
+from loraens.train.design import LEAST, default_members, rate_members, sizes
 from loraens.train.plan import Plan
+from loraens.train.sizing import Size, largest, seconds
 
 KINDS = Task(
     "kinds", ("text",), "label", "classes", "cross_entropy", "accuracy", ("WHEN", "WHERE", "WHO")
@@ -205,15 +206,19 @@ def plan_of(seconds=0.01, evaluated=0.3, texts=800):
 
 def test_sizes_fit_the_time():
     plan = plan_of()
-    assert seconds_of(plan, 1, 1, 800, 8) == pytest.approx(plan.seconds)
-    assert seconds_of(plan, 4, 3, 400, 8) == pytest.approx(12 * (50 * 0.01 + 0.3))
-    found = [largest(plan, 800, 8, limit) for limit in (1e9, 100, 20, 8, 5, 1, 0)]
-    assert (found[0].members, found[0].epochs, found[0].texts) == (16, 10, 800)
-    for size, limit in zip(found[:-1], (1e9, 100, 20, 8, 5, 1), strict=True):
-        assert size.seconds <= limit
-    assert [size.seconds for size in found] == sorted((s.seconds for s in found), reverse=True)
-    assert (found[-1].members, found[-1].epochs, found[-1].texts) == (2, 1, LEAST)
-    assert largest(plan_of(texts=40), 40, 8, 0).texts == 40
+
+    def needed(size):
+        return seconds(size, plan, 8)
+
+    assert needed(Size(1, 1, 800)) == pytest.approx(plan.seconds)
+    assert needed(Size(4, 3, 400)) == pytest.approx(12 * (50 * 0.01 + 0.3))
+    limits = (1e9, 100, 20, 8, 5, 1, 0)
+    found, times = zip(*(largest(sizes(800), needed, limit) for limit in limits), strict=True)
+    assert found[0] == Size(16, 10, 800)
+    assert all(time <= limit for time, limit in zip(times[:-1], limits[:-1], strict=True))
+    assert list(times) == sorted(times, reverse=True)
+    assert found[-1] == Size(2, 1, LEAST)
+    assert largest(sizes(40), needed, 0)[0].texts == 40
 
 
 def test_members_of_the_default_grid_differ():

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
+from loraens.api import ensembles
 from loraens.api.quick import STATE, Asked, _directory
-from loraens.commands import ensemble
 from loraens.data import made_up
 from loraens.ensemble.recommend import Recommendation, read_recommended
 from loraens.ensemble.significance import Interval
@@ -103,13 +103,11 @@ def recommendation(members, gain):
 def test_the_advice_is_one_sentence():
     given = {
         "sst": recommendation(1, (0.0, 0.0, 0.0)),
-        "quora": recommendation(4, (0.01, -0.01, 0.03)),
         "sts": recommendation(4, (0.02, 0.01, 0.03)),
     }
     assert advice(given) == (
-        "In short: sst: deploy one model, no ensemble is worth its cost; quora: no proof that 4"
-        " models beat one, +0.010 [-0.010, +0.030], so deploy quora-best-logits alone; sts: combine"
-        " 4 models, a proved +0.020 [+0.010, +0.030] over the best one."
+        "In short: sst: deploy one model, no ensemble is proved better; sts: combine 4 models, a"
+        " proved +0.020 [+0.010, +0.030] over the best one."
     )
 
 
@@ -129,7 +127,7 @@ def test_quickstart_trains_proves_and_resumes(
     command = ["quickstart", "--backbone", tiny_bert, "--store.root", tmp_path, "--data.limit", 24]
     command += ["--data.root", corpus, "--minutes", 10] if real else ["--minutes", 0.001]
     members = 6 if real else 2
-    write = ensemble.write_ensembles
+    write = ensembles.write_ensembles
     tasks = []
 
     def interrupted(runs, **options):
@@ -138,7 +136,7 @@ def test_quickstart_trains_proves_and_resumes(
             raise KeyboardInterrupt
         return write(runs=runs, **options)
 
-    monkeypatch.setattr(ensemble, "write_ensembles", interrupted)
+    monkeypatch.setattr(ensembles, "write_ensembles", interrupted)
     assert run_command(*command) == 130
     printed = capsys.readouterr().out
     assert ("made up" in printed) != real

@@ -10,7 +10,7 @@ from typing import Any
 from loraens.errors import InputError
 from loraens.records import Record
 from loraens.store import write_atomically
-from loraens.train.design import Size
+from loraens.train.sizing import Size
 
 STATE = "build.json"
 FORMAT = 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from dataclasses import dataclass, replace
@@ -11,14 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from loraens import __version__
 from loraens.api.build_state import Asked, Measured, read_state, write_state
-from loraens.api.proofs import candidates, prove_members
+from loraens.api.ensembles import write_ensembles
 from loraens.api.sweep import Sweep
 from loraens.data.modules import TextFiles
 from loraens.data.understanding import Understood, describe
 from loraens.ensemble.evaluation import Evaluation
-from loraens.ensemble.read import read_runs
-from loraens.ensemble.recommend import RECOMMENDED, Recommendation, write_recommended
-from loraens.ensemble.record import EnsembleRecord
+from loraens.ensemble.recommend import RECOMMENDED, Recommendation
 from loraens.errors import InputError
 from loraens.inference.evaluate import evaluate
 from loraens.inference.predictor import Predictor
@@ -26,12 +23,12 @@ from loraens.records import Manifest
 from loraens.report import ensembles as tables
 from loraens.report.build import write_report
 from loraens.report.terminal import show
-from loraens.store import write_atomically
 from loraens.tasks import Task
 from loraens.train.config import CONFIG
-from loraens.train.design import LEAST, RATES, default_members, largest, rate_members
+from loraens.train.design import LEAST, RATES, default_members, rate_members, sizes
 from loraens.train.options import SweepOptions
 from loraens.train.plan import Plan
+from loraens.train.sizing import largest, seconds
 
 if TYPE_CHECKING:
     from loraens.model.population import Pooling
@@ -170,15 +167,15 @@ class Builder:
             self._test_rates()
         else:
             self.say(f"too few texts, or too little time, to try rates: {self.measured.lr:g}")
-        left = max(0.0, self.deadline - time.monotonic())
-        size = largest(plan, texts, BATCH, TRAINING * left)
+        left = TRAINING * max(0.0, self.deadline - time.monotonic())
+        size, needed = largest(sizes(texts), lambda size: seconds(size, plan, BATCH), left)
         part = "" if size.texts == texts else f" on {size.texts} of {texts} texts, drawn at random,"
         self.say(
             f"{size.members} members for at most {size.epochs} epochs{part} take"
-            f" {size.seconds / 60:.1f} min if none stops early, at"
+            f" {needed / 60:.1f} min if none stops early, at"
             f" {1 / plan.cost.seconds:.1f} member-steps a second"
         )
-        if size.seconds > TRAINING * left:
+        if needed > left:
             self.say(f"that is the least there is, and more than --minutes {self.asked.minutes:g}")
         self._write(size=size)
 
@@ -252,15 +249,15 @@ class Builder:
         """Choose, prove and write ensembles; returns what is recommended."""
         folder = sweep.directory / "ensembles"
         self._command(f"ensemble --logger false --runs {sweep.directory} --method", *METHODS)
-        (members,) = read_runs([sweep.directory], report=self.say).values()
-        proofs = prove_members(members, candidates(self.task, METHODS, pool=members.dev))
-        _, recommendation = proofs.recommended()
-        saved = [ensemble.save(folder / ensemble.name) for ensemble in proofs.ensembles]
-        records = [EnsembleRecord.read(directory) for directory in saved]
-        entries = [record.to_json() for record in records]
-        write_atomically(folder / "ensembles.csv", tables.to_csv(records).encode())
-        write_atomically(folder / "ensembles.json", (json.dumps(entries, indent=2) + "\n").encode())
-        write_recommended(folder, {self.task.name: recommendation})
+        records, recommended = write_ensembles(
+            runs=[sweep.directory],
+            methods=METHODS,
+            rules=None,
+            epoch="best",
+            folder=folder,
+            report=self.say,
+        )
+        recommendation = recommended[self.task.name]
         if self.verbose:
             show(tables.score_table(records, recommendation.ensemble), keys=2)
         return recommendation
@@ -305,16 +302,11 @@ def _sentence(
 
     title = task.main_metric.title
     name = recommendation.ensemble.removeprefix(f"{task.name}-")
-    gain = recommendation.gain
-    alone = name.startswith("best-")
-    what = "the best member alone" if alone else f"{name} of {recommendation.members} members"
-    against = (
-        "; no ensemble is proved to be worth more"
-        if alone
-        else f", {in_words(gain, '+')} against the best member"
-    )
-    if not alone and gain.low <= 0 <= gain.high:
-        against += ", which is no proof that it beats that one"
+    if recommendation.alone:
+        what, against = "the best member alone", "; no ensemble is proved to beat it"
+    else:
+        what = f"{name} of {recommendation.members} members"
+        against = f", {in_words(recommendation.gain, '+')} against the best member"
     on_test = "" if test is None else f" ({in_words(test.score)} on test)"
     models = "1 model runs" if recommendation.members == 1 else f"{recommendation.members} run"
     return (

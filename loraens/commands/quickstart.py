@@ -68,8 +68,8 @@ def quickstart(
     started = time.monotonic()
     if not 0 < minutes < float("inf"):
         raise InputError(f"minutes {minutes:g}: a number above 0 is expected", option="minutes")
+    from loraens.api.ensembles import write_ensembles
     from loraens.api.quick import KINDS, Asked, QuickStart
-    from loraens.commands.ensemble import write_ensembles
     from loraens.model.tokenizer import load_tokenizer
     from loraens.report.quick import advice, score_table
     from loraens.report.terminal import show

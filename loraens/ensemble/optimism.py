@@ -111,21 +111,27 @@ class Values:
         """
         each = np.arange(len(picks))
         optimism = self.inside[each, picks] - self.outside[each, picks]
-        again = OutOfBag(self.bagged[each, picks], self.outside[None, :, picked], self.ratio)
+        own = self._bags(picked)
+        again = OutOfBag(self.bagged[each, picks], own.fixed, self.ratio)
         value = float(self.scores[picked]) - max(0.0, float(np.nanmean(optimism)))
         gain = 0.0
-        difference = again - again
+        differences = [again - again]
         if best is not None:
             of_best = self.inside[:, best] - self.outside[:, best]
             excess = max(0.0, float(np.nanmean(optimism - of_best)))
             gain = float(self.scores[picked] - self.scores[best]) - excess
-            difference = again - self._bags(best)
-        estimate = again.interval(value)
+            differences = [again - self._bags(best), own - self._bags(best)]
+        estimate = _widest([again, own], value)
         low, high = sorted([sign * estimate.low, sign * estimate.high])
-        return Interval(sign * value, low, high), difference.interval(gain)
+        return Interval(sign * value, low, high), _widest(differences, gain)
 
     def _bags(self, column: int) -> OutOfBag:
         return OutOfBag(self.bagged[:, column], self.outside[None, :, column], self.ratio)
+
+
+def _widest(bags: Sequence[OutOfBag], value: float) -> Interval:
+    """The widest interval: where bags pick the best member, they differ less from it."""
+    return max((one.interval(value) for one in bags), key=lambda one: one.high - one.low)
 
 
 def _scores(

@@ -63,6 +63,11 @@ class Recommendation(Record):
     nll_gain: Interval | None = None
     refit: bool = False
 
+    @property
+    def alone(self) -> bool:
+        """Whether it is the best member, as no ensemble is proved to beat it."""
+        return (self.nll_gain or self.gain).low <= 0
+
     def of_refit(self, ensemble: str, members: int) -> Recommendation:
         """The same ensemble, its configurations trained once more.
 
@@ -161,6 +166,8 @@ def recommend(
     By the goal `score` it is the cheapest candidate within one standard error of the best score; by
     `calibration` the same by the held-out NLL at fitted temperatures; by `cost` the cheapest that
     is not shown to be worse than the best score: the 95 % interval of their difference has zero.
+    Where it is not proved to beat the best member, that is recommended: the 95 % interval of the
+    difference to it, corrected for the pick, has zero.
 
     The best of many estimates is too good. So the pick is repeated in each bag, on the
     cross-validated outcomes of its examples: by how much its score is better there than out of the
@@ -194,10 +201,16 @@ def recommend(
     margins = compared.margins(of_interval=goal == "cost")
     picked = pick(compared.scores, margins, costs)
     picks = np.array([pick(of_bag, margins, costs) for of_bag in compared.inside])
-    methods = [proof.candidate.method for proof in rows]
-    best = None if methods[picked] == "best" else methods.index("best")
-    estimate, gain = metric.worth(picked, picks, best, pool.task.utility(1.0))
-    of_nll = (None, None) if nll is None else nll.worth(picked, picks, best, NLL.utility(1.0))
+    best = [proof.candidate.method for proof in rows].index("best")
+    unproved = ""
+    if rows[picked].candidate.method != "best":
+        _, gain = compared.worth(picked, picks, best, 1.0)
+        if gain.low <= 0:
+            unproved = f"{_name(rows[picked])} by {_interval(gain, '+')}"
+            picked = best
+    against = None if rows[picked].candidate.method == "best" else best
+    estimate, gain = metric.worth(picked, picks, against, pool.task.utility(1.0))
+    of_nll = (None, None) if nll is None else nll.worth(picked, picks, against, NLL.utility(1.0))
     result = Recommendation(
         ensemble=rows[picked].candidate.name(pool.task.name),
         members=int(costs[picked]),
@@ -209,12 +222,14 @@ def recommend(
         nll=of_nll[0],
         nll_gain=of_nll[1],
     )
-    sentence = _sentence(result, pool, rows[picked]) + _of_longest(pool, proofs, rows[picked], unit)
+    sentence = _sentence(result, pool, rows[picked], unproved) + _of_longest(
+        pool, proofs, rows[picked], unit
+    )
     return allowed[picked], replace(result, sentence=sentence)
 
 
-def _sentence(result: Recommendation, pool: Pool, proof: Proof) -> str:
-    """What to use and what it is worth."""
+def _sentence(result: Recommendation, pool: Pool, proof: Proof, unproved: str) -> str:
+    """What to use and what it is worth, and which ensemble is not proved to be worth more."""
     task = pool.task.name
     worth = f"{pool.task.main_metric.title} {_interval(result.estimate)} on new texts"
     gain = f"{_interval(result.gain, '+')} against the best member"
@@ -225,15 +240,20 @@ def _sentence(result: Recommendation, pool: Pool, proof: Proof) -> str:
     goal = "" if result.goal == "score" else f" (goal {result.goal})"
     if proof.candidate.method == "best":
         single = pool.names[int(np.argmax(proof.weights))]
+        reason = f"proved to beat it, not {unproved}" if unproved else "worth its cost"
         return (
             f"{task}: use the best member alone, {single}: {worth} (95 %); no ensemble among"
-            f" {result.candidates} candidates is worth its cost{goal}."
+            f" {result.candidates} candidates is {reason}{goal}."
         )
     runs = "1 model runs" if result.members == 1 else f"{result.members} models run"
     return (
-        f"{task}: use {proof.candidate.method} ({proof.candidate.rule}), of which {runs}: {worth},"
+        f"{task}: use {_name(proof)}, of which {runs}: {worth},"
         f" {gain} (95 %), corrected for the pick among {result.candidates}{goal}."
     )
+
+
+def _name(proof: Proof) -> str:
+    return f"{proof.candidate.method} ({proof.candidate.rule})"
 
 
 def _interval(interval: Interval, sign: str = "") -> str:

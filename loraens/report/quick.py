@@ -94,17 +94,12 @@ def advice(recommended: Mapping[str, Recommendation]) -> str:
     Args:
         recommended: By task.
     """
-    alone = [task for task, one in recommended.items() if one.members == 1]
+    alone = [task for task, one in recommended.items() if one.alone]
     parts = []
     if alone:
-        parts.append(f"{', '.join(alone)}: deploy one model, no ensemble is worth its cost")
+        parts.append(f"{', '.join(alone)}: deploy one model, no ensemble is proved better")
     for task, one in recommended.items():
-        if one.members > 1:
+        if not one.alone:
             gain = f"{one.gain.value:+.3f} [{one.gain.low:+.3f}, {one.gain.high:+.3f}]"
-            parts.append(
-                f"{task}: combine {one.members} models, a proved {gain} over the best one"
-                if one.gain.low > 0
-                else f"{task}: no proof that {one.members} models beat one, {gain}, so deploy"
-                f" {task}-best-logits alone"
-            )
+            parts.append(f"{task}: combine {one.members} models, a proved {gain} over the best one")
     return f"In short: {'; '.join(parts)}."

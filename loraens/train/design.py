@@ -1,14 +1,11 @@
-"""A default sweep that fits into a given time, by what steps were measured to cost."""
+"""A default sweep: its sizes and its members."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from loraens.members import Member
-from loraens.records import Count, Record
-from loraens.train.plan import Plan
+from loraens.train.sizing import Size
 
 SIZES = (  # members, epochs; patience stops members that do not get better
     *((16, 10), (16, 8), (12, 8), (12, 6), (8, 6), (8, 5), (6, 5), (6, 4)),
@@ -21,64 +18,18 @@ SCALE = 3.0  # the paper's best
 RANGE_RANK = 8
 
 
-@dataclass(frozen=True)
-class Size(Record):
-    """How much is trained.
+def sizes(texts: int) -> Iterator[Size]:
+    """Sizes of a sweep, the most wanted first.
 
     Args:
-        members: Members.
-        epochs: Most epochs of each.
-        texts: Training records of each epoch.
-        seconds: Of all, if nothing stops early.
-    """
-
-    members: Count
-    epochs: Count
-    texts: Count
-    seconds: float
-
-
-def seconds_of(plan: Plan, members: int, epochs: int, texts: int, batch_size: int) -> float:
-    """Time of training and evaluation.
-
-    Args:
-        plan: Of members like these on all texts, measured on this machine, none of them trained.
-        members: Members.
-        epochs: Epochs of each.
-        texts: Training records of each epoch.
-        batch_size: Training records of one member in a batch.
-    """
-    step = plan.cost.seconds
-    # dev and test do not shrink with the training texts
-    evaluation = (plan.seconds / plan.member_steps - step) * plan.steps_of_epoch
-    return members * epochs * (math.ceil(texts / batch_size) * step + evaluation)
-
-
-def largest(plan: Plan, texts: int, batch_size: int, limit: float) -> Size:
-    """The first of the sizes that fits into a time; the last one where none does.
-
-    Args:
-        plan: As in `seconds_of`.
         texts: Training records that there are.
-        batch_size: Training records of one member in a batch.
-        limit: Seconds.
     """
-    for members, epochs, part in _sizes(texts):
-        needed = seconds_of(plan, members, epochs, part, batch_size)
-        size = Size(members, epochs, part, needed)
-        if needed <= limit:
-            break
-    return size
-
-
-def _sizes(texts: int) -> Iterator[tuple[int, int, int]]:
-    """Members, epochs and texts, the most wanted first."""
-    yield from ((members, epochs, texts) for members, epochs in SIZES)
+    yield from (Size(members, epochs, texts) for members, epochs in SIZES)
     part = texts // 2
     while part >= LEAST:
-        yield from ((members, epochs, part) for members, epochs in FEWER)
+        yield from (Size(members, epochs, part) for members, epochs in FEWER)
         part //= 2
-    yield 2, 1, min(texts, LEAST)
+    yield Size(2, 1, min(texts, LEAST))
 
 
 def rate_members() -> list[Member]:

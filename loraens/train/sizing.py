@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from loraens.records import Count, Record
@@ -12,11 +12,11 @@ from loraens.train.plan import Plan
 
 @dataclass(frozen=True)
 class Size(Record):
-    """How much is trained of each task.
+    """How much is trained.
 
     Args:
         members: Members.
-        epochs: Epochs of each.
+        epochs: Most epochs of each.
         texts: Training records of each epoch.
     """
 
@@ -30,7 +30,7 @@ def seconds(size: Size, plan: Plan, batch_size: int) -> float:
 
     Args:
         size: The size.
-        plan: Of the same members at any size, measured on this machine, none of them trained.
+        plan: Of members like these on any texts, measured on this machine, none of them trained.
         batch_size: Training records of one member in a batch.
     """
     step = plan.cost.seconds
@@ -41,13 +41,13 @@ def seconds(size: Size, plan: Plan, batch_size: int) -> float:
 
 
 def largest(
-    sizes: Sequence[Size], needed: Callable[[Size], float], limit: float
+    sizes: Iterable[Size], needed: Callable[[Size], float], limit: float
 ) -> tuple[Size, float]:
     """The first of some sizes that fits into a time, and the time that it takes; the last one where
     none does.
 
     Args:
-        sizes: The largest first.
+        sizes: The most wanted first.
         needed: Seconds that a size takes.
         limit: Seconds that there are.
     """
