@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import cache
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, TypeVar, cast
@@ -79,8 +79,7 @@ class Record:
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON has them: lists for tuples, null for numbers that are not finite."""
-        fields: dict[str, Any] = _plain(asdict(self))  # type: ignore[call-overload]
-        return fields
+        return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}  # type: ignore[arg-type]
 
     def dumps(self, **extra: Any) -> bytes:
         """The JSON file, with further fields before the record's."""
@@ -88,6 +87,10 @@ class Record:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, (Task, Member, Record)):  # which leave out what older versions had not
+        return _plain(value.to_json())
+    if is_dataclass(value) and not isinstance(value, type):
+        return _plain(asdict(value))
     if isinstance(value, dict):
         return {name: _plain(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -216,12 +219,6 @@ class Manifest(Record):
     files: dict[Inside, Checksum] = field(default_factory=dict)
     examples: dict[Inside, Checksum] = field(default_factory=dict)
     max_epochs: Count | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """As of every record; the member is written as it was before there were folds and epochs,
-        where it has none.
-        """
-        return {**super().to_json(), "member": self.member.to_json()}
 
     @property
     def trained_epochs(self) -> int | None:

@@ -63,7 +63,7 @@ class Logits:
     Args:
         logits: `(N, C)`.
         example_id: `(N,)` strings.
-        labels: `(N,)` float64; None where there are none.
+        labels: `(N,)` float64, or `(N, K)` zeros and ones; None where there are none.
         indices: `(N,)` of these among the run's examples, in ascending order; None where they are
             all of them, or where the file holds ids itself.
         groups: `(N,)` number of each example's group, where the examples are cut into folds: equal

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+# fields that only some label kinds take, and their defaults
+OPTIONS: dict[str, Any] = {
+    "delimiter": None,
+    "class_weights": (),
+    "label_smoothing": 0.0,
+    "focal_gamma": 0.0,
+}
+
+
 @dataclass(frozen=True)
 class Task:
     """One task: its columns, its label and its metric.
@@ -24,8 +34,9 @@ class Task:
         text_columns: One or two columns; two are combined into one sequence by the tokenizer's
             separator.
         label_column: Column of the label.
-        kind: Label kind: "classes" (softmax, or sigmoid with `binary_cross_entropy`), "number" (a
-            real number), or one that was registered in `labels.LABEL_KINDS`.
+        kind: Label kind: "classes" (softmax, or sigmoid with `binary_cross_entropy`), "labels" (any
+            of several), "levels" (ordered classes), "number" (a real number), or one that was
+            registered in `labels.LABEL_KINDS`.
         loss: Training loss; one of the kind's `losses`.
         metric: What "best" means; the name of one of the kind's `metrics`.
         class_names: Names of the classes, in the order of their numbers; empty for numbers.
@@ -33,6 +44,11 @@ class Task:
         high: Largest legal number, or None.
         numbered: Whether a label may also be the number of its class, from 0, where no class name
             is a number.
+        delimiter: What separates labels in one cell; None where they are a JSON list.
+        class_weights: Weight of the loss of each class, or of each label's presence; none for equal
+            ones.
+        label_smoothing: Share of the target that is spread over all classes.
+        focal_gamma: Exponent of the focal loss; 0 for none.
 
     Raises:
         ValueError: The fields contradict each other.
@@ -48,6 +64,10 @@ class Task:
     low: float | None = None
     high: float | None = None
     numbered: bool = True
+    delimiter: str | None = None
+    class_weights: tuple[float, ...] = ()
+    label_smoothing: float = 0.0
+    focal_gamma: float = 0.0
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_-]+", self.name):
@@ -71,9 +91,27 @@ class Task:
             )
         try:
             kind.metric(self.metric)
+            self._check_options()
             kind.check(self)
         except ValueError as error:
             raise ValueError(f"task {self.name}: {error}") from None
+
+    def _check_options(self) -> None:
+        """Refuse options that do not apply to the kind, or are out of range."""
+        for name, default in OPTIONS.items():
+            if getattr(self, name) != default and name not in self.label_kind.options:
+                raise ValueError(f"{name} does not apply to kind {self.kind!r}: leave it out")
+        weights = self.class_weights
+        positive = all(0 < weight < math.inf for weight in weights)
+        if weights and (len(weights) != len(self.class_names) or not positive):
+            raise ValueError(
+                f"class_weights {list(weights)}: one positive number for each of"
+                f" {', '.join(self.class_names)} is expected"
+            )
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing {self.label_smoothing}: 0 to below 1 is expected")
+        if not 0 <= self.focal_gamma < math.inf:
+            raise ValueError(f"focal_gamma {self.focal_gamma}: a number from 0 on is expected")
 
     @property
     def label_kind(self) -> LabelKind:
@@ -94,8 +132,9 @@ class Task:
         """A score of the task's metric with its sign turned where lower is better."""
         return self.main_metric.utility(score)
 
-    def parse_label(self, text: str) -> float:
-        """Class number or value of a label as it stands in a file.
+    def parse_label(self, text: str) -> float | tuple[float, ...]:
+        """Class number or value of a label as it stands in a file; of several labels, for each
+        whether it is there.
 
         Raises:
             ValueError: It is no label of the task.
@@ -120,16 +159,30 @@ class Task:
         """
         return self.label_kind.parse(self, text)
 
-    def format_label(self, value: float) -> str | float:
+    def format_label(self, value: Any) -> str | float | list[str]:
         """A label or prediction as it stands in a table or file."""
         return self.label_kind.format(self, value)
 
-    def member_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Mean loss of each member, `(M,)`, of logits `(M, B, C)` and labels `(M, B)`."""
-        return self.label_kind.member_losses(self, logits, labels)
+    def label_text(self, value: Any) -> str:
+        """A label or prediction in words."""
+        formatted = self.format_label(value)
+        return ", ".join(formatted) or "none" if isinstance(formatted, list) else f"{formatted}"
+
+    def member_losses(
+        self, logits: Tensor, labels: Tensor, weights: Tensor | None = None
+    ) -> Tensor:
+        """Mean loss of each member, `(M,)`.
+
+        Args:
+            logits: `(M, B, C)`.
+            labels: `(M, B)`, or `(M, B, K)` where there are several.
+            weights: `(M, B)` of the examples; equal by default.
+        """
+        losses = self.label_kind.losses_of(self, logits, labels)
+        return (losses if weights is None else losses * weights.to(losses.dtype)).mean(1)
 
     def outcome(self, logits: np.ndarray) -> Outcome:
-        """Predictions `(N,)`, and probabilities `(N, K)` of classes, of logits `(N, C)`."""
+        """Predictions, and probabilities `(N, K)` of classes, of logits `(N, C)`."""
         return self.label_kind.outcome(self, logits)
 
     def score(self, outcome: Outcome, labels: np.ndarray) -> float:
@@ -141,7 +194,7 @@ class Task:
         return {metric.name: metric(outcome, labels) for metric in self.label_kind.metrics}
 
     def scores(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        """Every metric of logits `(N, C)` against labels `(N,)`, by name.
+        """Every metric of logits `(N, C)` against labels of N examples, by name.
 
         Raises:
             ValueError: A logit is not finite, or lengths differ.
@@ -153,13 +206,17 @@ class Task:
         return self.all_scores(self.outcome(logits), labels)
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as JSON has them; `Task.from_json` reads them."""
-        return asdict(self)
+        """The fields as JSON has them, without options that are not used, so that older runs have
+        the same; `Task.from_json` reads them.
+        """
+        fields = asdict(self)
+        return {k: v for k, v in fields.items() if k not in OPTIONS or v != OPTIONS[k]}
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Task:
         """The task that `to_json` wrote."""
-        lists = {name: tuple(fields[name]) for name in ("text_columns", "class_names")}
+        names = ("text_columns", "class_names", "class_weights")
+        lists = {name: tuple(fields[name]) for name in names if name in fields}
         return cls(**{**fields, **lists})
 
 

@@ -29,9 +29,9 @@ class Counts(Number):
             raise ValueError(f"label {text!r} is not a count")
         return float(text)
 
-    def member_losses(self, task, logits, labels):
+    def losses_of(self, task, logits, labels):
         loss = torch.nn.functional.poisson_nll_loss
-        return loss(logits[..., 0], labels.to(logits.dtype), reduction="none").mean(1)
+        return loss(logits[..., 0], labels.to(logits.dtype), reduction="none")
 
     def predictions(self, task, logits):
         return np.exp(np.clip(np.asarray(logits, np.float64)[:, 0], -20, 20))
@@ -96,7 +96,7 @@ def test_a_kind_that_does_not_know_a_loss_or_metric_says_so():
         loraens.Task(**fields, loss="mse", metric="mse")
     with pytest.raises(ValueError, match="metric 'accuracy' is none of mse"):
         loraens.Task(**fields, loss="poisson_nll", metric="accuracy")
-    with pytest.raises(ValueError, match="kind 'tags' is none of classes, number"):
+    with pytest.raises(ValueError, match="kind 'tags' is none of classes, number, labels, levels"):
         loraens.Task(**{**fields, "kind": "tags"}, loss="mse", metric="mse")
 
 

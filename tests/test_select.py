@@ -11,7 +11,7 @@ from scipy.optimize import minimize
 from sklearn import metrics as sklearn_metrics
 
 from loraens.ensemble import select
-from loraens.ensemble.combine import combine, majority_vote
+from loraens.ensemble.combine import combine, combine_apart, majority_vote
 from loraens.ensemble.cross_validation import bags
 from loraens.ensemble.diversity import (
     pair_counts,
@@ -68,15 +68,15 @@ def test_weights_are_legal_and_repeat(task, name, make_pool):
 def test_sizes_that_are_tried(make_pool, most, members, tried, monkeypatch):
     sizes = []
 
-    def spy(pool, weights, *args):
+    def spy(inside, outside, weights, rule):
         sizes.append(np.count_nonzero(weights))
-        return combine(pool, weights, *args)
+        return combine_apart(inside, outside, weights, rule)
 
     @_sized
     def first(pool, options, rng):
         return np.arange(options.size)
 
-    monkeypatch.setattr(select, "combine", spy)
+    monkeypatch.setattr(select, "combine_apart", spy)
     chosen = first(make_pool(QUORA, members, 40), Options(max_size=most), np.random.default_rng(0))
     assert sorted(set(sizes)) == tried
     assert np.count_nonzero(chosen) in tried

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -250,8 +249,11 @@ def candidates(
     apply = task.label_kind.rules
     for rule in rules or ():
         if rule not in apply:
+            reason = task.label_kind.not_rules.get(rule)
+            why = f", as {reason}" if reason else ""
             raise InputError(
-                f"rule {rule} does not apply to task {task.name}: give one of {', '.join(apply)}",
+                f"rule {rule} does not apply to task {task.name}{why}: give one of"
+                f" {', '.join(apply)}",
                 "rule",
             )
     wanted = []
@@ -277,7 +279,7 @@ def prove_members(
         InputError: Dev has no labels, or the members cannot be merged.
     """
     task = members.dev.task
-    if math.isnan(members.dev.labels[0]):
+    if not members.dev.labelled:
         raise InputError(f"task {task.name} has no labels on dev: ensembles cannot be chosen")
     if len(members.dev.labels) < FOLDS:
         raise InputError(

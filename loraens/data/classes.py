@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from loraens.data.splits import Records
 from loraens.data.tables import line_of
@@ -20,6 +20,7 @@ def checked_classes(
     column: str,
     given: Sequence[str | int | float | bool] | None,
     flag: str = "data.",
+    names_in: Callable[[str], list[str]] = lambda label: [label],
 ) -> tuple[str, ...]:
     """The names of the classes in train.
 
@@ -28,12 +29,15 @@ def checked_classes(
         column: Name of the label column.
         given: Class names of which some are truth values, as YAML reads yes and no; or None.
         flag: What option names begin with in messages.
+        names_in: From a label to the names of classes in it; one by default.
 
     Raises:
         InputError: The names that were given are no truth values in train; or without names: the
             labels look like texts or numbers, or a class has one example.
     """
-    counts = Counter(label for label in records.labels if label)
+    labels = [label for label in dict.fromkeys(records.labels) if label]
+    names_of = {label: _names(records, label, names_in) for label in labels}
+    counts = Counter(name for label in records.labels if label for name in names_of[label])
     names = class_names_of(counts)
     if given is not None:
         if all(label_value(name) in (0, 1) for name in names):
@@ -60,10 +64,19 @@ def checked_classes(
     sizes = Counter(keys[label] for label in counts.elements())
     single = [label for label in counts if sizes[keys[label]] == 1]
     if single:
-        position = records.positions[records.labels.index(single[0])]
+        holders = (label for label in records.labels if single[0] in names_of.get(label, ()))
+        position = records.positions[records.labels.index(next(holders))]
         more = f", and {len(single) - 1} more classes have one each" if len(single) > 1 else ""
         raise InputError(
             f"{records.table} {line_of(position)} is the only example of class"
             f" {single[0]!r}{more}: correct the label, add examples, or {insist}"
         )
     return names
+
+
+def _names(records: Records, label: str, names_in: Callable[[str], list[str]]) -> list[str]:
+    try:
+        return names_in(label)
+    except ValueError as error:
+        position = records.positions[records.labels.index(label)]
+        raise InputError(f"{records.table} {line_of(position)}: {error}") from None

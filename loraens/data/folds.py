@@ -74,6 +74,9 @@ def pooled(train: Split, dev: Split) -> Split:
     groups = None
     if train.groups is not None and dev.groups is not None:
         groups = [*train.groups, *dev.groups]
+    weights = None
+    if train.weights is not None and dev.weights is not None:
+        weights = np.concatenate([train.weights, dev.weights])
     return replace(
         train,
         ids=[f"{split.name}/{identity}" for split in both for identity in split.ids],
@@ -85,6 +88,7 @@ def pooled(train: Split, dev: Split) -> Split:
             **{f"{dev.name}: {reason}": lines for reason, lines in dev.dropped.items()},
         },
         groups=groups,
+        weights=weights,
     )
 
 
@@ -134,8 +138,9 @@ def strata(task: Task, labels: np.ndarray, count: int) -> np.ndarray:
     Numbers are stratified too since the score is one of all parts together: parts of other mean
     labels would add the members' different offsets to it.
     """
-    if task.label_kind.categorical:
-        return labels.astype(np.int64)
+    of_kind = task.label_kind.strata(labels)
+    if of_kind is not None:
+        return of_kind
     bins = max(1, min(BINS, len(labels) // count))
     inner = np.quantile(labels, np.arange(1, bins) / bins)
     return np.searchsorted(inner, labels, side="right")

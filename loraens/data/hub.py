@@ -55,6 +55,9 @@ def hub_table(data: Any, name: str, names: dict[str, list[str]] | None = None) -
         for number, row in enumerate(data, start=1):
             for column, classes in (names or {}).items():
                 value = row[column]
+                if isinstance(value, list):
+                    row[column] = [classes[number] for number in value]
+                    continue
                 row[column] = None if value is None or value < 0 else classes[value]
             yield number, row
 

@@ -95,7 +95,7 @@ class TextFiles(TextData):
         train: str | list[dict[str, Any]],
         dev: str | list[dict[str, Any]],
         text_columns: list[str],
-        label_column: str,
+        label_column: list[str] | str,
         kind: str = "classes",
         test: str | list[dict[str, Any]] | None = None,
         class_names: list[str | bool | int | float] | None = None,
@@ -108,6 +108,11 @@ class TextFiles(TextData):
         encoding: str = "utf-8",
         quoting: Quoting = "auto",
         missing: list[str | int | float] | None = None,
+        delimiter: str | None = None,
+        weight_column: str | None = None,
+        class_weights: list[float] | Literal["balanced"] | None = None,
+        label_smoothing: float = 0.0,
+        focal_gamma: float = 0.0,
         **kwargs: object,
     ) -> None:
         """Make the data module of files.
@@ -120,15 +125,17 @@ class TextFiles(TextData):
                 DataFrame or a list of dicts.
             dev: Records that choose the best epoch, likewise.
             text_columns: One or two columns of text; two are combined in one sequence.
-            label_column: Column of the label.
-            kind: "classes" or "number".
+            label_column: Column of the label; for `labels` also several columns of 0 and 1, whose
+                names are the labels'.
+            kind: "classes", "number", "labels" (any number of them) or "levels" (ordered classes).
             test: Further records whose logits are stored, labelled or not.
             class_names: Classes in order; labels are their names or their numbers from 0. Default:
-                the labels in `train`, which are refused if they do not look like classes.
-            metric: Score that chooses the best epoch; accuracy for classes and pearson for numbers
-                by default.
-            loss: cross_entropy for classes and mse for numbers by default; binary_cross_entropy
-                gives two classes one logit.
+                the labels in `train`, which are refused if they do not look like classes. Levels
+                are named from the lowest.
+            metric: Score that chooses the best epoch; by default accuracy for classes, pearson for
+                numbers, average_precision for labels, quadratic_kappa for levels.
+            loss: One of the kind's; for classes binary_cross_entropy gives two classes one logit in
+                place of cross_entropy.
             low: Smallest legal number.
             high: Largest legal number.
             id_column: Column of a unique id; where it is not there, line numbers are the ids.
@@ -141,12 +148,19 @@ class TextFiles(TextData):
                 (decided by what follows, an error where that is not certain).
             missing: Further cells that are missing values, such as [NA, "-"]. Blank cells, null and
                 NaN always are; NA, NaN, null and None are in label columns of numbers.
+            delimiter: What separates labels in a cell, such as "|"; by default it is a JSON list.
+            weight_column: Column of a positive weight of each example in the training loss; divided
+                by their mean. Train and dev must have it.
+            class_weights: Weight of the loss of each class, or of the presence of each of several
+                labels; "balanced" computes them from train.
+            label_smoothing: Share of the target that is spread over all classes.
+            focal_gamma: Exponent of the focal loss; 0 for none.
         """
         source = FileSource(
             paths={"train": train, "dev": dev, "test": test},
             reading=Reading(encoding, quoting),
             name=name,
-            columns=Columns(tuple(text_columns), label_column, id_column, group_column),
+            columns=Columns.of(text_columns, label_column, id_column, group_column, weight_column),
             kind=kind,
             class_names=class_names,
             metric=metric,
@@ -154,6 +168,10 @@ class TextFiles(TextData):
             low=low,
             high=high,
             missing=missing or (),
+            class_weights=class_weights,
+            delimiter=delimiter,
+            label_smoothing=label_smoothing,
+            focal_gamma=focal_gamma,
         )
         super().__init__([source], **kwargs)  # type: ignore[arg-type]
 
@@ -166,7 +184,7 @@ class HubTexts(TextData):
         name: str,
         path: str,
         text_columns: list[str],
-        label_column: str,
+        label_column: list[str] | str,
         config: str | None = None,
         train: str = "train",
         dev: str = "validation",
@@ -180,6 +198,11 @@ class HubTexts(TextData):
         id_column: str = "id",
         group_column: str | None = None,
         missing: list[str | int | float] | None = None,
+        delimiter: str | None = None,
+        weight_column: str | None = None,
+        class_weights: list[float] | Literal["balanced"] | None = None,
+        label_smoothing: float = 0.0,
+        focal_gamma: float = 0.0,
         **kwargs: object,
     ) -> None:
         """Make the data module of a data set.
@@ -193,22 +216,27 @@ class HubTexts(TextData):
             train: Split of the training records; of the hub also a part, such as "train[:90%]".
             dev: Split of the records that choose the best epoch, likewise.
             test: Split of further records whose logits are stored, labelled or not.
-            kind: "classes" or "number".
+            kind: As of `TextFiles`.
             class_names: Classes in order; the labels in `train` by default.
             metric: As of `TextFiles`; likewise
             loss: the loss,
             low: the smallest legal number,
             high: the largest legal number,
             id_column: the column of ids,
-            group_column: the column of groups, and
-            missing: cells that are missing values.
+            group_column: the column of groups,
+            missing: cells that are missing values,
+            delimiter: what separates labels,
+            weight_column: the column of weights,
+            class_weights: the weight of each class,
+            label_smoothing: the share that is spread, and
+            focal_gamma: the exponent of the focal loss.
         """
         source = HubSource(
             path=path,
             config=config,
             splits={"train": train, "dev": dev, "test": test},
             name=name,
-            columns=Columns(tuple(text_columns), label_column, id_column, group_column),
+            columns=Columns.of(text_columns, label_column, id_column, group_column, weight_column),
             kind=kind,
             class_names=class_names,
             metric=metric,
@@ -216,5 +244,9 @@ class HubTexts(TextData):
             low=low,
             high=high,
             missing=missing or (),
+            class_weights=class_weights,
+            delimiter=delimiter,
+            label_smoothing=label_smoothing,
+            focal_gamma=focal_gamma,
         )
         super().__init__([source], **kwargs)  # type: ignore[arg-type]

@@ -8,9 +8,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from loraens.data.classes import checked_classes
 from loraens.data.files import open_table
@@ -161,6 +162,8 @@ class TableSource(Source):
         low: Smallest legal number.
         high: Largest legal number.
         missing: Further cells that are missing values.
+        class_weights: Weights of the loss, or "balanced" for those of the labels in train.
+        options: Further fields of `Task` that only some kinds take.
 
     Raises:
         InputError: The arguments do not fit each other, train cannot be read, or its labels look
@@ -178,8 +181,9 @@ class TableSource(Source):
         low: float | None,
         high: float | None,
         missing: Sequence[str | int | float] = (),
+        class_weights: Sequence[float] | Literal["balanced"] | None = None,
+        **options: Any,
     ) -> None:
-        self.columns = columns
         self.missing = frozenset(cell_text(cell) for cell in missing)
         self._kept: dict[str, Records] = {}
         if kind not in LABEL_KINDS:
@@ -187,12 +191,22 @@ class TableSource(Source):
                 f"kind {kind!r} is none of {', '.join(LABEL_KINDS)}", option="data.kind"
             )
         label_kind = LABEL_KINDS[kind]
+        several = "delimiter" in label_kind.options
+        if columns.flags and not several:
+            raise InputError(
+                f"label_column {list(columns.flags)}: one column is expected for kind {kind!r}",
+                option="data.label_column",
+            )
+        self.columns = replace(columns, lists=several)
+        if columns.flags and class_names is None:
+            class_names = columns.flags
         inferred = label_kind.categorical and class_names is None
         if inferred or any(isinstance(name, bool) for name in class_names or ()):
             records = self._records("train", labelled=True)
             assert records is not None
             self._kept["train"] = records
-            names = checked_classes(records, columns.label, class_names)
+            names_in = partial(label_kind.names_in, delimiter=options.get("delimiter"))
+            names = checked_classes(records, columns.label, class_names, names_in=names_in)
         else:
             names = tuple(cell_text(name) for name in class_names or ())
         try:
@@ -207,9 +221,24 @@ class TableSource(Source):
                 low=low,
                 high=high,
                 numbered=not inferred,
+                class_weights=() if isinstance(class_weights, str) else tuple(class_weights or ()),
+                **options,
             )
+            if isinstance(class_weights, str):
+                self._task = replace(self._task, class_weights=self._balanced())
         except ValueError as error:
             raise InputError(str(error)) from None
+
+    def _balanced(self) -> tuple[float, ...]:
+        """Class weights from the labels in train, which is kept."""
+        records = self._kept.get("train") or self._records("train")
+        assert records is not None
+        self._kept["train"] = copy(records)
+        labels = split_of(records, "train", self._task).labels
+        if labels is None:
+            raise ValueError(f"class_weights: {records.table} has no labels to balance them by")
+        weights: list[float] = self._task.label_kind.balanced_weights(self._task, labels).tolist()
+        return tuple(weights)
 
     @abstractmethod
     def _open(self, split: str) -> AbstractContextManager[Table] | None:
@@ -237,11 +266,12 @@ class TableSource(Source):
         opened = self._open(split)
         if opened is None:
             return None
+        columns = replace(self.columns, weight=None) if split == "test" else self.columns
         with opened as table:
-            require(table, self.columns, split)
+            require(table, columns, split)
             if labelled:
-                table.require([self.columns.label], "label_column")
-            return read_records(table, self.columns, self.missing)
+                table.require(columns.labels, "label_column")
+            return read_records(table, columns, self.missing)
 
 
 class FileSource(TableSource):
@@ -291,6 +321,7 @@ class HubSource(TableSource):
         data = load_hub(self.path, self.config, name, hint)
         names = {}
         label = data.features.get(self.columns.label)
+        label = getattr(label, "feature", label)  # of a list of classes
         if getattr(label, "names", None) is not None:
             names[self.columns.label] = label.names
         return nullcontext(hub_table(data, f"{self.path} {name}", names))

@@ -4,6 +4,9 @@ dropped is counted.
 
 from __future__ import annotations
 
+import json
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import compress
 from pathlib import Path
@@ -15,7 +18,7 @@ from loraens.data.files import open_table
 from loraens.data.tables import BAR_DELAY, Position, Reading, Row, Table, line_of
 from loraens.data.values import cell_text, without_marks
 from loraens.errors import InputError
-from loraens.labels.classes import label_value
+from loraens.labels.classes import label_value, parse_number
 from loraens.seeding import derive_seed
 from loraens.tasks import Task
 
@@ -28,12 +31,14 @@ class Split:
         name: "train", "dev" or "test".
         ids: One unique id a record.
         texts: One or two texts a record.
-        labels: `(N,)` float64, class numbers or values; None where the split has no labels.
+        labels: `(N,)` float64, class numbers or values, or `(N, K)` where an example has several
+            labels; None where the split has no labels.
         origin: Where it came from, in words.
         dropped: Reason -> positions (line numbers, or FILE:NUMBER in a table of several files) of
             the records that could not be used.
         groups: For each record the name of its group, "" where it has none; None where the split
             has no groups. Records of one group are in one fold.
+        weights: `(N,)` of the records in training, 1 on average; None for equal ones.
     """
 
     name: str
@@ -43,6 +48,7 @@ class Split:
     origin: str
     dropped: dict[str, list[Position]] = field(default_factory=dict)
     groups: list[str] | None = None
+    weights: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -69,6 +75,7 @@ def limited(split: Split, limit: int | None) -> Split:
         labels=None if split.labels is None else split.labels[indices],
         origin=f"{split.origin} ({len(indices)} of {len(split)})",
         groups=None if split.groups is None else [split.groups[index] for index in indices],
+        weights=None if split.weights is None else split.weights[indices],
     )
 
 
@@ -104,6 +111,7 @@ class Records:
         texts: One or two texts a record.
         labels: Labels as texts, "" where one is missing.
         groups: As in `Split`.
+        weights: Positive; None where there are none.
         dropped: As in `Split`.
     """
 
@@ -113,6 +121,7 @@ class Records:
     texts: list[tuple[str, ...]] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)
     groups: list[str] | None = None
+    weights: list[float] | None = None
     dropped: dict[str, list[Position]] = field(default_factory=dict)
 
     def keep(self, kept: list[bool], reason: str) -> None:
@@ -126,6 +135,7 @@ class Records:
         self.texts = list(compress(self.texts, kept))
         self.labels = list(compress(self.labels, kept))
         self.groups = None if self.groups is None else list(compress(self.groups, kept))
+        self.weights = None if self.weights is None else list(compress(self.weights, kept))
 
 
 @dataclass(frozen=True)
@@ -134,15 +144,40 @@ class Columns:
 
     Args:
         texts: One or two.
-        label: Label.
+        label: Label; of several columns a name for them all.
         id: Unique ids; where it is not there, positions are the ids.
         group: Groups, or None.
+        weight: Weights in training, or None.
+        flags: Several columns of 0 and 1 that are the label together, named as its names are.
+        lists: Whether a cell of the label may hold a list of names.
     """
 
     texts: tuple[str, ...]
     label: str
     id: str = "id"
     group: str | None = None
+    weight: str | None = None
+    flags: tuple[str, ...] = ()
+    lists: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        texts: Sequence[str],
+        label: str | Sequence[str],
+        id: str,
+        group: str | None,
+        weight: str | None,
+    ) -> Columns:
+        """The columns as options name them: a list of columns of the label are flags."""
+        flags = () if isinstance(label, str) else tuple(label)
+        name = label if isinstance(label, str) else ", ".join(label)
+        return cls(tuple(texts), name, id, group, weight, flags)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """All columns of the label."""
+        return self.flags or (self.label,)
 
 
 def read_records(table: Table, columns: Columns, missing: frozenset[str] = frozenset()) -> Records:
@@ -150,11 +185,16 @@ def read_records(table: Table, columns: Columns, missing: frozenset[str] = froze
     dropped and counted.
 
     Raises:
-        InputError: A cell holds no single value, or an id repeats.
+        InputError: A cell holds no single value, or a label or weight that cannot be used; or an id
+            repeats.
     """
     from tqdm import tqdm
 
-    records = Records(table.name, groups=None if columns.group is None else [])
+    records = Records(
+        table.name,
+        groups=None if columns.group is None else [],
+        weights=None if columns.weight is None else [],
+    )
     options = {"unit": " rows", "delay": BAR_DELAY, "leave": False, "disable": None}
     for position, row in tqdm(table.rows, f"read {Path(table.name).name}", **options):
         try:
@@ -164,9 +204,11 @@ def read_records(table: Table, columns: Columns, missing: frozenset[str] = froze
                 records.dropped.setdefault(reason, []).append(position)
                 continue
             records.ids.append(_cell(row, columns.id, frozenset()) or str(position))
-            records.labels.append(_cell(row, columns.label, missing))
+            records.labels.append(_label_text(row, columns, missing))
             if records.groups is not None:
                 records.groups.append(_cell(row, columns.group, missing))
+            if records.weights is not None:
+                records.weights.append(_weight(row, columns.weight))
         except ValueError as error:
             raise InputError(f"{table.at(position)}: {error}") from None
         records.positions.append(position)
@@ -174,6 +216,31 @@ def read_records(table: Table, columns: Columns, missing: frozenset[str] = froze
     records.labels = without_marks(records.labels)
     _check_ids(table, records)
     return records
+
+
+def _label_text(row: Row, columns: Columns, missing: frozenset[str]) -> str:
+    """The label of a row; a list in its cell, or the names of the flags that are set, as JSON."""
+    if not columns.flags:
+        value = row.get(columns.label)
+        if columns.lists and isinstance(value, (list, tuple)):
+            return json.dumps(value, ensure_ascii=False)
+        return _cell(row, columns.label, missing)
+    cells = {name: _cell(row, name, missing) for name in columns.flags}
+    if not any(cells.values()):
+        return ""
+    values = {name: label_value(cell) for name, cell in cells.items()}
+    for name, value in values.items():
+        if value not in (0, 1):
+            raise ValueError(f"column {name!r} has {cells[name]!r}, and 0 or 1 is expected")
+    return json.dumps([name for name, value in values.items() if value], ensure_ascii=False)
+
+
+def _weight(row: Row, column: str | None) -> float:
+    cell = _cell(row, column, frozenset())
+    weight = parse_number(cell)
+    if weight is None or not 0 < weight < math.inf:
+        raise ValueError(f"column {column!r} has {cell!r}, and a positive weight is expected")
+    return weight
 
 
 def _check_ids(table: Table, records: Records) -> None:
@@ -216,12 +283,20 @@ def split_of(records: Records, name: str, task: Task) -> Split:
         origin=Path(records.table).name,
         dropped=records.dropped,
         groups=records.groups,
+        weights=None if records.weights is None else _weights(records.weights),
     )
 
 
+def _weights(given: list[float]) -> np.ndarray:
+    """Weights `(N,)`, divided by their mean."""
+    weights = np.array(given)
+    weights /= weights.mean()
+    return weights
+
+
 def _numbers(task: Task, records: Records) -> np.ndarray:
-    """Labels `(N,)` as numbers."""
-    known: dict[str, float] = {}
+    """Labels `(N,)` as numbers, or `(N, K)` as zeros and ones."""
+    known: dict[str, float | tuple[float, ...]] = {}
     for label, position in zip(records.labels, records.positions, strict=True):
         if label not in known:
             try:
@@ -257,11 +332,15 @@ def collect_split(table: Table, name: str, task: Task, columns: Columns) -> Spli
 
 
 def require(table: Table, columns: Columns, split: str) -> None:
-    """Refuse a table without the columns of texts or, but for test, of groups.
+    """Refuse a table without the columns of texts or, but for test, of groups and weights; or with
+    a part of the columns of several labels.
 
     Raises:
         InputError: It names the column.
     """
     table.require(columns.texts, "text columns")
-    if columns.group is not None and split != "test":
-        table.require([columns.group], "group_column")
+    for column, option in ((columns.group, "group_column"), (columns.weight, "weight_column")):
+        if column is not None and split != "test":
+            table.require([column], option)
+    if split != "test" or set(columns.flags) & set(table.columns):
+        table.require(columns.flags, "label_column")

@@ -214,16 +214,19 @@ class TokenSplit:
             labels=labels,
             task=self.task.name,
             split=self.split.name,
+            weights=self.split.weights,
         )
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the split's ids, texts and labels, in order, and of their parts."""
+        """SHA-256 of the split's ids, texts, labels and weights, in order, and of their parts."""
         digest = hashlib.sha256()
         for identity, texts in zip(self.split.ids, self.split.texts, strict=True):
             digest.update("\x1f".join((identity, *texts)).encode() + b"\x1e")
         if self.split.labels is not None:
             digest.update(self.split.labels.tobytes())
+        if self.split.weights is not None:
+            digest.update(self.split.weights.tobytes())
         if self.folds is not None:
             digest.update(self.folds.parts.tobytes())
         return digest.hexdigest()
@@ -244,14 +247,17 @@ class TokenSplit:
         parts = [f"{self.task.name} {self.split.report()}"]
         if self.tokens.truncated:
             parts.append(f"{self.tokens.truncated} cut to the maximum length")
-        if self.split.labels is not None and self.task.label_kind.categorical:
-            parts.append(self._classes(self.split.labels))
+        if self.split.labels is not None:
+            counts = self.task.label_kind.counts(self.task, self.split.labels)
+            parts += [] if counts is None else [self._classes(counts)]
         return "; ".join(parts)
 
-    def _classes(self, labels: np.ndarray) -> str:
-        """The classes with their numbers of examples, in order."""
+    def _classes(self, counts: np.ndarray) -> str:
+        """The classes with their numbers of examples `(K,)`, in order."""
         names = self.task.class_names
-        counts = np.bincount(labels.astype(np.int64), minlength=len(names)).tolist()
-        shown = [f"{name} {count}" for name, count in zip(names, counts, strict=True)]
+        shown = [f"{name} {count}" for name, count in zip(names, counts.tolist(), strict=True)]
         more = f", and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-        return f"{len(names)} classes: {', '.join(shown[:SHOWN])}{more}"
+        kind = (
+            "labels" if self.split.labels is not None and self.split.labels.ndim == 2 else "classes"
+        )
+        return f"{len(names)} {kind}: {', '.join(shown[:SHOWN])}{more}"

@@ -13,7 +13,9 @@ from loraens.metrics import NLL, TINY, Outcome
 
 
 def fit_temperature(outcome: Outcome, labels: np.ndarray) -> float:
-    """The T that minimises the NLL of softmax(log p / T), between 1/20 and 20."""
+    """The T that minimises the NLL of softmax(log p / T), or of sigmoid(logit p / T) where an
+    example has several labels, between 1/20 and 20.
+    """
     from scipy.optimize import minimize_scalar
 
     def loss(log_t: float) -> float:
@@ -26,6 +28,12 @@ def fit_temperature(outcome: Outcome, labels: np.ndarray) -> float:
 def scaled(outcome: Outcome, temperature: float) -> Outcome:
     """The outcome with its probabilities at a temperature; predictions stay."""
     assert outcome.probabilities is not None
+    if outcome.predictions.ndim == 2:
+        there, not_there = (
+            np.log(np.maximum(p, TINY)) for p in (outcome.probabilities, 1 - outcome.probabilities)
+        )
+        logits = (there - not_there) / temperature
+        return replace(outcome, probabilities=np.exp(-np.logaddexp(0, -logits)))
     logits = np.log(np.maximum(outcome.probabilities, TINY)) / temperature
     exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
     probabilities = exponentials / exponentials.sum(axis=1, keepdims=True)

@@ -42,6 +42,27 @@ def combine(pool: Pool, weights: np.ndarray, rule: str, standings: np.ndarray) -
     return pool.task.outcome(np.tensordot(weights, pool.logits[chosen].astype(np.float64), 1))
 
 
+def combine_apart(chosen_on: Pool, scored: Pool, weights: np.ndarray, rule: str) -> Outcome:
+    """Predictions for some examples of an ensemble that was chosen on others, which also choose
+    its thresholds where predictions are by such.
+
+    Args:
+        chosen_on: The examples that the ensemble was chosen on.
+        scored: The others.
+        weights: `(M,)`.
+        rule: As in `combine`.
+    """
+    outcome = combine(scored, weights, rule, chosen_on.standings)
+    return outcome.decided(thresholds_of(chosen_on, weights, rule))
+
+
+def thresholds_of(pool: Pool, weights: np.ndarray, rule: str) -> np.ndarray | None:
+    """Thresholds `(K,)` of an ensemble's probabilities that are the best on a pool; None where
+    predictions are by no thresholds.
+    """
+    return pool.kind.thresholds(lambda: combine(pool, weights, rule, pool.standings), pool.labels)
+
+
 def with_vote_shares(pool: Pool, weights: np.ndarray, outcome: Outcome) -> Outcome:
     """The outcome, of votes with the shares of the votes as its probabilities."""
     if outcome.probabilities is not None or not pool.kind.categorical:

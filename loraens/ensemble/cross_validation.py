@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from loraens.ensemble.calibration import fit_temperature, scaled
-from loraens.ensemble.combine import combine
+from loraens.ensemble.combine import combine, combine_apart
 from loraens.ensemble.conformal import distances_and_spreads
 from loraens.ensemble.methods import METHODS, REPEATS
 from loraens.ensemble.options import Options
@@ -85,7 +85,7 @@ class HeldOut:
     """Held-out outcomes of one candidate on every example, by repetition.
 
     Args:
-        predictions: `(T, N)`.
+        predictions: `(T, N)`, or `(T, N, K)` where an example has several labels.
         probabilities: `(T, N, K)`; None for numbers and votes.
         calibrated: `(T, N, K)` at the temperatures that were fitted in the folds.
         folds: `(T, N)` number of the fold that each example was scored in.
@@ -110,7 +110,7 @@ class HeldOut:
         if classes and candidate.rule != "vote":
             probabilities = np.full((*shape, classes), np.nan)
         return cls(
-            predictions=np.full(shape, np.nan),
+            predictions=np.full((*shape, *pool.labels.shape[1:]), np.nan),
             probabilities=probabilities,
             calibrated=None if probabilities is None else probabilities.copy(),
             folds=np.zeros(shape, np.int64),
@@ -153,12 +153,14 @@ class HeldOut:
 def folds(pool: Pool) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """Repetition, indices of the examples to choose on, and of those to score.
 
-    Classes are stratified where each has enough examples; groups are not divided.
+    Classes are stratified where each has enough examples (of several labels, the rarest of each
+    example); groups are not divided.
     """
     from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
 
-    counts = np.unique(pool.labels, return_counts=True)[1]
-    stratified = pool.kind.categorical and counts.min() >= FOLDS
+    strata = pool.kind.strata(pool.labels)
+    stratified = strata is not None and np.unique(strata, return_counts=True)[1].min() >= FOLDS
+    classes = np.zeros(len(pool.labels)) if strata is None else strata
     groups = pool.groups
     if groups is None or len(np.unique(groups)) == len(groups):
         groups = None
@@ -168,7 +170,7 @@ def folds(pool: Pool) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     for repeat in range(REPEATS):
         seed = derive_seed(0, "folds", repeat) % 2**32
         splitter = splitter_class(FOLDS, shuffle=True, random_state=seed)
-        for chosen_on, scored_on in splitter.split(np.zeros(len(pool.labels)), pool.labels, groups):
+        for chosen_on, scored_on in splitter.split(classes, classes, groups):
             yield repeat, chosen_on, scored_on
 
 
@@ -184,7 +186,7 @@ def cross_validate(
             if repeat >= candidate.repeats:
                 continue
             weights = choices.weights(candidate)
-            outcome = combine(outside, weights, candidate.rule, inside.standings)
+            outcome = combine_apart(inside, outside, weights, candidate.rule)
             held_out.predictions[repeat, scored_on] = outcome.predictions
             held_out.folds[repeat, scored_on] = number
             if held_out.probabilities is not None and held_out.calibrated is not None:
@@ -259,7 +261,7 @@ def score_bags(
             if number >= candidate.bags:
                 continue
             weights = choices.weights(candidate)
-            outcome = combine(outside, weights, candidate.rule, inside.standings)
+            outcome = combine_apart(inside, outside, weights, candidate.rule)
             chosen = pool.task.score(outcome, outside.labels)
             fixed = [
                 pool.task.score(of_candidate.outcome(repeat).at(drawn[number][1]), outside.labels)

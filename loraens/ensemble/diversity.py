@@ -1,6 +1,6 @@
 """How similar members are, and the gain of combining them by the paper's formulas.
 
-Shape letters: M members, N examples.
+Shape letters: M members, N examples, or decisions where an example has several labels.
 """
 
 from __future__ import annotations
@@ -35,15 +35,23 @@ def _cosines(x: np.ndarray) -> np.ndarray:
 def agreement(pool: Pool) -> np.ndarray:
     """Share of the examples on which two members predict the same class, `(M, M)`."""
     shares = np.zeros((len(pool), len(pool)))
+    predictions = _flat(pool.predictions)
     for number in range(len(pool.task.class_names)):
-        predicted = (pool.predictions == number).astype(np.float32)
+        predicted = (predictions == number).astype(np.float32)
         shares += predicted @ predicted.T
-    return shares / len(pool.labels)
+    shares /= predictions.shape[1]
+    return shares
+
+
+def _flat(values: np.ndarray) -> np.ndarray:
+    """Values `(M, N)` of values `(M, ...)`."""
+    return values.reshape(len(values), -1)
 
 
 SIMILARITIES: dict[str, Callable[[Pool], np.ndarray]] = {
-    "pearson": lambda pool: _correlations(pool.predictions),
-    "cosine": lambda pool: _cosines(pool.predictions),
+    "pearson": lambda pool: _correlations(_flat(pool.predictions)),
+    "cosine": lambda pool: _cosines(_flat(pool.predictions)),
+    "probabilities": lambda pool: _correlations(_flat(pool.averaged)),
     "agreement": agreement,
     "errors": lambda pool: _correlations(pool.errors),
 }
@@ -55,7 +63,7 @@ def similarity(pool: Pool, name: str) -> np.ndarray:
     Args:
         pool: The members.
         name: "pearson" of values or class numbers, "cosine" of them, "agreement" of classes, or
-            Pearson's r of the "errors".
+            Pearson's r of the "probabilities" or the "errors".
     """
     if name not in pool.similarities:
         pool.similarities[name] = SIMILARITIES[name](pool)
@@ -86,7 +94,7 @@ def q_statistic(pool: Pool) -> np.ndarray:
     defined.
     """
     wrong = pool.errors
-    size = len(pool.labels)
+    size = wrong.shape[1]
     both_right, _, both_wrong = pair_counts(pool)
     first_alone = (1 - wrong) @ wrong.T / size
     like = both_right * both_wrong
@@ -121,7 +129,8 @@ def summary(pool: Pool) -> dict[str, float]:
     observed.
 
     For classes: mean pairwise agreement, cosine, disagreement (one of two is right), double fault
-    (both wrong) and Q; error of the vote, predicted and observed. For numbers: mean pairwise
+    (both wrong) and Q; error of the vote, predicted and observed; the same of the decisions on
+    several labels. For numbers: mean pairwise
     Pearson's r; mean squared error of a member, the ambiguity by which the mean is better (Krogh
     and Vedelsby 1995), and the mean's; variance of the mean's error, predicted and observed.
     """
@@ -134,14 +143,14 @@ def summary(pool: Pool) -> dict[str, float]:
 
 def _of_votes(pool: Pool, correlation: float) -> dict[str, float]:
     _, one_wrong, both_wrong = pair_counts(pool)
-    votes = majority_vote(pool.predictions, pool.ranks, standings=pool.standings)
+    votes = majority_vote(_flat(pool.predictions), pool.ranks, standings=pool.standings)
     error = float(pool.errors.mean())
     return {
         "disagreement": pairwise_mean(one_wrong),
         "double_fault": pairwise_mean(both_wrong),
         "q_statistic": pairwise_mean(q_statistic(pool)),
         "vote_error_predicted": vote_formula(len(pool), error, correlation),
-        "vote_error_observed": float((votes != pool.labels).mean()),
+        "vote_error_observed": float((votes != pool.labels.ravel()).mean()),
     }
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from loraens.ensemble.conformal import Conformal
 from loraens.ensemble.significance import LEVEL, Interval
 from loraens.errors import InputError
-from loraens.metrics import Outcome
+from loraens.metrics import Outcome, confidences
 from loraens.records import Record, Score
 from loraens.seeding import derive_seed
 from loraens.tasks import Task
@@ -59,7 +59,8 @@ class Evaluation(Record):
         scores: Every metric of the label kind; NaN where not defined.
         parts: Tables of the label kind, rows of cells: for classes `classes` and `confusion`, for
             numbers `errors` and `labels`.
-        calibration: For classes the share of right predictions in bins of confidence, for numbers
+        calibration: For classes the share of right predictions in bins of confidence, for several
+            labels that of the labels that are there in bins of their probability, for numbers
             the error in bins of the members' spread.
         coverage: How often prediction sets and intervals hold the label, and how large they are.
         members: The members of an ensemble, each alone.
@@ -134,7 +135,7 @@ def evaluate(
     Args:
         task: The task.
         outcome: The model's; of votes without probabilities, as their shares are none.
-        labels: `(N,)` class numbers or values.
+        labels: `(N,)` class numbers or values; of several labels `(N, K)` zeros and ones.
         members: Outcome of each member of an ensemble, by name.
         standings: Of each member, 0 the best.
         spread: `(N,)` of the members of an ensemble, which scales conformal intervals.
@@ -240,8 +241,7 @@ def _calibration(
 ) -> list[Row]:
     """What the model says of its certainty against how right it is, in bins of the former."""
     if outcome.probabilities is not None and task.label_kind.categorical:
-        confidence = outcome.probabilities.max(axis=1)
-        right = outcome.predictions == labels
+        confidence, right = confidences(outcome.probabilities, labels)
         return [
             {
                 "examples": len(part),
@@ -283,11 +283,10 @@ def _coverage(
             radius = conformal.at(coverage).radius(spread)
         except InputError:  # too few held-out examples for this one and those after it
             break
-        held = kind.distances(outcome, labels) <= radius + 1e-9
-        cells = kind.region(task, outcome, radius)
-        if kind.categorical:  # the predicted class is in every set
-            held |= outcome.predictions == labels
-            size = float(np.mean([len(names) for names in cells[0]]))
+        held = kind.held(outcome, labels, radius)
+        if kind.categorical:
+            possible = kind.region(task, outcome, radius)[-1]
+            size = float(np.mean([len(names) for names in possible]))
         else:
             size = float(2 * radius.mean())
         share = exact(int(held.sum()), len(labels))

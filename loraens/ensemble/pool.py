@@ -27,7 +27,8 @@ class Pool:
         names: Name of each member.
         ranks: `(M,)` rank of each member.
         logits: `(M, N, C)`.
-        labels: `(N,)` class numbers or values.
+        labels: `(N,)` class numbers or values, or `(N, K)` where an example has several labels;
+            NaN where there are none.
         merged: From weights `(M,)` to the logits `(N, C)` of one model merged of the members, where
             the backbone is there.
         epochs: `(E, N, C)` of each member, its logits after every epoch in turn, so that its epoch
@@ -61,6 +62,11 @@ class Pool:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether there are labels."""
+        return not np.isnan(self.labels.flat[0])
 
     def at(self, indices: np.ndarray) -> Pool:
         """The same members on some of the examples."""
@@ -150,12 +156,15 @@ class Pool:
 
     @cached_property
     def predictions(self) -> np.ndarray:
-        """Class numbers or values `(M, N)`."""
-        return self._outcomes.predictions.reshape(self.logits.shape[:2])
+        """Class numbers or values `(M, N)`, or zeros and ones `(M, N, K)`."""
+        flat = self._outcomes.predictions
+        return flat.reshape(*self.logits.shape[:2], *flat.shape[1:])
 
     @cached_property
     def errors(self) -> np.ndarray:
-        """Errors of each member `(M, N)`: 0 or 1 for classes, differences for numbers."""
+        """Errors of each member `(M, N)`: 0 or 1 for classes, differences for numbers; of several
+        labels those of all decisions, `(M, N K)`.
+        """
         return self.kind.errors(self.predictions, self.labels)
 
     @cached_property

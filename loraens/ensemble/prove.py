@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from loraens.ensemble.calibration import fit_temperature
-from loraens.ensemble.combine import combine
+from loraens.ensemble.combine import combine, thresholds_of
 from loraens.ensemble.cross_validation import (
     Advance,
     Bagged,
@@ -44,6 +44,8 @@ class Proof:
         p_best: Two-sided p of that difference, from the same bags as its interval, adjusted for the
             number of candidates (Holm).
         temperature: Divides logits; fitted on dev. None for numbers and votes.
+        thresholds: `(K,)` of probabilities before the temperature, chosen on dev; None where
+            predictions are by none.
         calibrated: NLL, Brier score and calibration error, cross-validated, the temperature fitted
             in the folds.
         outcomes: Cross-validated outcomes.
@@ -62,6 +64,7 @@ class Proof:
     to_omni: Interval
     p_best: float
     temperature: float | None
+    thresholds: np.ndarray | None
     calibrated: dict[str, float]
     outcomes: HeldOut = field(repr=False)
     bagged: OutOfBag = field(repr=False)
@@ -154,7 +157,8 @@ class _Evaluation:
         pool = self.pool
         candidate = self.candidates[index]
         weights = self.choices.weights(candidate)
-        outcome = combine(pool, weights, candidate.rule, pool.standings)
+        thresholds = thresholds_of(pool, weights, candidate.rule)
+        outcome = combine(pool, weights, candidate.rule, pool.standings).decided(thresholds)
         scores = self.scores(index, candidate.repeats)
         value = scores[pool.task.metric]
         to_best, best_bagged = self.difference(index, self.reference("best"))
@@ -177,6 +181,7 @@ class _Evaluation:
             to_omni=omni_bagged.interval(to_omni),
             p_best=best_bagged.p_value(to_best),
             temperature=temperature,
+            thresholds=thresholds,
             calibrated=calibrated,
             outcomes=self.held_out[index],
             bagged=self.bagged.scores[index],

@@ -58,7 +58,7 @@ class PoolMembers:
     @property
     def labelled_test(self) -> Pool | None:
         """Test, where it has labels."""
-        return None if self.test is None or np.isnan(self.test.labels[0]) else self.test
+        return self.test if self.test is not None and self.test.labelled else None
 
     @property
     def folds(self) -> int:

@@ -84,6 +84,8 @@ class EnsembleRecord(Record):
         train_epochs: Epochs that its members were trained, all together; None where not known.
         conformal: Quantiles of held-out scores, for prediction sets and intervals; None in records
             of older versions.
+        thresholds: Of the probability of each label, before the temperature; None where predictions
+            are by none.
     """
 
     task: Task
@@ -112,6 +114,7 @@ class EnsembleRecord(Record):
     train_epochs: Count | None = None
     refit: bool = False
     conformal: Conformal | None = None
+    thresholds: tuple[float, ...] | None = None
 
     @property
     def size(self) -> int:
@@ -234,6 +237,7 @@ def make_record(members: PoolMembers, proof: Proof, directory: Path) -> Ensemble
         ),
         refit=refit,
         conformal=Conformal.of(proof.outcomes.distances, proof.outcomes.spreads),
+        thresholds=None if proof.thresholds is None else tuple(proof.thresholds.tolist()),
     )
 
 
@@ -262,6 +266,7 @@ def _test_score(members: PoolMembers, proof: Proof) -> float | None:
     if test is None:
         return None
     outcome = members.combined(test, proof.weights, proof.candidate.rule)
+    outcome = outcome.decided(proof.thresholds)
     return test.task.main_metric(outcome, test.labels)
 
 
@@ -270,4 +275,5 @@ def _apart_score(members: PoolMembers, proof: Proof) -> float | None:
     if members.apart is None:
         return None
     outcome = members.combined(members.apart, proof.weights, proof.candidate.rule)
+    outcome = outcome.decided(proof.thresholds)
     return members.apart.task.main_metric(outcome, members.apart.labels)

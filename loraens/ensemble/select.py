@@ -11,7 +11,7 @@ from functools import wraps
 
 import numpy as np
 
-from loraens.ensemble.combine import MERGED, combine
+from loraens.ensemble.combine import MERGED, combine, combine_apart
 from loraens.ensemble.diversity import similarity
 from loraens.ensemble.options import Options, Select, equal_weights
 from loraens.ensemble.pool import Pool
@@ -79,17 +79,18 @@ def _sized(order: Select) -> Select:
         if pool.groups is not None:
             _, first, group = np.unique(pool.groups, return_index=True, return_inverse=True)
             fold_of = fold_of[first][group]
-        predictions = np.empty((len(sizes), len(pool.labels)))
+        parts: list[list[Outcome]] = [[] for _ in sizes]
         for fold in np.unique(fold_of):
             inside = pool.at(np.flatnonzero(fold_of != fold))
             outside = pool.at(np.flatnonzero(fold_of == fold))
             largest = replace(options, size=sizes[-1])
             members = order(inside, largest, np.random.default_rng(seed))
-            for row, size in zip(predictions, sizes, strict=True):
+            for of_size, size in zip(parts, sizes, strict=True):
                 weights = equal_weights(inside, members[:size])
-                outcome = combine(outside, weights, rule, inside.standings)
-                row[fold_of == fold] = outcome.predictions
-        scores = [pool.task.score(Outcome(row), pool.labels) for row in predictions]
+                of_size.append(combine_apart(inside, outside, weights, rule))
+        order_of = np.argsort(np.argsort(fold_of, kind="stable"), kind="stable")
+        outcomes = [Outcome.concatenated(of_size).at(order_of) for of_size in parts]
+        scores = [pool.task.score(outcome, pool.labels) for outcome in outcomes]
         size = sizes[int(np.argmax(list(map(defined_or_lowest, scores))))]
         chosen = order(pool, replace(options, size=size), np.random.default_rng(seed))
         return equal_weights(pool, chosen)
@@ -213,7 +214,8 @@ def _scorer(pool: Pool) -> BagScores:
     """Scores of the means of some members and each member of a bag in turn; minus infinity where
     not defined.
     """
-    if pool.task.metric == "accuracy" and pool.probabilities is not None:
+    if pool.kind.most_probable and pool.task.metric == "accuracy":
+        assert pool.probabilities is not None
         return _accuracy_scorer(pool.probabilities, pool.labels)
     averaged = pool.averaged
 

@@ -27,6 +27,8 @@ class Combination:
         ranks: `(M,)` LoRA ranks, which break ties of a vote.
         standings: `(M,)` standings by dev score, which break ties of equal ranks.
         temperature: Divides log probabilities; None for numbers and votes.
+        thresholds: `(K,)` of the probability of each label, before the temperature, where an
+            example has several.
         folds: K, where the members are those of the K folds of configurations, one after another.
         names: M names of the members.
     """
@@ -38,10 +40,13 @@ class Combination:
     temperature: float | None
     folds: int = 1
     names: tuple[str, ...] = ()
+    thresholds: np.ndarray | None = None
 
     @classmethod
-    def of_one(cls, task: Task) -> Combination:
-        """The combination of a single member."""
+    def of_one(cls, task: Task, thresholds: np.ndarray | None = None) -> Combination:
+        """The combination of a single member, or of the one model of a soup, which has thresholds
+        where predictions are by such.
+        """
         temperature = 1.0 if task.label_kind.categorical else None
         return cls(
             rule="logits",
@@ -49,6 +54,7 @@ class Combination:
             ranks=np.ones(1),
             standings=np.zeros(1),
             temperature=temperature,
+            thresholds=thresholds,
         )
 
     @classmethod
@@ -62,13 +68,14 @@ class Combination:
             temperature=record.temperature,
             folds=record.members_each,
             names=tuple(member.name for member in record.members),
+            thresholds=thresholds_of(record),
         )
 
     def outcome(self, pool: Pool) -> Outcome:
         """Predictions, and for classes probabilities: at the ensemble's temperature, or shares of
         the votes.
         """
-        outcome = combine(pool, self.weights, self.rule, self.standings)
+        outcome = combine(pool, self.weights, self.rule, self.standings).decided(self.thresholds)
         if self.temperature is not None:
             return scaled(outcome, self.temperature)
         return with_vote_shares(pool, self.weights, outcome)
@@ -81,3 +88,8 @@ class Combination:
         spreads = [pool.kind.spread(pool.predictions[f], self.weights[f]) for f in folds]
         mean: np.ndarray = np.mean(spreads, axis=0)
         return mean
+
+
+def thresholds_of(record: EnsembleRecord) -> np.ndarray | None:
+    """Thresholds `(K,)` of an ensemble's probabilities, where predictions are by such."""
+    return None if record.thresholds is None else np.array(record.thresholds)

@@ -76,7 +76,7 @@ def _logits(model: Predictor, task: Task, texts: list[tuple[str, ...]]) -> np.nd
 
 def of_labels(model: Predictor, task: Task, logits: np.ndarray, labels: np.ndarray) -> Evaluation:
     """Score the logits `(M, N, C)` of a model's members against labels `(N,)`."""
-    combination = model.combination or Combination.of_one(task)
+    combination = model.combined(task)
     pool = model.pool(logits, task)
     shown = combination.outcome(pool)
     voted = combination.temperature is None  # shares of votes are no probabilities

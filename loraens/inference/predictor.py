@@ -20,7 +20,7 @@ from loraens.ensemble.pool import Pool
 from loraens.ensemble.recommend import resolved
 from loraens.ensemble.record import EnsembleRecord
 from loraens.errors import InputError
-from loraens.inference.combination import Combination
+from loraens.inference.combination import Combination, thresholds_of
 from loraens.records import Epoch, Manifest
 from loraens.store import ENSEMBLE, MANIFEST, MemberStore, find_member
 from loraens.tasks import Task
@@ -59,6 +59,8 @@ class Predictor:
             members were not loaded from a run.
         data: Fingerprint of each split that the members were trained and chosen on, by
             `<task>-<split>`.
+        thresholds: `(K,)` of the probability of each label, of a soup of members of a task whose
+            examples have several labels.
     """
 
     model: MemberModel
@@ -69,6 +71,7 @@ class Predictor:
     combination: Combination | None = None
     conformal: Callable[[Task], Conformal] | None = None
     data: Mapping[str, str] = field(default_factory=dict)
+    thresholds: np.ndarray | None = None
 
     @classmethod
     def load(
@@ -104,6 +107,7 @@ class Predictor:
             predictor.conformal = partial(of_member, store.directory, name)
             if record is not None:
                 predictor.conformal = partial(_of_record, record, path)
+                predictor.thresholds = thresholds_of(record)
             return predictor
         members = [
             LoadedMember(*record.member_store(path, member), member.epoch)
@@ -215,6 +219,10 @@ class Predictor:
                 outputs[:, indices] = forward(batch.to(device)).float().cpu().numpy()
         return outputs
 
+    def combined(self, task: Task) -> Combination:
+        """How the members are combined; of a single one, as it is."""
+        return self.combination or Combination.of_one(task, self.thresholds)
+
     def pool(self, logits: np.ndarray, task: Task) -> Pool:
         """The members and their logits `(M, N, C)`, to be combined.
 
@@ -225,11 +233,10 @@ class Predictor:
             raise InputError(
                 "the member predicts values that are not finite: train it again at a lower rate"
             )
-        combination = self.combination or Combination.of_one(task)
         return Pool(
             task=task,
             names=tuple(map(str, range(len(logits)))),
-            ranks=combination.ranks,
+            ranks=self.combined(task).ranks,
             logits=logits,
             labels=np.full(logits.shape[1], np.nan),
         )
@@ -272,7 +279,7 @@ class Predictor:
         """
         if not texts:
             return []
-        combination = self.combination or Combination.of_one(task)
+        combination = self.combined(task)
         pool = self.pool(self.logits(texts, task), task)
         outcome = combination.outcome(pool)
         numbers = [] if outcome.probabilities is None else list(outcome.probabilities.T)

@@ -143,7 +143,7 @@ class Soup:
         files = member_files(model, 0, self.settings.backbone, self.settings.targets)
         for split, pool in (("dev", self.members.dev), ("test", self.members.test)):
             if pool is not None:
-                labels = None if np.isnan(pool.labels[0]) else pool.labels
+                labels = pool.labels if pool.labelled else None
                 logits = Logits(self.logits(split, weights), self.texts[split].ids, labels)
                 files[f"{self.task.name}-{split}.npz"] = logits_to_bytes(logits)
         manifest = Manifest(

@@ -1,13 +1,14 @@
 """What every label kind tells the rest of loraens.
 
 Shape letters: M members, B examples of a member in a batch, N examples, C outputs of the head, K
-classes.
+classes or labels. Where an example has several labels, `(N,)` of labels and predictions is
+`(N, K)`, and `(M, N)` of predictions `(M, N, K)`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -32,8 +33,12 @@ class LabelKind(ABC):
         similarity: The paper's measure of how similar two members are: a key of
             `ensemble.diversity.SIMILARITIES`.
         similarities: Measures that the summary of an ensemble's diversity has.
-        categorical: Whether a label is one class of several, named by `Task.class_names`: then
-            members can vote, folds are stratified, and errors are 0 or 1.
+        categorical: Whether what is predicted is named by `Task.class_names`: one class, or any of
+            several labels. Then folds are stratified, errors are 0 or 1, and an outcome has
+            probabilities.
+        options: Fields of `Task` that only some kinds take, and this one does.
+        most_probable: Whether the prediction is the class of the highest probability.
+        not_rules: Rules that make no sense -> why, in words.
         uncertainties: Names of the columns that `uncertainty` adds to predictions of an ensemble.
         regions: Names of the columns that `region` adds to predictions.
     """
@@ -44,6 +49,9 @@ class LabelKind(ABC):
     similarity: ClassVar[str]
     similarities: ClassVar[tuple[str, ...]]
     categorical: ClassVar[bool]
+    options: ClassVar[tuple[str, ...]] = ()
+    most_probable: ClassVar[bool] = False
+    not_rules: ClassVar[Mapping[str, str]] = {}
     uncertainties: ClassVar[tuple[str, ...]]
     regions: ClassVar[tuple[str, ...]]
 
@@ -69,16 +77,28 @@ class LabelKind(ABC):
         """
 
     @abstractmethod
-    def parse(self, task: Task, text: str) -> float:
-        """The label, as a number, of its text in a file.
+    def parse(self, task: Task, text: str) -> float | tuple[float, ...]:
+        """The label, as a number or as K zeros and ones, of its text in a file.
 
         Raises:
             ValueError: It is no label of the task; the message says what is expected.
         """
 
     @abstractmethod
-    def format(self, task: Task, value: float) -> str | float:
+    def format(self, task: Task, value: Any) -> str | float | list[str]:
         """A prediction or label as it stands in a table or file."""
+
+    def names_in(self, text: str, delimiter: str | None) -> list[str]:
+        """The names of classes in the text of a label.
+
+        Raises:
+            ValueError: It is not written as labels are.
+        """
+        return [text]
+
+    def strata(self, labels: np.ndarray) -> np.ndarray | None:
+        """The class number `(N,)` that folds have in like shares; None where there are none."""
+        return None
 
     @abstractmethod
     def num_outputs(self, task: Task) -> int:
@@ -88,11 +108,23 @@ class LabelKind(ABC):
         """The head's biases at the start."""
         return 0.0
 
+    def counts(self, task: Task, labels: np.ndarray) -> np.ndarray | None:
+        """Number of examples `(K,)` of each class; None where there are none."""
+        return None
+
+    def balanced_weights(self, task: Task, labels: np.ndarray) -> np.ndarray:
+        """Class weights `(K,)` by which rare classes count as much as frequent ones.
+
+        Raises:
+            ValueError: There are no classes, or one has no example.
+        """
+        raise ValueError("class_weights: there are no classes to weight, leave it out")
+
     # Training
 
     @abstractmethod
-    def member_losses(self, task: Task, logits: Tensor, labels: Tensor) -> Tensor:
-        """Mean loss of each member, `(M,)`, of logits `(M, B, C)` and labels `(M, B)`."""
+    def losses_of(self, task: Task, logits: Tensor, labels: Tensor) -> Tensor:
+        """Loss of each example, `(M, B)`, of logits `(M, B, C)` and labels `(M, B)`."""
 
     # From logits to predictions
 
@@ -122,11 +154,23 @@ class LabelKind(ABC):
         """Where the predictions are right and wrong: tables of rows of cells, by name."""
         return {}
 
+    def thresholds(self, outcome: Callable[[], Outcome], labels: np.ndarray) -> np.ndarray | None:
+        """Thresholds `(K,)` of probabilities, chosen on labelled examples; None where predictions
+        are by no thresholds.
+
+        Args:
+            outcome: Gives the outcome of the examples, where it is needed.
+            labels: Their labels.
+        """
+        return None
+
     # Ensembles
 
     @abstractmethod
     def errors(self, predictions: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """Errors `(M, N)` of predictions `(M, N)`: 0 or 1 for classes, differences for numbers."""
+        """Errors `(M, N)` of predictions `(M, N)`: 0 or 1 for classes, differences for numbers; of
+        several labels those of all decisions, `(M, N K)`.
+        """
 
     @abstractmethod
     def log_likelihood(
@@ -168,6 +212,11 @@ class LabelKind(ABC):
     @abstractmethod
     def distances(self, outcome: Outcome, labels: np.ndarray) -> np.ndarray:
         """How far the labels `(N,)` are from an outcome, `(N,)`, not negative."""
+
+    def held(self, outcome: Outcome, labels: np.ndarray, radius: np.ndarray) -> np.ndarray:
+        """Whether the labels `(N,)` are in what `region` gives for a distance `(N,)`."""
+        held: np.ndarray = self.distances(outcome, labels) <= radius + 1e-9
+        return held
 
     def spread(self, predictions: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """How far members with predictions `(M, N)` and weights `(M,)` are from each other,

@@ -6,12 +6,13 @@ classes.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from loraens.labels.base import LabelKind, WeightLoss
-from loraens.metrics import ACCURACY, BRIER, CALIBRATION_ERROR, MACRO_F1, NLL, TINY, Outcome
+from loraens.metrics import ACCURACY, BRIER, CALIBRATION_ERROR, MACRO_F1, NLL, TINY, Metric, Outcome
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,12 +23,14 @@ if TYPE_CHECKING:
 class Classes(LabelKind):
     """Softmax over one logit a class, or, with `binary_cross_entropy`, sigmoid of one logit."""
 
-    losses = ("cross_entropy", "binary_cross_entropy")
-    metrics = (ACCURACY, MACRO_F1, NLL, BRIER, CALIBRATION_ERROR)
+    losses: ClassVar[tuple[str, ...]] = ("cross_entropy", "binary_cross_entropy")
+    metrics: ClassVar[tuple[Metric, ...]] = (ACCURACY, MACRO_F1, NLL, BRIER, CALIBRATION_ERROR)
     rules = ("vote", "logits", "probs")
     similarity = "cosine"
-    similarities = ("agreement", "cosine", "errors")
+    similarities: ClassVar[tuple[str, ...]] = ("agreement", "cosine", "errors")
     categorical = True
+    options: ClassVar[tuple[str, ...]] = ("class_weights", "label_smoothing", "focal_gamma")
+    most_probable = True
     uncertainties = ("entropy", "mutual_information", "vote_share")
     regions = ("set",)
 
@@ -40,7 +43,7 @@ class Classes(LabelKind):
         if task.loss == "binary_cross_entropy" and len(task.class_names) != 2:
             raise ValueError(f"binary_cross_entropy needs two classes, got {len(task.class_names)}")
 
-    def parse(self, task: Task, text: str) -> float:
+    def parse(self, task: Task, text: str) -> float | tuple[float, ...]:
         """The class number of a class name, or of the number of a class.
 
         Class names that are numbers or truth values match by value ("1.0" is "1", "true" is "True"
@@ -56,24 +59,58 @@ class Classes(LabelKind):
             return float(values.index(value))
         raise ValueError(f"label {text!r} is not one of the classes {', '.join(task.class_names)}")
 
-    def format(self, task: Task, value: float) -> str | float:
+    def format(self, task: Task, value: Any) -> str | float | list[str]:
         """The name of the class."""
         return task.class_names[int(value)]
+
+    def counts(self, task: Task, labels: np.ndarray) -> np.ndarray:
+        """Number of examples of each class."""
+        return np.bincount(labels.astype(np.int64), minlength=len(task.class_names))
+
+    def balanced_weights(self, task: Task, labels: np.ndarray) -> np.ndarray:
+        """N / (K count of the class), as scikit-learn's."""
+        counts = self.counts(task, labels)
+        if not counts.all():
+            raise ValueError(
+                f"class_weights: class {task.class_names[int(counts.argmin())]!r} has no example"
+            )
+        weights: np.ndarray = len(labels) / (len(counts) * counts)
+        return weights
+
+    def strata(self, labels: np.ndarray) -> np.ndarray | None:
+        """The class."""
+        return labels.astype(np.int64)
 
     def num_outputs(self, task: Task) -> int:
         """One logit a class, or one in all with `binary_cross_entropy`."""
         return len(task.class_names) if task.loss == "cross_entropy" else 1
 
-    def member_losses(self, task: Task, logits: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy, in nats."""
+    def losses_of(self, task: Task, logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy, in nats; with `label_smoothing` against the label's share 1 - e + e / K
+        and e / K of each other class (Szegedy et al. 2016), with `focal_gamma` times
+        (1 - p(label)) ** gamma (Lin et al. 2017), times the weight of the class.
+        """
+        import torch
         from torch.nn import functional as F
 
+        classes = labels.long()
         if task.loss == "cross_entropy":
-            losses = F.cross_entropy(logits.transpose(1, 2), labels.long(), reduction="none")
+            rows = logits.transpose(1, 2)
+            smoothing = task.label_smoothing
+            losses = F.cross_entropy(rows, classes, reduction="none", label_smoothing=smoothing)
+            own = rows
         else:
             targets = labels.to(logits.dtype)
+            if task.label_smoothing:
+                targets = targets * (1 - task.label_smoothing) + task.label_smoothing / 2
             losses = F.binary_cross_entropy_with_logits(logits[..., 0], targets, reduction="none")
-        return losses.mean(1)
+            own = torch.stack([torch.zeros_like(logits[..., 0]), logits[..., 0]], dim=1)
+        if task.focal_gamma:
+            share = own.softmax(1).gather(1, classes[:, None])[:, 0]
+            losses = losses * (1 - share) ** task.focal_gamma
+        if task.class_weights:
+            losses = losses * losses.new_tensor(task.class_weights)[classes]
+        return losses
 
     def probabilities(self, task: Task, logits: np.ndarray) -> np.ndarray:
         """Softmax, or sigmoid where a task of two classes has one logit."""
@@ -108,21 +145,8 @@ class Classes(LabelKind):
         counts = np.bincount(pairs, minlength=len(names) ** 2).reshape(len(names), len(names))
         right, support, predicted = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
 
-        def share(part: float, whole: float) -> float | None:
-            return float(part / whole) if whole else None
-
         return {
-            "classes": [
-                {
-                    "label": name,
-                    "examples": int(support[k]),
-                    "predicted": int(predicted[k]),
-                    "precision": share(right[k], predicted[k]),
-                    "recall": share(right[k], support[k]),
-                    "f1": share(2 * right[k], support[k] + predicted[k]),
-                }
-                for k, name in enumerate(names)
-            ],
+            "classes": class_rows(names, right, support, predicted),
             "confusion": [
                 {"label": names[k], "prediction": names[j], "count": int(counts[k, j])}
                 for k, j in np.argwhere(counts)
@@ -194,6 +218,12 @@ class Classes(LabelKind):
         distances: np.ndarray = 1 - np.take_along_axis(outcome.probabilities, classes, 1)[:, 0]
         return distances
 
+    def held(self, outcome: Outcome, labels: np.ndarray, radius: np.ndarray) -> np.ndarray:
+        """Whether the class is within the distance, or predicted."""
+        near = super().held(outcome, labels, radius)
+        held: np.ndarray = near | (outcome.predictions == labels)
+        return held
+
     def region(self, task: Task, outcome: Outcome, radius: np.ndarray) -> list[list[Any]]:
         """A list of class names, in the order of the classes, the predicted one among them."""
         assert outcome.probabilities is not None
@@ -249,3 +279,32 @@ def vote_shares(predictions: np.ndarray, weights: np.ndarray, classes: int) -> n
 def _entropy(probabilities: np.ndarray) -> np.ndarray:
     entropy: np.ndarray = -(probabilities * np.log(np.maximum(probabilities, TINY))).sum(axis=-1)
     return entropy
+
+
+def class_rows(
+    names: Sequence[str], right: np.ndarray, support: np.ndarray, predicted: np.ndarray
+) -> list[dict[str, Any]]:
+    """Support, predictions, precision (None where it is never predicted), recall (None where it has
+    no example) and F1 of each class.
+
+    Args:
+        names: Of the K classes.
+        right: `(K,)` examples that have the class and were predicted to.
+        support: `(K,)` examples that have it.
+        predicted: `(K,)` examples that were predicted to.
+    """
+
+    def share(part: float, whole: float) -> float | None:
+        return float(part / whole) if whole else None
+
+    return [
+        {
+            "label": name,
+            "examples": int(support[k]),
+            "predicted": int(predicted[k]),
+            "precision": share(right[k], predicted[k]),
+            "recall": share(right[k], support[k]),
+            "f1": share(2 * right[k], support[k] + predicted[k]),
+        }
+        for k, name in enumerate(names)
+    ]

@@ -32,6 +32,10 @@ class Number(LabelKind):
     similarity = "pearson"
     similarities = ("pearson", "errors")
     categorical = False
+    not_rules = {
+        "vote": "numbers are hardly ever equal",
+        "probs": "the mean of numbers is that of logits",
+    }
     uncertainties = ("spread",)
     regions = ("low", "high")
 
@@ -51,7 +55,7 @@ class Number(LabelKind):
         expected = f"a number from {task.low} to {task.high}" if bounded else "a finite number"
         raise ValueError(f"label {text!r} is not {expected}")
 
-    def format(self, task: Task, value: float) -> str | float:
+    def format(self, task: Task, value: Any) -> float:
         """To six decimals."""
         return round(float(value), 6)
 
@@ -65,12 +69,12 @@ class Number(LabelKind):
         """
         return 0.0 if task.low is None or task.high is None else (task.low + task.high) / 2
 
-    def member_losses(self, task: Task, logits: Tensor, labels: Tensor) -> Tensor:
-        """Mean squared error."""
+    def losses_of(self, task: Task, logits: Tensor, labels: Tensor) -> Tensor:
+        """Squared error."""
         from torch.nn import functional as F
 
         targets = labels.to(logits.dtype)
-        return F.mse_loss(logits[..., 0], targets, reduction="none").mean(1)
+        return F.mse_loss(logits[..., 0], targets, reduction="none")
 
     def probabilities(self, task: Task, logits: np.ndarray) -> None:
         """There are none."""

@@ -24,9 +24,11 @@ class PackedBatch:
         lengths: S sequence lengths; sequence s = m B + b is example b of member m.
         members: M.
         indices: `(M, B)` examples of the split.
-        labels: `(M, B)` class numbers or values; None without labels.
+        labels: `(M, B)` class numbers or values, or `(M, B, K)` zeros and ones; None without
+            labels.
         task: Name of the task.
         split: Name of the split.
+        weights: `(M, B)` of the examples in the loss; None for equal ones.
     """
 
     input_ids: Tensor
@@ -38,6 +40,7 @@ class PackedBatch:
     labels: Tensor | None
     task: str
     split: str
+    weights: Tensor | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PackedBatch:
         """The batch with its tensors on a device."""
@@ -63,6 +66,7 @@ def pack(
     labels: np.ndarray | None,
     task: str,
     split: str,
+    weights: np.ndarray | None = None,
 ) -> PackedBatch:
     """Gather examples of flat token arrays into one batch.
 
@@ -74,6 +78,7 @@ def pack(
         labels: Labels of all examples, or None.
         task: Name of the task.
         split: Name of the split.
+        weights: Weights of all examples, or None.
     """
     flat = indices.reshape(-1)
     lengths = offsets[flat + 1] - offsets[flat]
@@ -90,4 +95,5 @@ def pack(
         labels=None if labels is None else torch.from_numpy(labels[indices]),
         task=task,
         split=split,
+        weights=None if weights is None else torch.from_numpy(weights[indices]),
     )

@@ -125,7 +125,7 @@ def read(
         epoch = epochs.pop() if len(epochs) == 1 else "best"
     contents = {}
     for name, members in read_runs(runs, tasks, epoch, report, mode="lora").items():
-        if np.isnan(members.dev.labels[0]):
+        if not members.dev.labelled:
             raise InputError(f"task {name} has no labels on dev: there is nothing to report")
         of_task = {folder: r for folder, r in records.items() if r.task.name == name}
         task = members.dev.task

@@ -20,6 +20,7 @@ HEADINGS = {  # of the measures of `diversity.summary`, in words that fit
     "mean_agreement": "agree",
     "mean_cosine": "cosine",
     "mean_pearson": "r",
+    "mean_probabilities": "r of p",
     "mean_errors": "r of errors",
     "disagreement": "differ",
     "double_fault": "both wrong",

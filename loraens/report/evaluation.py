@@ -42,7 +42,8 @@ def tables(evaluation: Evaluation, task: Task) -> Iterator[Table]:
         yield _of_rows(
             "Coverage of prediction sets" if task.label_kind.categorical else "Coverage",
             evaluation.coverage,
-            "size: mean number of classes in a set, or mean width of an interval.",
+            "size: mean number of classes in a set (of several labels, of possible ones), or mean"
+            " width of an interval.",
         )
 
 

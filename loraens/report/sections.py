@@ -15,7 +15,8 @@ from loraens.ensemble.diversity import similarity
 from loraens.ensemble.options import Options
 from loraens.ensemble.prove import prove
 from loraens.ensemble.record import EnsembleRecord
-from loraens.report import diagnostics, figures
+from loraens.metrics import confidences
+from loraens.report import diagnostics, figures, tables
 from loraens.report.content import Content
 from loraens.report.elements import Missing, Picture, Rows, Section
 from loraens.report.embeddings import embeddings, low_and_high, tsne
@@ -148,11 +149,17 @@ def maps(content: Content, texts: Texts) -> Section:
         f"rank {pool.ranks[member]} ({pool.names[member]})": coordinates
         for member, (_, coordinates) in zip(chosen, mapped, strict=True)
     }
+    strata = pool.kind.strata(pool.labels)
+    names = content.task.class_names
+    if strata is not None and strata.max() == len(names):
+        names = (*names, "none")
+    colours = pool.labels if strata is None else strata
+    by = "label" if pool.labels.ndim == 1 else "rarest label"
     caption = (
-        f"t-SNE of the pooled features, {len(indices):,} examples of dev, by label; best member of"
+        f"t-SNE of the pooled features, {len(indices):,} examples of dev, by {by}; best member of"
         " the lowest and highest rank."
     )
-    drawn = figures.embedding_maps(panels, pool.labels[indices], content.task.class_names)
+    drawn = figures.embedding_maps(panels, colours[indices], names)
     return Picture(
         name="embeddings",
         title=title,
@@ -214,8 +221,8 @@ def reliability(content: Content) -> Section:
     for when in ("before", "after"):
         probabilities = held_out.outcome(0, calibrated=when == "after").probabilities
         assert probabilities is not None
-        correct = (probabilities.argmax(axis=1) == labels).astype(float)
-        panels[f"{when} temperature scaling"] = probabilities.max(axis=1), correct
+        confidence, correct = confidences(probabilities, labels)
+        panels[f"{when} temperature scaling"] = confidence, correct.astype(float)
     before = record.held_out["calibration_error"]
     after = record.calibrated["calibration_error"]
     caption = (
@@ -247,6 +254,8 @@ def outcomes(content: Content) -> Section:
         f"Predictions of {winner.method} ({winner.rule}) for examples of dev that it was not chosen"
         " on."
     )
+    if labels.ndim == 2:
+        return tables.by_label(title, caption, content.task, labels, predicted)
     if not content.task.label_kind.categorical:
         drawn = diagnostics.against_labels(labels, predicted)
         return Picture(
@@ -329,7 +338,7 @@ def hardest(content: Content, texts: Texts, count: int = 8) -> Iterator[Section]
     pool = content.members.dev
     kind = task.label_kind
     predictions = kind.describe(task, pool.predictions)
-    labels = [f"{task.format_label(value)}" for value in pool.labels]
+    labels = [task.label_text(value) for value in pool.labels]
     common_error = kind.common_error(pool.predictions, pool.probabilities, pool.labels)
     parts = (
         ("Where members disagree most", kind.disagreement(task, pool.predictions)),

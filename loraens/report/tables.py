@@ -1,13 +1,19 @@
-"""The report's tables of scores, and the sentence that says what won."""
+"""The report's tables of scores, and the sentence that says what won.
+
+Shape letters: N examples, K labels.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from loraens.metrics import overall
+import numpy as np
+
+from loraens.metrics import f1_of_labels, overall
 from loraens.report.content import MODES, Content
 from loraens.report.elements import Rows
+from loraens.tasks import Task
 
 PAPER = "paper (BERT-base)"
 # Tables 1 (dev) and 2 (test) of the paper: row -> task -> score
@@ -136,6 +142,24 @@ def _overall_values(contents: Mapping[str, Content], method: str) -> list[float 
                 if record.test is not None:
                     test[name] = record.test
     return [overall(scores) for scores in (dev, held_out, test)]
+
+
+def by_label(
+    title: str, caption: str, task: Task, labels: np.ndarray, predicted: np.ndarray
+) -> Rows:
+    """How often each label is there, predicted and both, `(N, K)`."""
+    there = labels.sum(axis=0).astype(int).tolist()
+    given = predicted.sum(axis=0).astype(int).tolist()
+    both = (labels * predicted).sum(axis=0).astype(int).tolist()
+    rows: list[list[Any]] = []
+    for name, *counts, f1 in zip(
+        task.class_names, there, given, both, f1_of_labels(predicted, labels).tolist(), strict=True
+    ):
+        precision = counts[2] / counts[1] if counts[1] else None
+        recall = counts[2] / counts[0] if counts[0] else None
+        rows.append([name, *counts, precision, recall, None if np.isnan(f1) else f1])
+    columns = ["label", "there", "predicted", "both", "precision", "recall", "F1"]
+    return Rows(title, f"{caption} Thresholds were chosen without them, too.", columns, rows)
 
 
 def verdict(content: Content) -> str:

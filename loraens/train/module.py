@@ -266,7 +266,8 @@ class Population(LightningModule):
         """
         self.model.seed_dropout(self.current_epoch, batch_idx)
         assert batch.labels is not None
-        losses = self._task(batch.task).member_losses(self._logits(batch), batch.labels)
+        logits = self._logits(batch)
+        losses = self._task(batch.task).member_losses(logits, batch.labels, batch.weights)
         self.failures.note(losses.isfinite(), self.global_step, losses)
         losses = torch.where(self.failures.active, losses, 0.0)
         if self._fresh:

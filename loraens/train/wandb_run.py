@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, cast
 
@@ -71,11 +72,16 @@ def prediction_table(task: Task, split: Split, logits: Logits) -> tuple[list[str
     probabilities = [] if outcome.probabilities is None else outcome.probabilities.T.tolist()
     cells = zip(
         logits.example_id.tolist(),
-        map(task.format_label, logits.labels.tolist()),
-        map(task.format_label, outcome.predictions.tolist()),
+        map(_cell, map(task.format_label, logits.labels.tolist())),
+        map(_cell, map(task.format_label, outcome.predictions.tolist())),
         *probabilities,
         strict=True,
     )
     columns = ["id", *task.text_columns, "label", "prediction"]
     columns += [f"probability_{name}" for name in task.class_names]
     return columns, [[key, *texts[key], *row] for key, *row in cells]
+
+
+def _cell(value: str | float | list[str]) -> str | float:
+    """A value as a column of one type has it; W&B takes an empty list for another type."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list) else value
