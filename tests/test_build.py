@@ -92,6 +92,31 @@ def test_columns_are_found(tmp_path, suffix):
     assert task(once, class_names=["b", "c", "once"]).class_names == ("b", "c", "once")
 
 
+def test_several_labels_and_levels_are_found(tmp_path):
+    lists = [["a", "b"], ["a"], [], ["c", "b"]] * 30
+    task = found(frame().assign(label=lists))
+    assert (task.kind, task.class_names) == ("labels", ("a", "b", "c"))
+    path = tmp_path / "t.jsonl"
+    frame().assign(label=lists).to_json(path, orient="records", lines=True)
+    assert found(path).kind == "labels"
+    joined = frame().assign(label=["|".join(names) or "|" for names in lists])
+    task = found(write(tmp_path / "t.csv", joined), delimiter="|")
+    assert (task.kind, task.class_names, task.delimiter) == ("labels", ("a", "b", "c"), "|")
+    data = understood(task, joined)
+    assert data.splits["train"].labels.shape[1] == 3
+    rows = map(json.loads, Path(data.write(tmp_path)["train"]).read_text().splitlines())
+    written = {tuple(row["label"]) for row in rows}
+    assert written == {("a", "b"), ("a",), (), ("b", "c")}
+    levels = found(frame().assign(label=[index % 4 for index in range(120)]), kind="levels")
+    assert levels.class_names == ("0", "1", "2", "3")
+    names = ["WHO", "WHEN", "WHERE"]
+    assert found(frame(), kind="levels", class_names=names).class_names == tuple(names)
+    with pytest.raises(InputError, match="the order of the levels WHEN, WHERE, WHO is not known"):
+        found(frame(), kind="levels")
+    with pytest.raises(InputError, match=r"line 1: label 'WHO' is no JSON list of names"):
+        found(frame(), kind="labels")
+
+
 @pytest.mark.parametrize(
     ("changes", "given", "message"),
     [
@@ -301,6 +326,23 @@ def test_an_interrupted_build_goes_on(tiny_bert, tmp_path, monkeypatch):
     assert built.sentence.startswith(f"Deploy {built.path}: ")
     (row,) = built.load().predict(["who wrote the song"])
     assert isinstance(row["prediction"], float)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["labels", "levels"])
+def test_build_of_several_labels_and_of_levels(kind, tiny_bert, tmp_path, monkeypatch):
+    monkeypatch.setattr("loraens.train.design.SIZES", ((2, 1),))
+    lists = [["a", "b"], ["a"], [], ["c", "b"]]
+    table = frame(160)
+    table["label"] = [lists[i % 4] if kind == "labels" else i % 4 for i in range(160)]
+    options = {"out": tmp_path / "out", "backbone": str(tiny_bert), "minutes": 5, "verbose": False}
+    built = loraens.build(table[:120], "text", "label", kind=kind, test=table[120:], **options)
+    assert built.test.examples == 40
+    (row,) = built.load().predict(["who wrote the song"])
+    if kind == "labels":
+        assert set(row["prediction"]) <= {"a", "b", "c"}
+    else:
+        assert row["prediction"] in {"0", "1", "2", "3"}
 
 
 def test_what_cannot_be_built(fails, tiny_bert, tmp_path, monkeypatch):

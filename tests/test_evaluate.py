@@ -19,6 +19,12 @@ from loraens.tasks import SST, STS, Task
 STEM = {"sst": "ids-sst", "sts": "sts"}
 
 
+NAMES = ("art", "law", "news", "sport")
+TAGS = Task(
+    "tags", ("text",), "label", "labels", "binary_cross_entropy", "average_precision", NAMES
+)
+
+
 def of_classes(rng, task, count, sharpness=2.0):
     """Labels and an outcome that knows them in part."""
     labels = rng.integers(0, len(task.class_names), count).astype(float)
@@ -45,6 +51,38 @@ def test_classes_against_scikit_learn():
     assert counts == {(str(k), str(j)): matrix[k, j] for k, j in np.argwhere(matrix)}
     never = Outcome(np.zeros(400, int), None)
     assert SST.label_kind.breakdown(SST, never, labels)["classes"][1]["precision"] is None
+
+
+def test_several_labels_against_scikit_learn():
+    rng = np.random.default_rng(0)
+    labels = (rng.random((300, 4)) < (0.5, 0.3, 0.1, 0.0)).astype(float)
+    probabilities = np.clip(0.2 + 0.5 * labels + rng.normal(0, 0.2, labels.shape), 0.01, 0.99)
+    thresholds = np.array([0.5, 0.4, 0.6, 0.9])
+    outcome = Outcome((probabilities > 0.5).astype(int), probabilities).decided(thresholds)
+    distances = TAGS.label_kind.distances(outcome, labels)
+    conformal = Conformal.of(distances[None], np.zeros((1, 300)))
+    found = evaluate(TAGS, outcome, labels, conformal=conformal)
+    values = precision_recall_fscore_support(labels, outcome.predictions, zero_division=np.nan)
+    for k, row in enumerate(found.parts["classes"]):
+        assert row["label"] == TAGS.class_names[k]
+        assert row["examples"] == values[3][k]
+        for name, of_labels in zip(("precision", "recall", "f1"), values[:3], strict=True):
+            expected = None if np.isnan(of_labels[k]) else pytest.approx(of_labels[k])
+            assert row[name] == expected, (k, name)
+    alike = (outcome.predictions == labels).all(axis=1)
+    assert found.scores["exact_match"] == exact(int(alike.sum()), 300)
+    assert sum(row["examples"] for row in found.calibration) == 300 * 4
+    highest = found.calibration[-1]
+    order = np.argsort(probabilities.ravel(), kind="stable")[-240:]
+    assert highest["accuracy"] == labels.ravel()[order].mean()
+    (row,) = [row for row in found.coverage if row["promised"] == 0.8]
+    radius = conformal.at(0.8).radius(np.zeros(300))
+    certain, possible = TAGS.label_kind.region(TAGS, outcome, radius)
+    names = [TAGS.format_label(values) for values in labels]
+    cells = zip(certain, names, possible, strict=True)
+    held = [set(low) <= set(there) <= set(high) for low, there, high in cells]
+    assert row["held"] == np.mean(held) >= 0.8
+    assert row["size"] == np.mean([len(high) for high in possible])
 
 
 def test_numbers_against_plain_loops():

@@ -19,7 +19,8 @@ PAGE = Path(__file__).parents[1] / "docs" / "label-kinds.md"
 KINDS = ("classes", "number", "labels", "levels")
 HEAD = (
     "| kind | `fit`: loss; scores | `sweep`, also in folds | `ensemble` by rules |"
-    " `predict` gives | `report` shows |"
+    " `predict` gives |"
+    " `evaluate` breaks down by | `report` shows |"
 )
 WORDS = ("film", "goal", "vote")
 SIZES = {"train": 60, "dev": 40, "test": 20}
@@ -114,12 +115,19 @@ def row(directory: Path, kind: str, tiny_bert: Path) -> str:
     columns[1:1] = ["probability_NAME"] if probabilities else []
     predict = ", ".join(f"`{name}`" for name in columns)
 
+    out = directory / "scores.json"
+    run("evaluate", "--model", model, "--input", directory / "test.csv", "--output", out)
+    scores = json.loads(out.read_text())
+    assert scores["examples"] == SIZES["test"]
+    assert list(scores["scores"]) == [metric.name for metric in task.label_kind.metrics]
+    evaluate = ", ".join([*scores["parts"], *(["calibration"] if scores["calibration"] else [])])
+
     run("report", "--runs", sweep, "--out", directory / "report")
     page = (directory / "report" / "index.html").read_text()
     shown = ("Confusion matrix", "Scatter plot", ">precision<")
     (section,) = [name for name in shown if name in page]
     section = {">precision<": "precision and recall of each label"}.get(section, section.lower())
-    return f"| `{kind}` | {fit} | yes | {', '.join(rules)} | {predict} | {section} |"
+    return f"| `{kind}` | {fit} | yes | {', '.join(rules)} | {predict} | {evaluate} | {section} |"
 
 
 def test_the_page_has_every_kind_and_says_which_rules_do_not_apply():
@@ -160,5 +168,5 @@ if __name__ == "__main__":
         for kind in KINDS:
             (Path(name) / kind).mkdir()
             rows.append(row(Path(name) / kind, kind, bert))
-    line = "| --- | --- | --- | --- | --- | --- |"
+    line = "| --- | --- | --- | --- | --- | --- | --- |"
     PAGE.write_text("\n".join([f"{head}{HEAD}", line, *rows, ""]))

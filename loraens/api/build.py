@@ -38,6 +38,7 @@ def build(
     minutes: float = 20,
     backbone: str | None = None,
     metric: str | None = None,
+    delimiter: str | None = None,
     max_length: int = 128,
     encoding: str = "utf-8",
     quoting: Quoting = "auto",
@@ -55,15 +56,17 @@ def build(
         text: The text column, or the two of a pair; found by default.
         label: The label column; found by default.
         out: Directory of all that is written.
-        kind: "classes" or "number"; found by default.
+        kind: "classes", "number", "labels" (several of an example) or "levels" (ordered classes);
+            found by default, but for levels.
         class_names: All classes, where labels are refused that are meant, such as those of one
-            example.
+            example; of levels from the lowest, where they are no numbers.
         dev: Examples that choose epochs and ensembles; cut from train by default.
         test: Examples that are predicted at the end, and scored where they have labels.
         minutes: About how long it may take on this machine.
         backbone: Hub name or directory of the encoder; by default the packaged "minilm" where it is
             installed, else bert-base-uncased.
-        metric: Score that chooses; accuracy for classes and pearson for numbers by default.
+        metric: Score that chooses; by default the first of the kind, such as accuracy.
+        delimiter: What is between the names of several labels in a cell.
         max_length: Longest sequence in tokens.
         encoding: Encoding of files that are text.
         quoting: What quotes mean in CSV and TSV, as of `TextFiles`.
@@ -81,7 +84,7 @@ def build(
     texts = [text] if isinstance(text, str) else text
     reading = Reading(encoding, quoting, flag="")
     records, columns = read_found(train, texts, label, reading)
-    task = task_of(records, columns, kind, class_names, metric)
+    task = task_of(records, columns, kind, class_names, metric, delimiter)
     data = understand(task, split_of(records, "train", task), dev, test, reading)
     builder = Builder(
         directory=Path(out),

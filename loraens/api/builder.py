@@ -143,6 +143,7 @@ class Builder:
             metric=task.metric,
             low=task.low,
             high=task.high,
+            delimiter=task.delimiter,
             batch_size=BATCH,
             max_length=self.asked.max_length,
             limit=limit,

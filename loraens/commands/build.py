@@ -20,16 +20,23 @@ def main(args: list[str]) -> None:
     parser.add_argument("--label", type=text, default=None, help="The label column.")
     parser.add_argument(
         "--kind",
-        type=Literal["classes", "number"] | None,
+        type=Literal["classes", "number", "labels", "levels"] | None,
         default=None,
-        help="What labels are; numbers of many values, or with decimals, are numbers by default.",
+        help="What labels are. By default lists, or names between a delimiter, are labels, numbers"
+        " of many values or with decimals numbers, and all else classes.",
+    )
+    parser.add_argument(
+        "--delimiter",
+        type=text,
+        default=None,
+        help="What is between the names of several labels in a cell.",
     )
     parser.add_argument(
         "--class_names",
         nargs="+",
         type=str,
         default=None,
-        help="All classes, where labels are refused that are meant.",
+        help="All classes, where labels are refused that are meant; of levels from the lowest.",
     )
     parser.add_argument(
         "--dev",

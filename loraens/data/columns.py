@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from loraens.labels.classes import parse_number
 from loraens.tasks import Task
 
 LABELS = (
-    "label labels class category target y type intent topic sentiment rating stars score similarity"
+    "label labels class category target y type intent topic tags sentiment rating stars score"
+    " similarity"
 )
 TEXTS = "text sentence review question comment content message body tweet title description"
 PAIRS = (
@@ -57,7 +59,7 @@ def read_found(
         cells = {name: [_cell(row.get(name)) for row in rows] for name in table.columns}
         label = label or _label_of(table.name, cells, texts or ())
         others = {name: values for name, values in cells.items() if name != label}
-        columns = Columns(tuple(texts or _texts_of(table.name, others)), label)
+        columns = Columns(tuple(texts or _texts_of(table.name, others)), label, lists=True)
         table.rows = chain(sample, table.rows)
         records = read_records(table, columns)
     if not any(records.labels):
@@ -71,16 +73,19 @@ def task_of(
     kind: str | None = None,
     class_names: Sequence[str] | None = None,
     metric: str | None = None,
+    delimiter: str | None = None,
 ) -> Task:
     """What the labels of train make to be predicted.
 
     Args:
         records: Those of train.
         columns: Their columns.
-        kind: "classes" or "number"; numbers of many values, or with decimals, are numbers by
-            default, and anything else classes.
+        kind: "classes", "number", "labels" or "levels"; by default "labels" where they are lists
+            or a delimiter is given, "number" where they are numbers of many values or with
+            decimals, else "classes".
         class_names: All classes, where labels are to be taken for classes whatever they look like.
         metric: Score that chooses; the kind's first by default.
+        delimiter: What is between the names of several labels in a cell.
 
     Raises:
         InputError: The labels do not look like the kind, a class has one example, or an argument is
@@ -90,14 +95,18 @@ def task_of(
     distinct = dict.fromkeys(labels)
     numbers = {text: parse_number(text) for text in distinct}
     values = [n for n in numbers.values() if n is not None and math.isfinite(n)]
+    if kind is None and (delimiter or all(label.startswith("[") for label in labels)):
+        kind = "labels"
     if kind is None:
         whole = all(number.is_integer() for number in values)
         numeric = len(values) == len(distinct) and (not whole or len(distinct) > MANY)
         kind = "number" if numeric and class_names is None else "classes"
+    label_kind = LABEL_KINDS[kind]
     names: tuple[str, ...] = ()
     low = high = None
-    if kind == "classes":
-        names = tuple(class_names or checked_classes(records, columns.label, None, flag=""))
+    if label_kind.categorical:
+        names_in = partial(label_kind.names_in, delimiter=delimiter)
+        names = tuple(class_names or checked_classes(records, columns.label, None, "", names_in))
         if len(names) < 2:
             raise InputError(
                 f"{records.table}: column {columns.label!r} has one class only, {names[0]!r}: two"
@@ -113,7 +122,6 @@ def task_of(
                 )
         # the middle is where a head begins; wide, as these bounds are to refuse nothing
         low, high = 2 * min(values) - max(values), 2 * max(values) - min(values)
-    label_kind = LABEL_KINDS[kind]
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(records.table).name.partition(".")[0]).strip("-")
     try:
         return Task(
@@ -126,7 +134,8 @@ def task_of(
             class_names=names,
             low=low,
             high=high,
-            numbered=False,
+            numbered=class_names is not None,
+            delimiter=delimiter,
         )
     except ValueError as error:
         raise InputError(str(error)) from None

@@ -320,8 +320,12 @@ def read_split(
         InputError: A text column or, of train or dev, the group column is missing, no usable record
             is left, an id repeats, or a label is out of range.
     """
-    columns = Columns(task.text_columns, task.label_column, id_column, group_column)
+    several = "delimiter" in task.label_kind.options
+    columns = Columns(task.text_columns, task.label_column, id_column, group_column, lists=several)
     with open_table(source, reading=reading) as table:
+        if several and task.label_column not in table.columns:
+            flags = [name for name in task.class_names if name in table.columns]
+            columns = replace(columns, flags=tuple(flags))
         return collect_split(table, name, task, columns)
 
 

@@ -68,9 +68,11 @@ class Understood:
             row: dict[str, Any] = {"id": identity}
             row.update(zip(self.task.text_columns, texts, strict=True))
             if split.labels is not None:
-                label = float(split.labels[index])
+                label = split.labels[index]
                 row[self.task.label_column] = (
-                    self.task.format_label(label) if self.task.label_kind.categorical else label
+                    self.task.format_label(label)
+                    if self.task.label_kind.categorical
+                    else float(label)
                 )
             yield row
 
@@ -153,9 +155,9 @@ def _without(split: Split, other: Split) -> tuple[Split, int]:
 def _repeats(split: Split) -> list[str]:
     """How many texts are repeated, and how many of these with another label."""
     assert split.labels is not None
-    labels: dict[tuple[str, ...], set[float]] = {}
-    for texts, label in zip(split.texts, split.labels.tolist(), strict=True):
-        labels.setdefault(text_key(texts), set()).add(label)
+    labels: dict[tuple[str, ...], set[bytes]] = {}
+    for texts, label in zip(split.texts, split.labels, strict=True):
+        labels.setdefault(text_key(texts), set()).add(label.tobytes())
     repeated = len(split) - len(labels)
     if not repeated:
         return []
@@ -219,12 +221,17 @@ def describe(data: Understood, backbone: str, max_length: int) -> list[str]:
 
 
 def _classes(task: Task, labels: np.ndarray) -> str:
-    counts = Counter(dict.fromkeys(task.class_names, 0))
-    counts.update(task.class_names[int(label)] for label in labels)
-    common = counts.most_common()
+    counts = task.label_kind.counts(task, labels)
+    assert counts is not None
+    common = Counter(dict(zip(task.class_names, counts.tolist(), strict=True))).most_common()
     shown = ", ".join(f"{name} {count}" for name, count in common[:SHOWN])
     more = f", and {len(common) - SHOWN} more" if len(common) > SHOWN else ""
     (largest, most), (smallest, least) = common[0], common[-1]
+    if labels.ndim == 2:
+        return (
+            f"{len(common)} labels in train: {shown}{more}; {labels.sum(axis=1).mean():.1f} an"
+            f" example, none in {(~labels.any(axis=1)).mean():.0%}"
+        )
     return (
         f"{len(common)} classes in train: {shown}{more}; always {largest!r} would be right in"
         f" {most / len(labels):.0%}, and is {most / max(1, least):.1f} times as frequent as"
