@@ -1,6 +1,7 @@
 """Encoders and tokenizers that are loaded without `transformers`, against those of it."""
 
 import json
+import shutil
 from itertools import chain
 
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 from transformers import AutoTokenizer
 
 from loraens.data.tokens import tokenise
+from loraens.errors import InputError
 from loraens.inference.predictor import Predictor
 from loraens.members import Member
 from loraens.model import plain_encoder, tokenizer
@@ -166,6 +168,19 @@ def test_tokens_are_those_of_transformers(tiny_bert, tmp_path, monkeypatch, side
             assert tokens.ids.tolist() == list(chain(*expected["input_ids"]))
             assert tokens.types.tolist() == list(chain(*expected["token_type_ids"]))
             assert tokens.truncated == sum(bool(e.overflowing) for e in expected.encodings)
+
+
+def test_tokens_without_embeddings_are_refused(tiny_bert, tmp_path):
+    from transformers import AutoTokenizer
+
+    shutil.copytree(tiny_bert, tmp_path / "more")
+    more = AutoTokenizer.from_pretrained(tiny_bert)
+    size = len(more)
+    more.add_tokens(["[URL]", "[USER]"])
+    more.save_pretrained(tmp_path / "more")
+    sentence = f"has a tokenizer of {size + 2} tokens and an encoder of {size} token embeddings:"
+    with pytest.raises(InputError, match=sentence):
+        load_tokenizer(str(tmp_path / "more"))
 
 
 def test_a_tokenizer_is_cached_by_the_files_that_it_is_made_of(tiny_bert, tmp_path, monkeypatch):

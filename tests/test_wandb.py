@@ -11,7 +11,7 @@ from helpers.wandb_runs import read_run, run_offline
 from loraens.commands import wandb_sync
 from loraens.errors import InputError
 from loraens.store import find_member
-from loraens.train.account import wandb_mode
+from loraens.train.account import run_options
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -194,7 +194,7 @@ def test_config_beside_the_run_is_the_one_that_was_used(run):
     assert config["model"]["rank"] == 12
 
 
-def test_an_account_that_is_refused_is_one_sentence(monkeypatch):
+def test_an_account_that_is_refused_is_one_sentence(monkeypatch, tmp_path):
     import wandb
 
     def refuse(**options):
@@ -206,4 +206,47 @@ def test_an_account_that_is_refused_is_one_sentence(monkeypatch):
         InputError,
         match=r"W&B rejected the API key .no such key.: fix it, or set WANDB_MODE=offline",
     ):
-        wandb_mode()
+        run_options(tmp_path, "one")
+
+
+def test_variables_of_wandb_hold(monkeypatch, tmp_path):
+    names = ("PROJECT", "NAME", "RUN_GROUP", "DIR")
+    for name in names:
+        monkeypatch.delenv(f"WANDB_{name}", raising=False)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    plain = {"project": "loraens", "name": "r4", "dir": tmp_path}
+    assert run_options(tmp_path, "r4") == plain
+    assert run_options(tmp_path, "r4", group="sweep") == {**plain, "group": "sweep"}
+    for name in names:
+        monkeypatch.setenv(f"WANDB_{name}", name.lower())
+    assert run_options(tmp_path, "r4") == {
+        "project": "project",
+        "name": "name",
+        "dir": Path("dir"),
+    }
+    of_group = run_options(tmp_path, "r4", group="sweep")
+    assert (of_group["name"], of_group["group"]) == ("name r4", "run_group")
+
+
+@pytest.mark.slow
+def test_a_home_that_cannot_be_written_ends_no_run(monkeypatch, tmp_path):
+    import wandb
+
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("HOME", str(tmp_path / "file" / "home"))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for name in ("WANDB_DIR", "XDG_CACHE_HOME", "XDG_DATA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    homes = ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR")
+    for name in homes:  # so that what is set is unset again
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    with pytest.warns(UserWarning, match=f"cannot be written: {', '.join(homes)} are") as warned:
+        options = run_options(tmp_path / "run", "one")
+    assert len(warned) == 1
+    options["dir"].mkdir()
+    with wandb.init(**options) as run:
+        run.log({"table": wandb.Table(["a"], [[1]])})
+    (offline,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
+    assert read_run(offline).run.display_name == "one"
+    assert list(offline.glob("files/media/table/table*.json"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from contextlib import suppress
 from importlib.metadata import version
@@ -33,6 +34,34 @@ def load_tokenizer(name: str) -> Tokenizer:
 
     Args:
         name: Hub name, directory, or "minilm".
+
+    Raises:
+        InputError: It cannot be loaded, or has tokens that the encoder has no embeddings of.
+    """
+    tokenizer = _loaded(name)
+    directory = local_directory(name)
+    embeddings = None if directory is None else _embeddings(directory)
+    size = tokenizer.get_vocab_size(with_added_tokens=True)
+    if embeddings is not None and size > embeddings:
+        raise InputError(
+            f"backbone {name!r} has a tokenizer of {size} tokens and an encoder of {embeddings}"
+            " token embeddings: save the encoder again after"
+            " resize_token_embeddings(len(tokenizer)), or the tokenizer without the added tokens"
+        )
+    return tokenizer
+
+
+def _embeddings(directory: Path) -> int | None:
+    """Number of token embeddings of the encoder in a directory; None where it does not say."""
+    try:
+        size = json.loads((directory / "config.json").read_bytes()).get("vocab_size")
+    except (OSError, ValueError):  # which loading the encoder says
+        return None
+    return size if isinstance(size, int) else None
+
+
+def _loaded(name: str) -> Tokenizer:
+    """The tokenizer, from the cache where it is there.
 
     Raises:
         InputError: It cannot be loaded.

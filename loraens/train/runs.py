@@ -21,7 +21,7 @@ from lightning.pytorch.loggers import WandbLogger
 from loraens.errors import InputError
 from loraens.store import CHECKPOINT, EXAMPLES
 from loraens.tasks import Task
-from loraens.train.account import wandb_mode
+from loraens.train.account import run_options
 from loraens.train.callbacks import MemberWriter
 from loraens.train.evaluation import overall_score, undefined_scores
 from loraens.train.module import Population
@@ -211,20 +211,12 @@ def check_checkpoint(path: str) -> None:
         )
 
 
-def default_logger(directory: Path, project: str = "loraens", **options: Any) -> WandbLogger:
-    """W&B, without a question: online if an account is set up, else offline; `WANDB_MODE` decides
-    where it is set.
-    """
-    directory.mkdir(parents=True, exist_ok=True)  # where it is not there, W&B writes elsewhere
-    return WandbLogger(
-        **{
-            "name": directory.name,
-            "save_dir": directory,
-            "project": project,
-            **wandb_mode(),
-            **options,
-        }
-    )
+def default_logger(directory: Path, name: str | None = None, **options: Any) -> WandbLogger:
+    """W&B, without a question, as `run_options`; the name is the directory's by default."""
+    given = run_options(directory, name or directory.name, **options)
+    save_dir = given.pop("dir")
+    save_dir.mkdir(parents=True, exist_ok=True)  # where it is not there, W&B writes elsewhere
+    return WandbLogger(save_dir=save_dir, **given)
 
 
 def run_callbacks(directory: Path) -> list[Any]:
