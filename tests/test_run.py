@@ -81,9 +81,8 @@ def test_a_run_leaves_a_whole_member(fit):
     assert yaml.safe_load((run / "config.yaml").read_text())["model"]["rank"] == 3
 
 
-@pytest.mark.slow
-def test_stored_logits_are_what_predict_gives(fit, corpus):
-    run = fit("--model.lr", 1e-2, config="sst")
+def check_stored_logits(run, corpus):
+    """The stored logits of SST are those of the stored weights."""
     for epoch in ("best", "last"):
         predictor = Predictor.load(run, epoch)
         stored = MemberStore(find_member(run)).logits("sst", "dev", epoch)
@@ -97,6 +96,35 @@ def test_stored_logits_are_what_predict_gives(fit, corpus):
         torch.testing.assert_close(
             torch.from_numpy(got), torch.from_numpy(stored.logits), rtol=0, atol=1e-5
         )
+
+
+@pytest.mark.slow
+def test_stored_logits_are_what_predict_gives(fit, corpus):
+    check_stored_logits(fit("--model.lr", 1e-2, config="sst"), corpus)
+
+
+AVERAGING = {
+    "EMAWeightAveraging": {"decay": 0.8},
+    "StochasticWeightAveraging": {"swa_lrs": 1e-2, "device": "null"},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:You're using the WeightAveraging callback:UserWarning")
+@pytest.mark.filterwarnings("ignore:Swapping scheduler:UserWarning")
+@pytest.mark.parametrize("name", AVERAGING)
+def test_averaged_weights_that_are_scored_are_the_ones_that_are_stored(
+    fit_in, tmp_path, corpus, name
+):
+    callback = ["--trainer.callbacks", name]
+    for option, value in AVERAGING[name].items():
+        callback += [f"--trainer.callbacks.{option}", value]
+    lr = ("--model.lr", 1e-2)
+    averaged = fit_in(tmp_path, *lr, *callback, config="sst", name="averaged", epochs=3)
+    check_stored_logits(averaged, corpus)
+    plain = fit_in(tmp_path, *lr, config="sst", name="plain", epochs=3)
+    ours, others = weights(averaged), weights(plain)
+    assert any(not torch.equal(ours[key], others[key]) for key in ours)
 
 
 def weights(run, epoch="last"):

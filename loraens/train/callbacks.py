@@ -79,6 +79,7 @@ class MemberWriter(Callback):
         self.finish = finish
         self.progress: list[dict[str, Any]] = []
         self._examples: dict[str, str] = {}
+        self._scored: list[dict[str, bytes]] = []  # weights of each member
         self._seconds = 0.0
         self._started = 0.0
 
@@ -123,6 +124,22 @@ class MemberWriter(Callback):
                 for _ in cast(Population, pl_module).members
             ]
 
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep the weights that are scored, at the last batch: a callback that averages weights
+        puts back those of training before anything is written.
+        """
+        last = len(trainer.num_val_batches) - 1, trainer.num_val_batches[-1] - 1
+        if trainer.state.fn == "fit" and (dataloader_idx, batch_idx) == last:
+            self._scored = _weights(cast(Population, pl_module))
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write every member."""
         if trainer.state.fn != "fit" or trainer.sanity_checking or trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -151,7 +168,7 @@ class MemberWriter(Callback):
                 score=score,
             )
             progress["history"].append(asdict(entry))
-            files = member_files(module.model, index, module.backbone, module.options["targets"])
+            files = dict(self._scored[index])
             small = {}
             for (task, split), of_members in module.evaluation.logits.items():
                 file = f"{task}-{split}.npz"
@@ -168,6 +185,7 @@ class MemberWriter(Callback):
         """
         if sum(trainer.num_val_batches) == 0:
             module = cast(Population, pl_module)
+            self._scored = _weights(module)
             module.scores = [undefined_scores(module.tasks)] * len(module.members)
             self.on_validation_end(trainer, pl_module)
 
@@ -214,14 +232,15 @@ class MemberWriter(Callback):
         )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the final weights if the last validation came before them, and mark every member as
-        finished.
+        """Write the final weights if they are others than those of the last validation, and mark
+        every member as finished.
         """
         if trainer.fast_dev_run or not self.finish:  # type: ignore[attr-defined]
             return
         module = cast(Population, pl_module)
         history = self.progress[0]["history"]
-        if not history or history[-1]["step"] != trainer.global_step:
+        last = history[-1]["step"] if history else None
+        if last != trainer.global_step or self._scored != _weights(module):
             trainer.validating = True
             trainer.fit_loop.epoch_loop.val_loop.run()
             trainer.training = True
@@ -246,6 +265,12 @@ class MemberWriter(Callback):
                 f"to resume: loraens fit --config {self.directory / 'config.yaml'} --ckpt_path"
                 f" {checkpoint}"
             )
+
+
+def _weights(module: Population) -> list[dict[str, bytes]]:
+    """The files of each member's weights."""
+    write = partial(member_files, backbone=module.backbone, targets=module.options["targets"])
+    return [write(module.model, index) for index in range(len(module.members))]
 
 
 @cache
