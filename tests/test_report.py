@@ -256,19 +256,20 @@ def test_baselines_and_three_tasks_have_rows(report, run_command, tmp_path, caps
     assert frozen_row[4] == "0.5000"
 
 
-def test_the_verdict_says_whether_the_interval_excludes_zero(tmp_path, run_command):
+def test_the_verdict_says_whether_a_gain_is_proved(tmp_path, run_command):
     run = population(tmp_path / "run", SST)
     assert run_command("ensemble", "--runs", run, "--method", "omni") == 0
     content = read([run])["sst"]
     for low, high, word in (
-        (0.01, 0.03, "excludes zero"),
-        (-0.01, 0.03, "does not exclude zero"),
-        (-0.03, -0.01, "excludes zero"),
+        (0.01, 0.03, "a proved gain."),
+        (-0.01, 0.03, "no proof that it beats it: deploy that alone."),
+        (-0.03, -0.01, "no proof that it beats it: deploy that alone."),
     ):
         gain = Interval((low + high) / 2, low, high)
         content.ensembles = [replace(record, to_best=gain) for record in content.ensembles]
         content.recommended = None  # as of older versions
-        assert verdict(content).endswith(f"an interval that {word}.")
+        assert verdict(content).endswith(word)
+        assert "accuracy of 1 ensemble," in verdict(content)
         assert f"[{low:+.4f}, {high:+.4f}]" in verdict(content)
 
 

@@ -12,6 +12,7 @@ import sys
 import weakref
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from loraens.cli import main
 from loraens.members import Grid, Member, packs
 from loraens.store import MANIFEST, MemberStore, find_members
 from loraens.train import worker as worker_module
+from loraens.train.cost import Cost, choose_pack
 from loraens.train.module import Population
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -455,6 +457,24 @@ def test_automatic_packs(sweep, capsys):
     chosen = json.loads((run / "sweep.json").read_text())["measured"]
     assert chosen in (1, 2, 4, 6)
     assert len(manifests(run)) == 6
+
+
+def test_packs_that_take_long_to_measure_are_not_measured(monkeypatch):
+    members = [Member(rank, 1.0) for rank in range(1, 65)]
+    now = 0.0
+
+    def measured(build, members, data, trainer):
+        nonlocal now
+        now += len(members)  # seconds
+        return Cost(len(members), 1 / (1 + len(members)), 1, 1)
+
+    monkeypatch.setattr("loraens.train.cost.measure", measured)
+    monkeypatch.setattr("loraens.train.cost.time.monotonic", lambda: now)
+    said = []
+    trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cpu")))
+    cost = choose_pack(None, members, None, trainer, said.append)
+    assert cost.size == 16  # after 31 s, and one of 32 would take 32 s more
+    assert said[-1].startswith("packs of 32 are not measured")
 
 
 def test_the_papers_grids():

@@ -79,13 +79,14 @@ class Content:
         rules = (self.task.label_kind.rules[0], "merged")
         return [record for record in self.ensembles if record.rule in rules]
 
-    def winner(self) -> EnsembleRecord | None:
-        """The ensemble with the best cross-validated score; None without ensembles. One member, or
-        a control, is not one.
-        """
+    def several(self) -> list[EnsembleRecord]:
+        """The ensembles of `paper` that are of several members, and no controls."""
         left_out = ("best", *CONTROLS)
-        several = [record for record in self.paper() if record.method not in left_out]
-        return max(several, key=lambda r: self.task.utility(r.interval.value), default=None)
+        return [record for record in self.paper() if record.method not in left_out]
+
+    def winner(self) -> EnsembleRecord | None:
+        """The one of `several` with the best cross-validated score; None where there is none."""
+        return max(self.several(), key=lambda r: self.task.utility(r.interval.value), default=None)
 
     def indices(self, record: EnsembleRecord) -> list[int]:
         """Indices of an ensemble's members, or their configurations, in the pool."""

@@ -163,8 +163,8 @@ def by_label(
 
 
 def verdict(content: Content) -> str:
-    """One sentence: what is recommended; in runs without that, what won, and whether the interval
-    of the difference excludes zero.
+    """One sentence: what is recommended; in runs without that, what won, and whether it is proved
+    to beat the best member.
     """
     if content.recommended is not None:
         return content.recommended.sentence
@@ -177,14 +177,16 @@ def verdict(content: Content) -> str:
             f"{task.name}: no ensemble was made yet; the best of {len(names)} members on dev is"
             f" {best}."
         )
+    count = len(content.several())
+    ensembles = "1 ensemble" if count == 1 else f"{count} ensembles"
     score = winner.interval
     gain = winner.to_best
-    excludes = "excludes" if gain.low > 0 or gain.high < 0 else "does not exclude"
+    proof = "a proved gain" if gain.low > 0 else "no proof that it beats it: deploy that alone"
     end = "highest" if task.main_metric.higher_is_better else "lowest"
     return (
         f"{task.name}: {winner.method} ({winner.rule}, {len(winner.members)} of"
         f" {winner.pool_size} members) has the {end} cross-validated {content.metric} of"
-        f" {len(content.paper())} models, {score.value:.4f} [{score.low:.4f}, {score.high:.4f}];"
+        f" {ensembles}, {score.value:.4f} [{score.low:.4f}, {score.high:.4f}];"
         f" against the best single member that is {gain.value:+.4f} [{gain.low:+.4f},"
-        f" {gain.high:+.4f}], an interval that {excludes} zero."
+        f" {gain.high:+.4f}], {proof}."
     )

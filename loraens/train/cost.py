@@ -23,6 +23,7 @@ from loraens.train.module import Population
 
 SHARE = 0.7  # of the free memory that a pack may take
 GAIN = 1.03  # a larger pack must be faster by this factor
+PATIENCE = 40.0  # seconds for measuring packs, so that a dry run takes less than a minute
 Build = Callable[[Sequence[Member]], Population]
 
 
@@ -184,8 +185,8 @@ def choose_pack(
     trainer: Trainer,
     report: Callable[[str], None],
 ) -> Cost:
-    """The cost of the pack size that is best: doubled while that makes it faster and the memory
-    allows it, from one configuration on.
+    """The cost of the pack size that is best: doubled while that makes it faster, and memory and
+    patience allow it, from one configuration on.
 
     Measured on the members of the highest ranks, which cost most.
 
@@ -203,7 +204,9 @@ def choose_pack(
     size = least = len(configurations(members)[0])
     most = max(map(len, packs(members, len(members))))
     free = free_memory(trainer.strategy.root_device)
+    started = time.monotonic()
     while True:
+        begun = time.monotonic()
         try:
             cost = measure(build, by_rank(members)[-size:], data, trainer)
         except torch.OutOfMemoryError:
@@ -220,6 +223,10 @@ def choose_pack(
         double = min(2 * size, most)
         predicted = cost.backbone_bytes + double * cost.member_bytes
         if not faster or double == size or predicted > SHARE * free:
+            break
+        now = time.monotonic()
+        if now + 2 * (now - begun) > started + PATIENCE:
+            report(f"packs of {double} are not measured, which would take long: --sweep.pack_size")
             break
         size = double
     if best is None:
