@@ -3,10 +3,11 @@
     python benchmarks/coverage.py --out DIR [--draws D] [--cells 0,3] [--minutes T]
     python benchmarks/coverage.py --out DIR --table
 
-Each draw makes a dev pool with planted errors of the members, and proves every method that merges
-nothing with `loraens.ensemble.prove.prove`. The truth is the score of the same weights, and the
-difference to the same best member, on many fresh rows. A cell is one setting of the pools; its
-draws are lines of one file under DIR, so that a run that was cut off goes on where it ended.
+Each draw makes a dev pool with planted errors of the members, proves every method that merges
+nothing with `loraens.ensemble.prove.prove`, and has one of them recommended. The truth is the score
+of the same weights, and the difference to the same best member, on many fresh rows. A cell is one
+setting of the pools; its draws are lines of one file under DIR, so that a run that was cut off goes
+on where it ended.
 
 Shape letters: M members, N examples, K classes.
 """
@@ -32,11 +33,13 @@ from loraens.ensemble.combine import combine
 from loraens.ensemble.cross_validation import Candidate
 from loraens.ensemble.pool import Pool
 from loraens.ensemble.prove import prove
+from loraens.ensemble.recommend import recommend
 from loraens.ensemble.significance import Interval
 from loraens.seeding import derive_seed
 from loraens.tasks import Task
 
 RESULTS = Path(__file__).parent / "results"
+RECOMMENDED = "recommended"  # among the methods
 TOLERANCE = 1e-12  # of differences that are zero but for rounding
 TASKS = {
     "number": Task(
@@ -167,7 +170,9 @@ def against(interval: Interval, true: float) -> dict[str, Any]:
 
 
 def measure(cell: Cell, number: int, chosen: Sequence[Candidate], truth: Truth) -> dict[str, Any]:
-    """One draw: by method, `score` and `difference` (to the best member) against the truth."""
+    """One draw: by method, and of what is recommended, `score` and `difference` (to the best
+    member) against the truth.
+    """
     pool = cell.pool(cell.examples, "draw", number)
     # `best` and `omni` are there with the paper's rule too
     proofs = [proof for proof in prove(pool, chosen) if proof.candidate.rule == cell.rule]
@@ -179,6 +184,12 @@ def measure(cell: Cell, number: int, chosen: Sequence[Candidate], truth: Truth) 
             "score": against(proof.interval, true[method]),
             "difference": against(proof.to_best, true[method] - true["best"]),
         }
+    index, found = recommend(pool, proofs)
+    method = proofs[index].candidate.method
+    methods[RECOMMENDED] = {
+        "score": against(found.estimate, true[method]),
+        "difference": against(found.gain, true[method] - true["best"]),
+    }
     return {"draw": number, "methods": methods}
 
 
@@ -228,7 +239,10 @@ def rows_of(draws: Sequence[dict[str, Any]]) -> list[str]:
         columns = [method]
         for what in ("score", "difference"):
             values = [draw["methods"][method][what] for draw in draws]
-            if (method, what) == ("best", "difference"):  # to itself
+            if method == RECOMMENDED and what == "difference":  # not where it is the best member
+                values = [value for value in values if value["half_width"] > 0]
+                columns[0] += f" (an ensemble in {len(values)})"
+            if (method, what) == ("best", "difference") or not values:  # to itself
                 columns += ["", "", ""]
                 continue
             bias = np.mean([value["error"] for value in values])

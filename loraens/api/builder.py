@@ -27,7 +27,7 @@ from loraens.tasks import Task
 from loraens.train.config import CONFIG
 from loraens.train.design import LEAST, RATES, default_members, rate_members, sizes
 from loraens.train.options import SweepOptions
-from loraens.train.plan import Plan
+from loraens.train.plan import FORWARD, Plan
 from loraens.train.sizing import largest, seconds
 
 if TYPE_CHECKING:
@@ -186,8 +186,8 @@ class Builder:
         """
         steps = RANGE_SHARE * (self.deadline - time.monotonic()) / plan.cost.seconds
         of_member = BATCH * steps / (len(RATES) * len(POOLINGS))
-        # dev has the same number at most, and its evaluation is a third of a step's cost
-        count = int(min(of_member / (4 / 3), texts, RANGE_MOST))
+        # dev has the same number at most
+        count = int(min(of_member / (1 + FORWARD), texts, RANGE_MOST))
         return count if count >= LEAST else 0
 
     def _test_rates(self) -> None:
