@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,7 +21,8 @@ from loraens.ensemble.recommend import resolved
 from loraens.ensemble.record import EnsembleRecord
 from loraens.errors import InputError
 from loraens.inference.combination import Combination, thresholds_of
-from loraens.records import Epoch, Manifest
+from loraens.inference.loading import LoadedMember, load_members
+from loraens.records import Epoch
 from loraens.store import ENSEMBLE, MANIFEST, MemberStore, find_member
 from loraens.tasks import Task
 
@@ -32,16 +33,6 @@ if TYPE_CHECKING:
     from loraens.ensemble.evaluation import Evaluation
     from loraens.model.batch import PackedBatch
     from loraens.model.population import MemberModel
-
-SHARED = ("backbone_fingerprint", "pooling", "targets", "mode", "adapter", "max_length")
-
-
-class LoadedMember(NamedTuple):
-    """A member to load: its directory, its manifest, and the directory name of the epoch."""
-
-    directory: Path
-    manifest: Manifest
-    epoch: str
 
 
 @dataclass
@@ -133,20 +124,9 @@ class Predictor:
         import torch
 
         from loraens.model.tokenizer import load_tokenizer
-        from loraens.model.weights import load_member
 
-        first = members[0]
-        settings = first.manifest.settings
-        for other in members[1:]:
-            for name in SHARED:
-                if getattr(other.manifest.settings, name) != getattr(settings, name):
-                    raise InputError(
-                        f"{other.directory} and {first.directory} differ in {name}: members that"
-                        " predict together must share it, so choose an ensemble of one sweep"
-                    )
-        model = _model(members)
-        for index, member in enumerate(members):
-            load_member(model, index, member.directory / member.epoch)
+        settings = members[0].manifest.settings
+        model = load_members(members)
         model.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         return cls(
             model=model,
@@ -345,47 +325,6 @@ def _of_record(record: EnsembleRecord, directory: Path, task: Task) -> Conformal
             " did not keep them): make the ensemble again with `loraens ensemble`"
         )
     return record.conformal
-
-
-def _model(members: Sequence[LoadedMember]) -> MemberModel:
-    """The model of members, its adapters and heads not loaded; without `transformers` where the
-    fast path runs all of it.
-
-    Raises:
-        InputError: The backbone cannot be had, or is another than the members'.
-    """
-    from loraens.model.backbone import fingerprint, load_encoder, local_directory
-    from loraens.model.plain_encoder import read_plain
-    from loraens.model.population import MemberModel
-
-    first = members[0]
-    settings = first.manifest.settings
-    pooler = settings.pooling == "pooler"
-
-    def of(encoder: Any) -> MemberModel:
-        return MemberModel(
-            encoder,
-            settings.tasks,
-            [member.manifest.member for member in members],
-            mode=settings.mode,  # type: ignore[arg-type]
-            targets=settings.targets,
-            pooling=settings.pooling,  # type: ignore[arg-type]
-            adapter=settings.adapter,
-        )
-
-    directory = local_directory(settings.backbone)
-    plain: Any = None if directory is None else read_plain(directory, pooler)
-    if plain is not None and fingerprint(plain) == settings.backbone_fingerprint:
-        model = of(plain)
-        if model.fast is not None:
-            return model
-    encoder = load_encoder(settings.backbone, pooler=pooler)
-    if fingerprint(encoder) != settings.backbone_fingerprint:
-        raise InputError(
-            f"backbone {settings.backbone!r} has other weights than the one that"
-            f" {first.directory} was trained on: use the same version of it"
-        )
-    return of(encoder)
 
 
 def _listed(texts: Sequence[Any]) -> Sequence[Any]:

@@ -18,7 +18,8 @@ from torch import nn
 
 from loraens.ensemble.read import PoolMembers
 from loraens.errors import InputError
-from loraens.inference.predictor import LoadedMember, Predictor
+from loraens.inference.loading import LoadedMember
+from loraens.inference.predictor import Predictor
 from loraens.inference.texts import read_texts
 from loraens.members import Member
 from loraens.model.backbone import load_encoder

@@ -35,7 +35,8 @@ def embeddings(
     """Pooled features of dev, which the heads of some members read, `(N, D)` each: computed in one
     packed pass, once, and kept beside the run.
     """
-    from loraens.inference.predictor import LoadedMember, Predictor
+    from loraens.inference.loading import LoadedMember
+    from loraens.inference.predictor import Predictor
 
     paths = [_path(members, index) for index in chosen]
     if not all(path.is_file() for path in paths):

@@ -1,0 +1,87 @@
+"""Members of a run, loaded onto one backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from loraens.errors import InputError
+from loraens.records import Manifest
+
+if TYPE_CHECKING:
+    from loraens.model.population import MemberModel
+
+SHARED = ("backbone_fingerprint", "pooling", "targets", "mode", "adapter", "max_length")
+
+
+class LoadedMember(NamedTuple):
+    """A member to load: its directory, its manifest, and the directory name of the epoch."""
+
+    directory: Path
+    manifest: Manifest
+    epoch: str
+
+
+def load_members(members: Sequence[LoadedMember]) -> MemberModel:
+    """The model of members with their weights.
+
+    Raises:
+        InputError: They cannot share a backbone, or it cannot be had or is another than theirs.
+    """
+    from loraens.model.weights import load_member
+
+    first = members[0]
+    settings = first.manifest.settings
+    for other in members[1:]:
+        for name in SHARED:
+            if getattr(other.manifest.settings, name) != getattr(settings, name):
+                raise InputError(
+                    f"{other.directory} and {first.directory} differ in {name}: members that"
+                    " predict together must share it, so choose an ensemble of one sweep"
+                )
+    model = _model(members)
+    for index, member in enumerate(members):
+        load_member(model, index, member.directory / member.epoch)
+    return model
+
+
+def _model(members: Sequence[LoadedMember]) -> MemberModel:
+    """The model of members, its adapters and heads not loaded; without `transformers` where the
+    fast path runs all of it.
+
+    Raises:
+        InputError: The backbone cannot be had, or is another than the members'.
+    """
+    from loraens.model.backbone import fingerprint, load_encoder, local_directory
+    from loraens.model.plain_encoder import read_plain
+    from loraens.model.population import MemberModel
+
+    first = members[0]
+    settings = first.manifest.settings
+    pooler = settings.pooling == "pooler"
+
+    def of(encoder: Any) -> MemberModel:
+        return MemberModel(
+            encoder,
+            settings.tasks,
+            [member.manifest.member for member in members],
+            mode=settings.mode,  # type: ignore[arg-type]
+            targets=settings.targets,
+            pooling=settings.pooling,  # type: ignore[arg-type]
+            adapter=settings.adapter,
+        )
+
+    directory = local_directory(settings.backbone)
+    plain: Any = None if directory is None else read_plain(directory, pooler)
+    if plain is not None and fingerprint(plain) == settings.backbone_fingerprint:
+        model = of(plain)
+        if model.fast is not None:
+            return model
+    encoder = load_encoder(settings.backbone, pooler=pooler)
+    if fingerprint(encoder) != settings.backbone_fingerprint:
+        raise InputError(
+            f"backbone {settings.backbone!r} has other weights than the one that"
+            f" {first.directory} was trained on: use the same version of it"
+        )
+    return of(encoder)
