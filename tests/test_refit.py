@@ -100,6 +100,9 @@ def test_intervals_of_a_refit_ensemble_have_the_spread_of_its_members(copied, tm
     run = copied("sts")
     omni = prove(run, methods=["omni"])["omni"].refit()
     assert len(omni.members.units) == 3
+    alone = Predictor.load(omni.members.directories[0])
+    with pytest.raises(InputError, match="has no held-out examples, which coverage needs: it was"):
+        alone.predict([("a dog", "a cat")], coverage=0.5)
     predictor = Predictor.load(omni.save(tmp_path / "omni"))
     (row,) = predictor.predict([("a dog", "a cat")], coverage=0.5)
     region = predictor.region(predictor.task(), 0.5)

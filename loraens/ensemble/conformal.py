@@ -36,7 +36,7 @@ from loraens.errors import InputError
 from loraens.members import OUT_OF_FOLD
 from loraens.metrics import Outcome
 from loraens.records import Count, Record
-from loraens.store import MemberStore
+from loraens.store import MemberStore, logits_file
 from loraens.tasks import Task
 
 LEVELS = (*range(500, 1000, 10), *range(991, 1000))  # per mille, so that products are exact
@@ -154,6 +154,11 @@ def of_member(directory: Path, epoch: str, task: Task) -> Conformal:
     store = MemberStore(directory)
     manifest = store.manifest()
     split = "dev" if manifest.member.fold is None else OUT_OF_FOLD
+    if not (directory / logits_file(manifest, epoch, task.name, split)).is_file():
+        raise InputError(
+            f"{directory} has no held-out examples, which coverage needs: it was trained on all"
+            " labelled texts, so predict with the ensemble that it is of"
+        )
     logits = store.logits_of(manifest, epoch, task.name, split)
     if logits.labels is None:
         raise InputError(
