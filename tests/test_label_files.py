@@ -9,6 +9,7 @@ import pytest
 
 import loraens
 from loraens.data import modules as data
+from loraens.data.splits import read_split
 from loraens.errors import InputError
 
 ROWS = [
@@ -62,6 +63,8 @@ def test_labels_are_lists_names_between_delimiters_or_columns(tmp_path, form, gi
     split = made.sources[0].read("train")
     assert split.labels.tolist() == EXPECTED
     assert split.dropped == {}
+    again = read_split(tmp_path / split.origin, "test", made.tasks[0])  # as `evaluate` reads it
+    assert again.labels.tolist() == EXPECTED
 
 
 def test_lists_of_named_classes_in_a_data_set(tmp_path):
