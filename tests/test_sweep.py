@@ -459,6 +459,14 @@ def test_automatic_packs(sweep, capsys):
     assert len(manifests(run)) == 6
 
 
+@pytest.mark.slow
+def test_logits_of_test_can_be_left_out(sweep, run_command):
+    run = sweep("--data.test_logits", "false", epochs=1)
+    assert [*run.glob("*/epoch-001/sts-dev.npz")]
+    assert not [*run.glob("r*/**/sts-test.npz")]
+    assert run_command("ensemble", "--runs", run, "--method", "omni", "soup") == 0
+
+
 def test_packs_that_take_long_to_measure_are_not_measured(monkeypatch):
     members = [Member(rank, 1.0) for rank in range(1, 65)]
     now = 0.0

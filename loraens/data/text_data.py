@@ -41,6 +41,8 @@ class TextData(RecordedArguments, LightningDataModule):
             ** (1 / temperature).
         pool_dev: With folds, cut dev into parts too, together with train. Without it dev is kept
             apart: it chooses nothing, and its logits are stored.
+        test_logits: Whether logits of test are stored after every epoch, for scores of ensembles
+            where it has labels; they take more time than those of dev where it is larger.
 
     Raises:
         InputError: An option is out of range.
@@ -56,6 +58,7 @@ class TextData(RecordedArguments, LightningDataModule):
         limit: int | None = None,
         temperature: float = 1.0,
         pool_dev: bool = False,
+        test_logits: bool = True,
     ) -> None:
         super().__init__()
         minima = {
@@ -90,6 +93,7 @@ class TextData(RecordedArguments, LightningDataModule):
         self.limit = limit
         self.temperature = temperature
         self.pool_dev = pool_dev
+        self.test_logits = test_logits
         self.folds: int | None = None  # K, see `cut`
         self.splits: dict[tuple[str, str], TokenSplit] = {}
 
@@ -210,7 +214,8 @@ class TextData(RecordedArguments, LightningDataModule):
         """
         assert self.trainer is not None
         fitting = self.trainer.state.fn == "fit"
-        others = ["test"] if self.folds is None else ["dev", "test"]
+        others = [] if self.folds is None else ["dev"]
+        others += ["test"] if self.test_logits else []
         loaders = self.eval_loaders(self.scored)
         for split in others if fitting else ():
             loaders += self.eval_loaders(split)

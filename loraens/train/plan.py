@@ -88,7 +88,8 @@ def planned(
         for split in ("train", "dev", "test")
     }
     part = tokens["train"] / folds if folds else 0.0  # that a member is evaluated on
-    evaluated = (part + tokens["dev"] + tokens["test"]) / (tokens["train"] - part)
+    test = tokens["test"] if worker.data.test_logits else 0
+    evaluated = (part + tokens["dev"] + test) / (tokens["train"] - part)
     epochs_of = worker.config.epochs_of
     steps = sum(map(epochs_of, left)) * steps_of_epoch
     return Plan(
