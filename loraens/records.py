@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, TypeVar, cast
@@ -229,6 +229,12 @@ class Manifest(Record):
     def planned_epochs(self) -> int | None:
         """Epochs that it was to be trained, had it not stopped early; None where not known."""
         return self.trained_epochs if self.status == "finished" else self.max_epochs
+
+    def at(self, backbone: str | None) -> Manifest:
+        """The member on a backbone of the same weights at another place; None for its own."""
+        if backbone is None:
+            return self
+        return replace(self, settings=replace(self.settings, backbone=backbone))
 
     def score(self, task: Task, epoch: Epoch = "best") -> float | None:
         """The task's metric on dev after an epoch; None where it is not defined."""

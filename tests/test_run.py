@@ -403,6 +403,32 @@ def test_backbones_that_cannot_be_used(fails, tiny_bert, corpus, tmp_path, chang
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_a_backbone_that_was_moved_is_named(
+    fit_in, run_command, fails, tiny_bert, corpus, tmp_path
+):
+    here, there = tmp_path / "here", tmp_path / "there"
+    shutil.copytree(tiny_bert, here)
+    run = fit_in(tmp_path, "--model.backbone", here, epochs=1)
+    here.rename(there)
+    predict = ("predict", "--model", run, "--text", "a man", "--text2", "a dog")
+    assert "if it was moved, say where it is (--backbone)" in fails(*predict)
+    assert run_command(*predict, "--backbone", there) == 0
+    labelled = ("--input", corpus / "sts-dev.csv", "--backbone", there)
+    assert run_command("evaluate", "--model", run, *labelled) == 0
+    soup = ("ensemble", "--runs", run, "--method", "soup", "--logger", "false")
+    assert run_command(*soup, "--backbone", there) == 0
+    merged = run / "ensembles" / "sts-soup-merged"
+    assert run_command("predict", "--model", merged, *predict[3:]) == 0
+    report = ("report", "--runs", run, "--logger", "false", "--backbone", there)
+    assert run_command(*report) == 0
+    resume = ("--ckpt_path", run / "last.ckpt", "--trainer.max_epochs", 2)
+    again = ("fit", "--config", run / "config.yaml", *resume, "--model.backbone", there)
+    assert run_command(*again) == 0
+    assert len(MemberStore(find_member(run)).manifest().history) == 2
+
+
+@pytest.mark.slow
 def test_another_backbone_under_the_same_name_is_refused(
     run_command, fails, tiny_bert, corpus, tmp_path
 ):

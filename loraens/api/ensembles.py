@@ -40,6 +40,7 @@ def write_ensembles(
     refit: bool = False,
     on_task: Callable[[Sequence[EnsembleRecord], str], None] | None = None,
     report: Callable[[str], None] = print,
+    backbone: str | None = None,
 ) -> tuple[list[EnsembleRecord], dict[str, Recommendation]]:
     """Choose, prove and write ensembles of each task, and which of them are recommended.
 
@@ -57,13 +58,15 @@ def write_ensembles(
         on_task: Is given each task's ensembles and the name of the recommended one as soon as they
             are there.
         report: Is told of members that are left out.
+        backbone: Where the backbone is now, if it was moved: a directory or hub name of the same
+            weights.
 
     Returns:
         The records of all ensembles, and the recommendations by task.
     """
     records: list[EnsembleRecord] = []
     recommended: dict[str, Recommendation] = {}
-    pools = read_runs(runs, tasks, epoch, report)
+    pools = read_runs(runs, tasks, epoch, report, backbone=backbone)
     chosen = _chosen(pools, methods, rules, options, max_members, goal)
     for members in pools.values() if refit else ():
         check_refit(members)

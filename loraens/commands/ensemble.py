@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from loraens.api.ensembles import write_ensembles
-from loraens.commands.parser import Parser
+from loraens.commands.parser import BACKBONE_HELP, Parser
 from loraens.ensemble.methods import names
 from loraens.ensemble.options import Options
 from loraens.ensemble.recommend import RECOMMENDED, Goal, Recommendation
@@ -44,6 +44,7 @@ def run(
     max_members: int | None = None,
     goal: Goal = "score",
     refit: bool = False,
+    backbone: str | None = None,
 ) -> list[EnsembleRecord]:
     """Choose, prove and write ensembles of each task, print their tables, and recommend one of
     each; returns them.
@@ -61,6 +62,7 @@ def run(
         goal=goal,
         refit=refit,
         on_task=print_tables,
+        backbone=backbone,
     )
     for sentence in tables.overall_sentences(records):
         print(sentence)
@@ -150,6 +152,7 @@ def main(args: list[str]) -> None:
         help="Train the recommended configurations once more, on all labelled texts of a sweep with"
         " folds: one member each in place of one a fold.",
     )
+    parser.add_argument("--backbone", type=text, default=None, help=BACKBONE_HELP)
     parser.add_class_arguments(Options, skip={"max_size"})
     given = parser.parse_args(args)
     run(
@@ -164,4 +167,5 @@ def main(args: list[str]) -> None:
         max_members=given.max_members,
         goal=given.goal,
         refit=given.refit,
+        backbone=given.backbone,
     )

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 
-from jsonargparse import auto_cli
-
-from loraens.commands.parser import Parser
+from loraens.commands.parser import call
 from loraens.data.tables import Quoting, Reading
 from loraens.errors import InputError
 from loraens.records import Epoch
@@ -23,6 +20,7 @@ def evaluate(
     encoding: str = "utf-8",
     quoting: Quoting = "auto",
     device: str | None = None,
+    backbone: str | None = None,
 ) -> None:
     """Score a member or an ensemble on a labelled file: every metric with a 95 % interval, errors
     by class or by size, calibration, and coverage of prediction sets; of an ensemble its members
@@ -42,6 +40,8 @@ def evaluate(
         encoding: Encoding of the input, where it is text.
         quoting: What quotes mean in CSV and TSV, as of `predict`.
         device: Where to compute, such as cpu or cuda:0; a GPU if there is one, by default.
+        backbone: Where the backbone is now, if it was moved: a directory or hub name of the same
+            weights.
 
     Raises:
         InputError: An option or a file cannot be used, or the file has no labels.
@@ -60,7 +60,7 @@ def evaluate(
     if batch_size < 1:
         raise InputError(f"batch_size {batch_size}: at least 1 is expected", option="batch_size")
     reading = Reading(encoding, quoting, flag="")
-    predictor = Predictor.load(model, epoch, batch_size, device)
+    predictor = Predictor.load(model, epoch, batch_size, device, backbone)
     evaluation = evaluate_model(predictor, input, task, reading)
     for table in tables(evaluation, predictor.task(task)):
         show(table)
@@ -74,11 +74,4 @@ def evaluate(
 
 def main(args: list[str]) -> None:
     """Run `evaluate` with the options of the command line."""
-    auto_cli(
-        evaluate,
-        args=args,
-        as_positional=False,
-        parser_class=Parser,
-        command="evaluate",
-        description=inspect.cleandoc(evaluate.__doc__ or "").partition("\n\nArgs:")[0],
-    )
+    call(evaluate, "evaluate", args)

@@ -14,6 +14,9 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, auto_cli
 
 from loraens.errors import InputError
 
+BACKBONE_HELP = (
+    "Where the backbone is now, if it was moved: a directory or hub name of the same weights."
+)
 WORDS = {int: "whole number", float: "number", bool: "true or false", str: "text", dict: "mapping"}
 
 

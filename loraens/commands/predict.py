@@ -33,6 +33,7 @@ def predict(
     missing: list[str | int | float] | None = None,
     device: str | None = None,
     coverage: float | None = None,
+    backbone: str | None = None,
 ) -> None:
     """Write predictions of a member or an ensemble for every row of a file, or print those of one
     text.
@@ -63,6 +64,8 @@ def predict(
         device: Where to compute, such as cpu or cuda:0; a GPU if there is one, by default.
         coverage: Share of new texts, such as 0.9, whose label is in the prediction set (column set,
             a JSON list of class names) or interval (columns low and high) that each row then has.
+        backbone: Where the backbone is now, if it was moved: a directory or hub name of the same
+            weights.
 
     Raises:
         InputError: An option or a file cannot be used.
@@ -75,7 +78,7 @@ def predict(
         raise InputError(f"batch_size {batch_size}: at least 1 is expected", option="batch_size")
     if coverage is not None:
         check_coverage(coverage)
-    load = partial(Predictor.load, model, epoch, batch_size, device)
+    load = partial(Predictor.load, model, epoch, batch_size, device, backbone)
     if input is None:
         texts = tuple(given for given in (text, text2) if given is not None)
         _print_one(load(), task, texts, coverage)

@@ -106,6 +106,7 @@ def read_runs(
     epoch: Epoch = "best",
     report: Callable[[str], None] = print,
     mode: str | None = None,
+    backbone: str | None = None,
 ) -> dict[str, PoolMembers]:
     """Read all members at or below some directories, by task; failed members, and configurations
     of which a fold failed or is missing, are skipped and reported.
@@ -117,13 +118,15 @@ def read_runs(
         report: Called with a sentence for each member that is skipped, and where best epochs were
             asked for and the logits of all epochs are not stored.
         mode: Read members of this mode alone; of any by default.
+        backbone: Where the backbone is now, if it was moved: a directory or hub name of the same
+            weights.
 
     Raises:
         InputError: There is no member, a file is missing or altered, or members differ in what must
             be the same.
     """
     by_task: dict[str, list[Unit]] = {}
-    stored = [(path, MemberStore(path).manifest()) for path in _directories(runs)]
+    stored = [(path, MemberStore(path).manifest().at(backbone)) for path in _directories(runs)]
     for unit in units_of(stored):
         settings = unit[0][1].settings
         if (problem := problem_of(unit, epoch)) is not None:

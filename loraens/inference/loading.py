@@ -78,7 +78,10 @@ def _model(members: Sequence[LoadedMember]) -> MemberModel:
         model = of(plain)
         if model.fast is not None:
             return model
-    encoder = load_encoder(settings.backbone, pooler=pooler)
+    try:
+        encoder = load_encoder(settings.backbone, pooler=pooler)
+    except InputError as error:
+        raise InputError(f"{error}; if it was moved, say where it is (--backbone)") from None
     if fingerprint(encoder) != settings.backbone_fingerprint:
         raise InputError(
             f"backbone {settings.backbone!r} has other weights than the one that"

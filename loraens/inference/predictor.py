@@ -71,6 +71,7 @@ class Predictor:
         epoch: Epoch = "best",
         batch_size: int = 64,
         device: str | None = None,
+        backbone: str | None = None,
     ) -> Predictor:
         """Load a member of a run, or an ensemble.
 
@@ -80,6 +81,8 @@ class Predictor:
             epoch: Epoch of a member; an ensemble names the epochs of its members.
             batch_size: Texts in one batch.
             device: Where to compute; a GPU if there is one, by default.
+            backbone: Where the backbone is now, if it was moved: a directory or hub name of the
+                same weights.
 
         Raises:
             InputError: There is no such member, its files were altered, or its backbone cannot be
@@ -90,7 +93,7 @@ class Predictor:
         # a soup is both, and is loaded as the one member that it is
         if record is None or (path / MANIFEST).is_file():
             store = MemberStore(find_member(path))
-            manifest = store.manifest(examples=False)
+            manifest = store.manifest(examples=False).at(backbone)
             name = store.epoch(manifest, epoch).name
             member = LoadedMember(store.directory, manifest, name)
             predictor = cls.of_members([member], batch_size, device)
@@ -100,10 +103,8 @@ class Predictor:
                 predictor.conformal = partial(_of_record, record, path)
                 predictor.thresholds = thresholds_of(record)
             return predictor
-        members = [
-            LoadedMember(*record.member_store(path, member), member.epoch)
-            for member in record.members
-        ]
+        stored = [(record.member_store(path, member), member.epoch) for member in record.members]
+        members = [LoadedMember(at, found.at(backbone), epoch) for (at, found), epoch in stored]
         predictor = cls.of_members(members, batch_size, device)
         if len(members) == 1:
             predictor.model.fold()

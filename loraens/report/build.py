@@ -80,6 +80,7 @@ def write_report(
     epoch: Epoch | None = None,
     texts: bool = True,
     version: str = "",
+    backbone: str | None = None,
 ) -> Report:
     """Make the report of some runs.
 
@@ -90,11 +91,13 @@ def write_report(
         epoch: Epoch of each member; that of the ensembles by default.
         texts: Whether to show texts and maps of embeddings.
         version: Version of loraens, for the page's footer.
+        backbone: Where the backbone is now, if it was moved: a directory or hub name of the same
+            weights.
 
     Raises:
         InputError: The runs cannot be read.
     """
-    contents = read(runs, tasks, epoch)
+    contents = read(runs, tasks, epoch, backbone=backbone)
     parts: dict[str, list[Section]] = {}
     if (overall := overall_scores(contents)) is not None:
         parts["All tasks"] = [overall]

@@ -103,6 +103,7 @@ def read(
     tasks: Sequence[str] | None = None,
     epoch: Epoch | None = None,
     report: Callable[[str], None] = print,
+    backbone: str | None = None,
 ) -> dict[str, Content]:
     """Everything of some runs, by task.
 
@@ -111,6 +112,8 @@ def read(
         tasks: Names of tasks; all by default.
         epoch: Epoch of each member; by default that of the ensembles, or the best.
         report: Called with a sentence for each thing that is skipped.
+        backbone: Where the backbone is now, if it was moved: a directory or hub name of the same
+            weights.
 
     Raises:
         InputError: As `read_runs`; or an ensemble is older than its members.
@@ -125,7 +128,7 @@ def read(
     if epoch is None:
         epoch = epochs.pop() if len(epochs) == 1 else "best"
     contents = {}
-    for name, members in read_runs(runs, tasks, epoch, report, mode="lora").items():
+    for name, members in read_runs(runs, tasks, epoch, report, "lora", backbone).items():
         if not members.dev.labelled:
             raise InputError(f"task {name} has no labels on dev: there is nothing to report")
         of_task = {folder: r for folder, r in records.items() if r.task.name == name}

@@ -404,7 +404,8 @@ class Population(LightningModule):
             )
         saved = {**OLDER_SETTINGS, **saved}
         for name, value in self._identity().items():
-            if saved.get(name) != value:
+            # of a backbone its weights alone, as it may have been moved
+            if name != "backbone" and saved.get(name) != value:
                 raise InputError(
                     f"ckpt_path was written with {name} {saved.get(name)!r}, now it is {value!r}:"
                     " use the run's config.yaml and data, or start a new run without --ckpt_path",

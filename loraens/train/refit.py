@@ -52,7 +52,10 @@ def refit(
             does not fit in memory, or its numbers became NaN or infinite.
     """
     directory = run / REFIT
-    worker = Worker(directory, TrainConfig.read(run), data)
+    config = TrainConfig.read(run)
+    backbone = configurations[0].settings.backbone  # which may have been moved
+    config = replace(config, model={**config.model, "backbone": backbone})
+    worker = Worker(directory, config, data)
     wanted = {
         replace(manifest.member, fold=None): _last_epoch(manifest, epoch)
         for manifest in configurations

@@ -103,11 +103,11 @@ class SweepState:
 
 def changed_setting(before: dict[str, Any], now: dict[str, Any]) -> tuple[str, Any, Any] | None:
     """The first setting that is not as it was: its dotted name, the value before and the value
-    now.
+    now. Of a backbone only its weights count, as it may have been moved.
     """
     flat_before = _flat({**OLDER_SETTINGS, **before})
     for name, value in _flat(now).items():
-        if flat_before.get(name) != value:
+        if name != "backbone" and flat_before.get(name) != value:
             return name, flat_before.get(name), value
     return None
 
