@@ -1,6 +1,9 @@
 """What a run logs to W&B without an account, read back from the offline run's own file."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -228,25 +231,30 @@ def test_variables_of_wandb_hold(monkeypatch, tmp_path):
     assert (of_group["name"], of_group["group"]) == ("name r4", "run_group")
 
 
-@pytest.mark.slow
-def test_a_home_that_cannot_be_written_ends_no_run(monkeypatch, tmp_path):
-    import wandb
+LOGS_A_TABLE = """
+import sys
+from pathlib import Path
+import wandb
+from loraens.train.account import run_options
+options = run_options(Path(sys.argv[1]), "one")
+options["dir"].mkdir()
+with wandb.init(**options) as run:
+    run.log({"table": wandb.Table(["a"], [[1]])})
+"""
 
+
+@pytest.mark.slow
+def test_a_home_that_cannot_be_written_ends_no_run(tmp_path):
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv("HOME", str(tmp_path / "file" / "home"))
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    for name in ("WANDB_DIR", "XDG_CACHE_HOME", "XDG_DATA_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    homes = ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR")
-    for name in homes:  # so that what is set is unset again
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
-    with pytest.warns(UserWarning, match=f"cannot be written: {', '.join(homes)} are") as warned:
-        options = run_options(tmp_path / "run", "one")
-    assert len(warned) == 1
-    options["dir"].mkdir()
-    with wandb.init(**options) as run:
-        run.log({"table": wandb.Table(["a"], [[1]])})
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
+    for name in ("XDG_CACHE_HOME", "XDG_DATA_HOME"):
+        kept.pop(name, None)
+    environment = {**kept, "HOME": str(tmp_path / "file" / "home"), "WANDB_MODE": "offline"}
+    command = [sys.executable, "-c", LOGS_A_TABLE, str(tmp_path / "run")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    homes = "WANDB_DATA_DIR, WANDB_CACHE_DIR, WANDB_CONFIG_DIR"
+    assert done.stderr.count(f"cannot be written: {homes} are ") == 1
     (offline,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
     assert read_run(offline).run.display_name == "one"
     assert list(offline.glob("files/media/table/table*.json"))
