@@ -193,6 +193,8 @@ def recommend(
         if (max_members is None or cost(proof) * unit <= max_members)
         and _eligible(proof.candidate, goal)
     ]
+    # the best member's predictions are the same by every rule, but votes have no probabilities
+    allowed.sort(key=lambda index: proofs[index].candidate.rule == "vote")
     rows = [proofs[index] for index in allowed]
     costs = np.array([cost(proof) * unit for proof in rows])
     metric = Values.of_metric(pool, rows)
