@@ -61,6 +61,8 @@ class Predictor:
             `<task>-<split>`.
         thresholds: `(K,)` of the probability of each label, of a soup of members of a task whose
             examples have several labels.
+        precision: Lightning's precision that the members were trained in, and are run in; float32
+            where they were trained in different ones.
     """
 
     model: MemberModel
@@ -72,6 +74,7 @@ class Predictor:
     conformal: Callable[[Task], Conformal] | None = None
     data: Mapping[str, str] = field(default_factory=dict)
     thresholds: np.ndarray | None = None
+    precision: str = "32-true"
 
     @classmethod
     def load(
@@ -103,7 +106,7 @@ class Predictor:
             name = store.epoch(manifest, epoch).name
             member = LoadedMember(store.directory, manifest, name)
             predictor = cls.of_members([member], batch_size, device)
-            predictor.model.fold()
+            predictor._fold()
             predictor.conformal = partial(of_member, store.directory, name)
             if record is not None:
                 predictor.conformal = partial(_of_record, record, path)
@@ -115,7 +118,7 @@ class Predictor:
         ]
         predictor = cls.of_members(members, batch_size, device)
         if len(members) == 1:
-            predictor.model.fold()
+            predictor._fold()
         predictor.combination = Combination.of_record(record)
         predictor.conformal = partial(_of_record, record, path)
         predictor.tasks = {record.task.name: record.task}
@@ -132,6 +135,7 @@ class Predictor:
         """
         import torch
 
+        from loraens.model.precision import allow_tf32
         from loraens.model.tokenizer import load_tokenizer
         from loraens.model.weights import load_member
 
@@ -144,10 +148,13 @@ class Predictor:
                         f"{other.directory} and {first.directory} differ in {name}: members that"
                         " predict together must share it, so choose an ensemble of one sweep"
                     )
+        precisions = {member.manifest.settings.precision for member in members}
         model = _model(members)
         for index, member in enumerate(members):
             load_member(model, index, member.directory / member.epoch)
-        model.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        allow_tf32(where)
+        model.eval().to(where)
         return cls(
             model=model,
             tasks={task.name: task for task in settings.tasks},
@@ -155,7 +162,17 @@ class Predictor:
             max_length=settings.max_length,
             batch_size=batch_size,
             data=settings.data,
+            precision=precisions.pop() if len(precisions) == 1 else "32-true",
         )
+
+    def _fold(self) -> None:
+        """Add the only member's adapter to the backbone's weights, unless these are rounded to
+        bfloat16, which would round the adapter away.
+        """
+        from loraens.model.precision import HALF
+
+        if self.precision != HALF:
+            self.model.fold()
 
     def task(self, name: str | None = None) -> Task:
         """The task of that name, or the only one.
@@ -195,6 +212,7 @@ class Predictor:
 
         from loraens.data.tokens import tokenise
         from loraens.model.batch import pack
+        from loraens.model.precision import computing_in
 
         members = len(self.model.members)
         outputs = np.zeros((members, len(texts), width), np.float32)
@@ -204,7 +222,7 @@ class Predictor:
         order = np.argsort(tokens.lengths, kind="stable")
         device = next(self.model.parameters()).device
         size = max(1, self.batch_size // members)
-        with torch.inference_mode():
+        with torch.inference_mode(), computing_in(self.precision, device):
             for start in range(0, len(order), size):
                 indices = order[start : start + size]
                 batch = pack(
