@@ -6,7 +6,6 @@ directories of the pack's members and, with the same contents as every other wor
 
 from __future__ import annotations
 
-import gc
 import time
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
@@ -14,7 +13,6 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -26,6 +24,7 @@ from loraens.train.callbacks import MemberWriter
 from loraens.train.checkpoints import PackCheckpoint, Progress
 from loraens.train.config import CONFIG, SweepConfig, TrainConfig
 from loraens.train.failures import PopulationError
+from loraens.train.memory import give_back, is_out_of_memory
 from loraens.train.module import Population
 from loraens.train.packs import (
     FOLD_FAILED,
@@ -212,8 +211,6 @@ class Worker:
         if problem is not None:
             if problem[0] == "population_failed":
                 pack.checkpoint.unlink(missing_ok=True)
-            elif torch.cuda.is_available():
-                torch.cuda.empty_cache()
             results += [MemberResult(member.name, problem[0], epochs) for member in members]
         elif members:
             results += self._close(pack)
@@ -226,6 +223,7 @@ class Worker:
         """Train until the pack's epoch, or until a member stops; returns why no member can
         continue, if so.
         """
+        give_back()  # of measuring, too
         module = self.build(members)
         writer = MemberWriter(self.directory, finish=False)
         epochs = self.config.epochs_of(pack.members[0])
@@ -235,14 +233,14 @@ class Worker:
             trainer.fit(module, self.data, ckpt_path=resumed, weights_only=True)
         except PopulationError as error:
             return "population_failed", str(error)
-        except (RuntimeError, MemoryError) as error:
+        except (RuntimeError, MemoryError, OSError) as error:
             if not is_out_of_memory(error):
                 raise
-            # without the frames, which hold the pack's tensors
-            return "out_of_memory", str(error.with_traceback(None))
+            return "out_of_memory", str(error)
         finally:
+            self._data_module.trainer = None  # which holds the pack's tensors
             del module, trainer
-            gc.collect()
+            give_back()
         return None
 
     def _drop_stopped(
@@ -311,10 +309,3 @@ def _unpickled(directory: Path) -> Worker:
 @lru_cache(maxsize=1)
 def _kept(directory: Path, text: str) -> Worker:
     return Worker(directory, SweepConfig.from_yaml(text, str(directory / CONFIG)).train)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on a GPU or not."""
-    return isinstance(
-        error, (MemoryError, torch.OutOfMemoryError)
-    ) or "can't allocate memory" in str(error)
