@@ -1,5 +1,5 @@
-"""What a GPU has to do as a CPU does: on an emulated one, in a process of its own, and on a real one
-where there is one.
+"""What a GPU has to do as a CPU does: on an emulated one, in a process of its own, and on a real
+one where there is one.
 """
 
 import os
@@ -7,13 +7,19 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from helpers.corpus import split_texts
 
+from loraens.data.modules import SST
 from loraens.inference.predictor import Predictor
+from loraens.members import Member
+from loraens.model.device import records_together
 from loraens.store import MemberStore, find_members
+from loraens.train.module import Population
 
 TESTS = Path(__file__).parent
 
@@ -64,3 +70,40 @@ def test_predictions_in_bfloat16_are_the_stored_ones(half, corpus):
     (folder,) = (half / "ensembles").glob("sts-omni-*")
     predictor = Predictor.load(folder)
     assert predictor.precision == "bf16-mixed"
+
+
+@pytest.fixture
+def of_80_gib(monkeypatch):
+    """A GPU's memory."""
+    memory = SimpleNamespace(total_memory=80 * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: memory)
+    return torch.device("cuda:0")
+
+
+def test_evaluation_batches_scale_with_the_device(of_80_gib):
+    """Of 186 members of MiniLM's shape, a record of each is 186 sequences."""
+    minilm = {"hidden_size": 384, "intermediate_size": 1536, "num_attention_heads": 12}
+    config = SimpleNamespace(**minilm)
+    assert records_together(config, 50, torch.device("cpu")) == 64
+    assert records_together(config, 50, of_80_gib) // 186 >= 8
+    short, long = (records_together(config, longest, of_80_gib) for longest in (50, 500))
+    assert short > 10 * long > 0
+    assert records_together(config, 100_000, of_80_gib) == 1
+
+
+def test_batches_of_dev_on_a_gpu(of_80_gib, tiny_bert, corpus):
+    texts = SST(root=str(corpus), backbone=str(tiny_bert))
+    texts.setup("fit")
+    members = [Member(1, 1.0, seed=seed) for seed in range(100)]
+    module = Population(members, texts.tasks, backbone=str(tiny_bert), pooling="cls")
+    module.build(texts.max_length)
+    sizes = []
+    for device in (torch.device("cpu"), of_80_gib):
+        strategy = SimpleNamespace(root_device=device)
+        texts.trainer = SimpleNamespace(strategy=strategy, lightning_module=module)
+        (loader,) = texts.eval_loaders("dev")
+        sizes.append([batch.indices.shape[1] for batch in loader])
+    assert sizes == [[1] * 24, [24]]
+    texts.eval_batch_size = 300  # as it was given
+    (loader,) = texts.eval_loaders("dev")
+    assert {batch.indices.shape[1] for batch in loader} == {3}

@@ -53,7 +53,8 @@ class Predictor:
         tasks: Its tasks, by name.
         tokenizer: The backbone's tokenizer.
         max_length: Longest sequence in tokens.
-        batch_size: Texts in one batch, those of all members together.
+        batch_size: Texts in one batch, those of all members together; None for what suits the
+            device.
         combination: How the members are combined; None for a single member.
         conformal: Gives the quantiles of held-out scores of a task, for regions; None where the
             members were not loaded from a run.
@@ -69,7 +70,7 @@ class Predictor:
     tasks: dict[str, Task]
     tokenizer: Tokenizer
     max_length: int
-    batch_size: int
+    batch_size: int | None
     combination: Combination | None = None
     conformal: Callable[[Task], Conformal] | None = None
     data: Mapping[str, str] = field(default_factory=dict)
@@ -81,7 +82,7 @@ class Predictor:
         cls,
         path: str | Path,
         epoch: Epoch = "best",
-        batch_size: int = 64,
+        batch_size: int | None = None,
         device: str | None = None,
     ) -> Predictor:
         """Load a member of a run, or an ensemble.
@@ -90,7 +91,8 @@ class Predictor:
             path: A member's directory, a run's that has one member, an ensemble's, or the file
                 `recommended` beside the ensembles.
             epoch: Epoch of a member; an ensemble names the epochs of its members.
-            batch_size: Texts in one batch.
+            batch_size: Texts in one batch, those of all members together; by default 64 on a CPU,
+                and what an eighth of its memory holds on a GPU.
             device: Where to compute; a GPU if there is one, by default.
 
         Raises:
@@ -126,7 +128,10 @@ class Predictor:
 
     @classmethod
     def of_members(
-        cls, members: Sequence[LoadedMember], batch_size: int = 64, device: str | None = None
+        cls,
+        members: Sequence[LoadedMember],
+        batch_size: int | None = None,
+        device: str | None = None,
     ) -> Predictor:
         """Load members onto one backbone, not combined.
 
@@ -135,7 +140,7 @@ class Predictor:
         """
         import torch
 
-        from loraens.model.precision import allow_tf32
+        from loraens.model.device import allow_tf32
         from loraens.model.tokenizer import load_tokenizer
         from loraens.model.weights import load_member
 
@@ -169,7 +174,7 @@ class Predictor:
         """Add the only member's adapter to the backbone's weights, unless these are rounded to
         bfloat16, which would round the adapter away.
         """
-        from loraens.model.precision import HALF
+        from loraens.model.device import HALF
 
         if self.precision != HALF:
             self.model.fold()
@@ -212,7 +217,7 @@ class Predictor:
 
         from loraens.data.tokens import tokenise
         from loraens.model.batch import pack
-        from loraens.model.precision import computing_in
+        from loraens.model.device import computing_in, records_together
 
         members = len(self.model.members)
         outputs = np.zeros((members, len(texts), width), np.float32)
@@ -221,7 +226,9 @@ class Predictor:
         tokens = tokenise(list(texts), self.tokenizer, self.max_length)
         order = np.argsort(tokens.lengths, kind="stable")
         device = next(self.model.parameters()).device
-        size = max(1, self.batch_size // members)
+        longest = int(tokens.lengths.max())
+        together = self.batch_size or records_together(self.model.encoder.config, longest, device)
+        size = max(1, together // members)
         with torch.inference_mode(), computing_in(self.precision, device):
             for start in range(0, len(order), size):
                 indices = order[start : start + size]

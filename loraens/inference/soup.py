@@ -22,9 +22,9 @@ from loraens.inference.predictor import LoadedMember, Predictor
 from loraens.inference.texts import read_texts
 from loraens.members import Member
 from loraens.model.backbone import load_encoder
+from loraens.model.device import HALF
 from loraens.model.lora import LoRALinear
 from loraens.model.population import MemberModel, Mode
-from loraens.model.precision import HALF
 from loraens.model.weights import member_files
 from loraens.records import Manifest
 from loraens.store import Logits, MemberStore, logits_to_bytes

@@ -1,4 +1,4 @@
-"""Memory of the device: whether it ran out, how it is given back, and how large packs may be then."""
+"""Memory: whether it ran out, how it is given back, and how large packs may be then."""
 
 from __future__ import annotations
 

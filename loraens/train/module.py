@@ -245,7 +245,7 @@ class Population(LightningModule):
             self._features = frozen_features(
                 model=self.model,
                 splits=self.data.splits,
-                batch_size=self.data.eval_batch_size,
+                records=self.data.eval_records,
                 trainer=self.trainer,
                 dtype=self.dtype,  # type: ignore[arg-type]
             )

@@ -1,3 +1,4 @@
+# ruff: noqa: E402
 """A second device without a GPU: tensors that say `cuda:0`, with their numbers held on the CPU.
 
 Dispatch is real (CUDA's autocast lists, autograd's device thread, every branch on the device's
