@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.corpus import split_texts
+from helpers.masks import masked_model, masks_of
 
 from loraens.data.modules import SST
 from loraens.inference.predictor import Predictor
@@ -107,3 +108,17 @@ def test_batches_of_dev_on_a_gpu(of_80_gib, tiny_bert, corpus):
     texts.eval_batch_size = 300  # as it was given
     (loader,) = texts.eval_loaders("dev")
     assert {batch.indices.shape[1] for batch in loader} == {3}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
+def test_masks_and_start_are_the_same_bits_on_a_gpu(monkeypatch, tmp_path, half):
+    expected = masks_of(monkeypatch, masked_model(tmp_path), "cpu")
+    start = masked_model(tmp_path)
+    model = masked_model(tmp_path).to("cuda")
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor.cpu(), start.state_dict()[name]), name
+    context = torch.autocast("cuda", torch.bfloat16, enabled=half)
+    found = masks_of(monkeypatch, model, "cuda", context)
+    assert len(found) == len(expected) > 6
+    assert all(map(torch.equal, found, expected))
