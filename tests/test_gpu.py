@@ -12,14 +12,19 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import yaml
 from helpers.corpus import split_texts
 from helpers.masks import masked_model, masks_of
 
+from loraens import Sweep
 from loraens.data.modules import SST
+from loraens.errors import InputError
 from loraens.inference.predictor import Predictor
 from loraens.members import Member
-from loraens.model.device import records_together
+from loraens.model.device import allow_tf32, records_together, usable_device
 from loraens.store import MemberStore, find_members
+from loraens.train.config import SweepConfig
+from loraens.train.device import in_words
 from loraens.train.module import Population
 
 TESTS = Path(__file__).parent
@@ -122,3 +127,116 @@ def test_masks_and_start_are_the_same_bits_on_a_gpu(monkeypatch, tmp_path, half)
     found = masks_of(monkeypatch, model, "cuda", context)
     assert len(found) == len(expected) > 6
     assert all(map(torch.equal, found, expected))
+
+
+@pytest.mark.parametrize("command", ["sweep", "fit", "validate"])
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        pytest.param("devices", "2", "devices 2: members are trained side by side", id="two"),
+        pytest.param("devices", "0,1", "devices 0,1: members are", id="names"),
+        pytest.param("devices", "[0, 1]", "devices [0, 1]: members are", id="list"),
+        pytest.param("num_nodes", "2", "num_nodes 2: members are", id="nodes"),
+        pytest.param("accelerator", "mps", "on a CUDA GPU or on the CPU, give cpu", id="mps"),
+        pytest.param(
+            "accelerator",
+            "gpu",
+            "there is no CUDA GPU that PyTorch can use, give cpu",
+            id="gpu",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is one"),
+        ),
+    ],
+)
+def test_other_devices_are_refused_before_a_process_starts(
+    fails, monkeypatch, tmp_path, corpus, tiny_bert, command, option, value, message
+):
+    def started(*args, **options):
+        raise AssertionError("a process was started")
+
+    monkeypatch.setattr(subprocess, "Popen", started)
+    files = ("--config", TESTS.parent / "configs" / "sts.yaml", "--data.root", corpus)
+    options = ("--model.backbone", tiny_bert, "--store.root", tmp_path / "store")
+    said = fails(command, *files, *options, f"--trainer.{option}", value)
+    assert said.startswith(f"loraens: --trainer.{option} ")
+    assert message in said
+    assert not (tmp_path / "store").exists()
+
+
+def test_devices_in_python(corpus, tiny_bert, tmp_path):
+    data = SST(root=str(corpus))
+    with pytest.raises(InputError, match="devices 4: members are trained side by side on one"):
+        Sweep(data, [Member(1, 1.0)], tmp_path, backbone=str(tiny_bert), trainer={"devices": 4})
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """Has PyTorch say that there are GPUs, without any."""
+
+    def make(count, bfloat16):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bfloat16)
+
+    return make
+
+
+def test_a_gpu_computes_in_bfloat16_unless_told_otherwise(gpus, corpus, tiny_bert, tmp_path):
+    def precision(**trainer):
+        data = SST(root=str(corpus))
+        options = {"backbone": str(tiny_bert), "epochs": 1, "trainer": trainer}
+        config = SweepConfig.from_objects(data, [Member(1, 1.0)], tmp_path, **options)
+        assert (
+            config.train.trainer["precision"] == yaml.safe_load(config.text)["trainer"]["precision"]
+        )
+        return config.train.trainer["precision"]
+
+    assert precision() == "32-true"
+    gpus(1, bfloat16=True)
+    assert precision() == "bf16-mixed"
+    assert precision(precision="32-true") == "32-true"
+    assert precision(accelerator="cpu") == "32-true"
+    gpus(1, bfloat16=False)
+    assert precision() == "32-true"
+    gpus(2, bfloat16=True)
+    assert precision() == "bf16-mixed"  # on one of them
+    for devices in ("auto", -1):
+        with pytest.raises(InputError, match=f"devices {devices}: members are"):
+            precision(devices=devices)
+
+
+def test_what_it_computes_on_is_said(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "H100")
+
+    def said(device, precision):
+        strategy = SimpleNamespace(root_device=torch.device(device))
+        return in_words(SimpleNamespace(strategy=strategy, precision=precision))
+
+    assert said("cpu", "32-true") is None
+    assert said("cuda:0", "32-true") == "on H100, precision 32-true"
+    assert said("cuda:0", "bf16-mixed").endswith("(--trainer.precision 32-true for float32)")
+
+
+def test_tf32_is_for_gpus_only():
+    before = torch.get_float32_matmul_precision()
+    try:
+        allow_tf32(torch.device("cpu"))
+        assert torch.get_float32_matmul_precision() == before == "highest"
+        allow_tf32(torch.device("cuda:0"))
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.slow
+def test_the_precision_is_kept_in_the_settings(half, trained_sweep):
+    for run, expected in ((half, "bf16-mixed"), (trained_sweep("sts"), "32-true")):
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        assert config["trainer"]["precision"] == expected
+        assert MemberStore(find_members(run)[0]).manifest().settings.precision == expected
+
+
+@pytest.mark.parametrize("name", ["mps", "nonsense", "cuda:7"])
+def test_devices_to_predict_on(name):
+    assert usable_device("cpu").type == "cpu"
+    with pytest.raises(InputError, match=f"device {name} is not here: one of cpu"):
+        usable_device(name)

@@ -138,9 +138,7 @@ class Predictor:
         Raises:
             InputError: They cannot share one, or it cannot be had or is another than theirs.
         """
-        import torch
-
-        from loraens.model.device import allow_tf32
+        from loraens.model.device import allow_tf32, usable_device
         from loraens.model.tokenizer import load_tokenizer
         from loraens.model.weights import load_member
 
@@ -153,11 +151,11 @@ class Predictor:
                         f"{other.directory} and {first.directory} differ in {name}: members that"
                         " predict together must share it, so choose an ensemble of one sweep"
                     )
+        where = usable_device(device)
         precisions = {member.manifest.settings.precision for member in members}
         model = _model(members)
         for index, member in enumerate(members):
             load_member(model, index, member.directory / member.epoch)
-        where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         allow_tf32(where)
         model.eval().to(where)
         return cls(

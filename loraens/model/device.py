@@ -7,9 +7,29 @@ from typing import Any
 
 import torch
 
+from loraens.errors import InputError
+
 ON_CPU = 64  # records that are evaluated together on a CPU, whose caches more would not fit
 SHARE = 8  # of a GPU's memory, an eighth is for evaluation
 HALF = "bf16-mixed"  # the only one in which weights are not of the type that is computed in
+
+
+def usable_device(name: str | None) -> torch.device:
+    """The device of a name; by default a CUDA GPU if there is one, else the CPU.
+
+    Raises:
+        InputError: There is no such device, or it is of a kind on which models are not run, such as
+            Apple's GPU.
+    """
+    gpus = torch.cuda.device_count()
+    try:
+        device = torch.device(name or ("cuda" if gpus else "cpu"))
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type == "cpu" or (device.type == "cuda" and (device.index or 0) < gpus):
+        return device
+    there = ", ".join(["cpu", *(f"cuda:{index}" for index in range(gpus))])
+    raise InputError(f"device {name} is not here: one of {there} is expected", option="device")
 
 
 def computing_in(precision: str, device: torch.device) -> AbstractContextManager[object]:
@@ -47,5 +67,5 @@ def records_together(config: Any, longest: int, device: torch.device) -> int:
     width = config.hidden_size
     wide = getattr(config, "intermediate_size", 4 * width)
     numbers = longest * (10 * width + 2 * wide) + 3 * config.num_attention_heads * longest**2
-    memory: int = torch.cuda.get_device_properties(device).total_memory
-    return max(1, memory // SHARE // (4 * numbers))
+    memory = torch.cuda.get_device_properties(device).total_memory
+    return max(1, int(memory // SHARE // (4 * numbers)))

@@ -30,6 +30,7 @@ from loraens.train.callbacks import write_data_examples
 from loraens.train.checkpoints import PackCheckpoint
 from loraens.train.config import CONFIG, SweepConfig
 from loraens.train.cost import choose_pack
+from loraens.train.device import in_words
 from loraens.train.executors import Executor, executor_named
 from loraens.train.halving import halved
 from loraens.train.memory import PackLimit
@@ -154,7 +155,7 @@ class Coordinator:
             InputError: The directory has something else, or a sweep of other settings or data.
         """
         with quiet_trainers():
-            self._read_state()
+            self._begin()
             self.ended, _ = ended_members(self.directory, self.config.members)
             left = [member for name, member in self.members.items() if name not in self.ended]
             size = max(map(len, packs_of(self.config.members, self.pack_size())))
@@ -188,7 +189,7 @@ class Coordinator:
                 does not fit in memory.
         """
         with locked(self.directory), quiet_trainers():
-            self._read_state()
+            self._begin()
             write_atomically(self.directory / CONFIG, self.config.text.encode())
             self.files.folder.mkdir(parents=True, exist_ok=True)
             # restored where they are not whole: no member need be trained again for that
@@ -356,7 +357,10 @@ class Coordinator:
             self.state.logged.append(name)
             self._write_state()
 
-    def _read_state(self) -> None:
+    def _begin(self) -> None:
+        """Say where it computes, and read how far the sweep is."""
+        if said := in_words(self.worker.trainer()):
+            print(said, flush=True)
         self.state = read_state(self.directory, self.state, len(self.config.rungs))
         self._limit = PackLimit(self.state.fits)
 

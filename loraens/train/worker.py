@@ -19,10 +19,12 @@ from lightning.pytorch.cli import LightningArgumentParser
 from loraens.data.modules import TextData
 from loraens.errors import InputError
 from loraens.members import Member
+from loraens.model.device import allow_tf32
 from loraens.store import MemberStore
 from loraens.train.callbacks import MemberWriter
 from loraens.train.checkpoints import PackCheckpoint, Progress
 from loraens.train.config import CONFIG, SweepConfig, TrainConfig
+from loraens.train.device import accelerator_of
 from loraens.train.failures import PopulationError
 from loraens.train.memory import give_back, is_out_of_memory
 from loraens.train.module import Population
@@ -175,8 +177,11 @@ class Worker:
         check_monitors(configured, self._data_module.tasks, self._data_module.scored)
         options = {**self._trainer_options, **_TRAINER, "callbacks": [*configured, *callbacks]}
         options["max_epochs"] = epochs or self.config.epochs
+        options["accelerator"] = accelerator_of(options)
         with quiet_trainers():
-            return Trainer(**options)
+            trainer = Trainer(**options)
+        allow_tf32(trainer.strategy.root_device)
+        return trainer
 
     def build(self, members: Sequence[Member]) -> Population:
         """The population of some members; its backbone is not loaded yet.
