@@ -8,7 +8,7 @@ from pathlib import Path
 from loraens import __version__
 from loraens.commands.parser import Parser
 from loraens.records import Epoch
-from loraens.train.account import ensembles_run
+from loraens.train.account import check_wandb, ensembles_run
 
 
 def log(pictures: Mapping[str, Path], first: Path) -> None:
@@ -44,6 +44,8 @@ def main(args: list[str]) -> None:
         "--logger", type=bool, default=True, help="Whether to log the pictures to W&B."
     )
     given = parser.parse_args(args)
+    if given.logger:
+        check_wandb()
     from loraens.report.build import write_report  # its figures take seconds to import
 
     out = Path(given.runs[0]) / "report" if given.out is None else Path(given.out)
