@@ -155,15 +155,17 @@ class Worker:
         return self._data_module
 
     @cached_property
-    def _trainer_options(self) -> dict[str, Any]:
-        """The trainer's options, with objects for the class paths among them."""
+    def _trainer_options(self) -> Callable[[], dict[str, Any]]:
+        """Gives the trainer's options, with new objects for the class paths among them: a callback
+        may hold tensors of the pack that it has seen.
+        """
         parser = LightningArgumentParser(exit_on_error=False)
         parser.add_lightning_class_args(Trainer, "trainer")
         try:
             parsed = parser.parse_object({"trainer": {**self.config.trainer, "logger": False}})
         except ArgumentError as error:
             raise InputError(f"trainer: {' '.join(str(error).split())}") from error
-        return dict(parser.instantiate_classes(parsed).trainer)
+        return lambda: dict(parser.instantiate_classes(parsed).trainer)
 
     def trainer(self, callbacks: Sequence[Callback] = (), epochs: int | None = None) -> Trainer:
         """A trainer of one pack.
@@ -172,10 +174,11 @@ class Worker:
             callbacks: Beside those of the settings.
             epochs: Epochs that it trains; those of the settings by default.
         """
-        configured = self._trainer_options.get("callbacks") or []
+        given = self._trainer_options()
+        configured = given.get("callbacks") or []
         configured = configured if isinstance(configured, list) else [configured]
         check_monitors(configured, self._data_module.tasks, self._data_module.scored)
-        options = {**self._trainer_options, **_TRAINER, "callbacks": [*configured, *callbacks]}
+        options = {**given, **_TRAINER, "callbacks": [*configured, *callbacks]}
         options["max_epochs"] = epochs or self.config.epochs
         options["accelerator"] = accelerator_of(options)
         with quiet_trainers():
@@ -244,7 +247,7 @@ class Worker:
             return "out_of_memory", str(error)
         finally:
             self._data_module.trainer = None  # which holds the pack's tensors
-            del module, trainer
+            del module, trainer, writer
             give_back()
         return None
 

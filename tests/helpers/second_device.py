@@ -116,9 +116,7 @@ class _Dispatch(TorchDispatchMode):
 
 
 class _Lists(TorchFunctionMode):
-    """`torch.tensor(list, device="cuda")` on a build without CUDA: made on the CPU and then copied,
-    as PyTorch does.
-    """
+    """Lists to tensors and back: made on the CPU and then copied, as PyTorch does with CUDA."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -128,6 +126,8 @@ class _Lists(TorchFunctionMode):
             return torch.tensor(*args, **others).to(DEVICE)
         if func is torch.Tensor.new_tensor and args[0].device.type == "cuda":
             return torch.tensor(args[1], **{"dtype": args[0].dtype, **kwargs}).to(DEVICE)
+        if func is torch.Tensor.tolist:
+            return args[0].to("cpu").tolist()
         return func(*args, **kwargs)
 
 
