@@ -377,7 +377,8 @@ def test_out_of_memory_splits_between_configurations(sweep, monkeypatch, capsys)
 
     monkeypatch.setattr(Population, "training_step", hungry)
     run = sweep(name="tight", size=8)
-    assert json.loads((run / "sweep.json").read_text())["fits"] == 3
+    # half of 6 for two packs; then twice that may be tried again
+    assert json.loads((run / "sweep.json").read_text())["fits"] == 6
     assert {len(names) for names in seen} == {3, 6}
     for names in seen:
         assert len({name.rpartition("-f")[0] for name in names}) == len(names) // 3

@@ -653,7 +653,7 @@ def test_other_loggers(fit, tmp_path, logger, file):
                 f"--trainer.precision {name}: one of 32-true, bf16-mixed, 64-true is expected",
                 id=name,
             )
-            for name in ("bf16-true", "16-true")
+            for name in ("bf16-true", "16-true", "16-mixed", "transformer-engine")
         ),
         pytest.param(
             ["--trainer.barebones", "true"], "barebones True: no member would", id="barebones"

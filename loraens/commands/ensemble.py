@@ -16,7 +16,7 @@ from loraens.ensemble.record import EnsembleRecord
 from loraens.records import Epoch
 from loraens.report import ensembles as tables
 from loraens.report.terminal import show
-from loraens.train.account import ensembles_run
+from loraens.train.account import check_wandb, ensembles_run
 
 METHOD_HELP = (
     f"all, or some of {', '.join(names(merges=False))}; longest for the best of the members trained"
@@ -155,6 +155,8 @@ def main(args: list[str]) -> None:
     parser.add_argument("--backbone", type=text, default=None, help=BACKBONE_HELP)
     parser.add_class_arguments(Options, skip={"max_size"})
     given = parser.parse_args(args)
+    if given.logger:
+        check_wandb()
     run(
         runs=given.runs,
         methods=given.method,

@@ -16,7 +16,7 @@ def evaluate(
     output: str | None = None,
     task: str | None = None,
     epoch: Epoch = "best",
-    batch_size: int = 64,
+    batch_size: int | None = None,
     encoding: str = "utf-8",
     quoting: Quoting = "auto",
     device: str | None = None,
@@ -36,7 +36,8 @@ def evaluate(
             are printed.
         task: The task, where the member was trained on several.
         epoch: Best or last epoch of a member; an ensemble names its members' epochs itself.
-        batch_size: Rows computed at once.
+        batch_size: Rows computed at once, those of all members together; by default 64 on a CPU,
+            and what an eighth of its memory holds on a GPU.
         encoding: Encoding of the input, where it is text.
         quoting: What quotes mean in CSV and TSV, as of `predict`.
         device: Where to compute, such as cpu or cuda:0; a GPU if there is one, by default.
@@ -57,7 +58,7 @@ def evaluate(
             f"output {output}: a file that ends in {' or '.join(FORMATS)} is expected",
             option="output",
         )
-    if batch_size < 1:
+    if batch_size is not None and batch_size < 1:
         raise InputError(f"batch_size {batch_size}: at least 1 is expected", option="batch_size")
     reading = Reading(encoding, quoting, flag="")
     predictor = Predictor.load(model, epoch, batch_size, device, backbone)

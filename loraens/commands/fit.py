@@ -9,14 +9,17 @@ from typing import Any
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_info
 
 from loraens.data.modules import TextData
 from loraens.errors import InputError
 from loraens.members import Member
+from loraens.model.device import allow_tf32
 from loraens.model.population import Mode
 from loraens.store import CHECKPOINT, write_atomically
 from loraens.tasks import Task
 from loraens.train.callbacks import MemberWriter
+from loraens.train.device import accelerator_of, check_device, default_precision, in_words
 from loraens.train.module import Population
 from loraens.train.runs import (
     TRAINER_DEFAULTS,
@@ -114,6 +117,20 @@ class Cli(LightningCLI):
             "test": skipped | {"dataloaders"},
         }
 
+    def before_instantiate_classes(self) -> None:
+        """Settle the precision, which config.yaml then has, and refuse several devices."""
+        trainer = self._get(self.config, "trainer")
+        check_device(trainer)
+        trainer.precision = trainer.precision or default_precision(trainer)
+
+    def _trainer(self, **kwargs: Any) -> Trainer:
+        accelerator = accelerator_of(self._get(self.config_init, "trainer"))
+        trainer = super().instantiate_trainer(**{"accelerator": accelerator, **kwargs})
+        allow_tf32(trainer.strategy.root_device)
+        if said := in_words(trainer):
+            rank_zero_info(said)
+        return trainer
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer, with the run's callbacks and its default logger while fitting."""
         store = self._get(self.config, "store")
@@ -125,7 +142,7 @@ class Cli(LightningCLI):
                     f"--ckpt_path is missing: `{self.subcommand}` scores the {CHECKPOINT} of a run"
                 )
             unlogged = {"logger": trainer_config.logger or False, "enable_checkpointing": False}
-            return super().instantiate_trainer(**{**unlogged, **kwargs})
+            return self._trainer(**{**unlogged, **kwargs})
         assert isinstance(self.model, Population)
         assert isinstance(self.datamodule, TextData)
         check_trainer(vars(trainer_config))
@@ -138,7 +155,7 @@ class Cli(LightningCLI):
         )  # what is wrong with data or model is noticed before anything is written
         self.model.build(self.datamodule.max_length)
         if trainer_config.fast_dev_run:
-            return super().instantiate_trainer(**kwargs)
+            return self._trainer(**kwargs)
         callbacks = [*given, *run_callbacks(directory)]
         if trainer_config.enable_checkpointing is False:
             callbacks.pop()
@@ -146,7 +163,7 @@ class Cli(LightningCLI):
         if logger in (None, True):
             job_type = "member" if self.model.options["mode"] == "lora" else "baseline"
             logger = default_logger(directory, job_type=job_type)
-        return super().instantiate_trainer(**{"logger": logger, "callbacks": callbacks, **kwargs})
+        return self._trainer(**{"logger": logger, "callbacks": callbacks, **kwargs})
 
     def _parse_ckpt_path(self) -> None:
         """Check the checkpoint; it holds no hyperparameters to parse."""

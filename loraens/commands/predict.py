@@ -26,7 +26,7 @@ def predict(
     text2: str | None = None,
     task: str | None = None,
     epoch: Epoch = "best",
-    batch_size: int = 64,
+    batch_size: int | None = None,
     format: Literal["csv", "tsv", "jsonl", "json", "parquet", "arrow", "excel"] | None = None,
     encoding: str = "utf-8",
     quoting: Quoting = "auto",
@@ -53,7 +53,8 @@ def predict(
         text2: The second text, where the task takes two.
         task: The task, where the member was trained on several.
         epoch: Best or last epoch of a member; an ensemble names its members' epochs itself.
-        batch_size: Rows computed at once.
+        batch_size: Rows computed at once, those of all members together; by default 64 on a CPU,
+            and what an eighth of its memory holds on a GPU.
         format: Format of the input, where its name does not tell.
         encoding: Encoding of the input, where it is text.
         quoting: What a quote means that opens a field of CSV or TSV and is not closed in its line:
@@ -74,7 +75,7 @@ def predict(
         raise InputError("give either --input FILE or --text TEXT")
     if input is not None and text2 is not None:
         raise InputError("--text2 goes with --text, not with --input")
-    if batch_size < 1:
+    if batch_size is not None and batch_size < 1:
         raise InputError(f"batch_size {batch_size}: at least 1 is expected", option="batch_size")
     if coverage is not None:
         check_coverage(coverage)

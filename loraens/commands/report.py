@@ -8,7 +8,7 @@ from pathlib import Path
 from loraens import __version__
 from loraens.commands.parser import BACKBONE_HELP, Parser
 from loraens.records import Epoch
-from loraens.train.account import ensembles_run
+from loraens.train.account import check_wandb, ensembles_run
 
 
 def log(pictures: Mapping[str, Path], first: Path) -> None:
@@ -45,6 +45,8 @@ def main(args: list[str]) -> None:
     )
     parser.add_argument("--backbone", type=str | None, default=None, help=BACKBONE_HELP)
     given = parser.parse_args(args)
+    if given.logger:
+        check_wandb()
     from loraens.report.build import write_report  # its figures take seconds to import
 
     out = Path(given.runs[0]) / "report" if given.out is None else Path(given.out)

@@ -23,8 +23,12 @@ def load_hub(path: str, config: str | None, split: str, hint: str) -> Any:
     Raises:
         InputError: It cannot be loaded.
     """
-    import datasets
-
+    try:
+        import datasets
+    except ModuleNotFoundError:
+        raise InputError(
+            f"data set {path!r} needs the package datasets: pip install datasets, or give files"
+        ) from None
     try:
         if (Path(path) / "dataset_dict.json").is_file():
             return datasets.load_from_disk(path)[split]

@@ -21,6 +21,7 @@ from loraens.data.tokens import TokenSplit, cached_tokens
 from loraens.errors import InputError
 from loraens.members import OUT_OF_FOLD, Member
 from loraens.model.batch import PackedBatch
+from loraens.model.device import records_together
 from loraens.model.tokenizer import load_tokenizer
 from loraens.tasks import Task
 
@@ -32,7 +33,8 @@ class TextData(RecordedArguments, LightningDataModule):
         sources: One a task.
         backbone: Backbone whose tokenizer is used; set from `--model.backbone`.
         batch_size: Training records of one member in a batch.
-        eval_batch_size: Records in a batch of dev or test, those of all members together.
+        eval_batch_size: Records in a batch of dev or test, those of all members together; by
+            default 64 on a CPU, and what an eighth of its memory holds on a GPU.
         max_length: Longest sequence in tokens, special tokens counted; longer ones are cut and
             counted.
         limit: Use at most this many records of each split, drawn by a fixed seed: for a quick look,
@@ -53,7 +55,7 @@ class TextData(RecordedArguments, LightningDataModule):
         sources: Sequence[Source],
         backbone: str = "bert-base-uncased",
         batch_size: int = 8,
-        eval_batch_size: int = 64,
+        eval_batch_size: int | None = None,
         max_length: int = 128,
         limit: int | None = None,
         temperature: float = 1.0,
@@ -68,12 +70,9 @@ class TextData(RecordedArguments, LightningDataModule):
             "limit": 1,
             "temperature": 1,
         }
-        given = {
-            "batch_size": batch_size,
-            "eval_batch_size": eval_batch_size,
-            "max_length": max_length,
-        }
-        for name, value in {**given, "limit": limit, "temperature": temperature}.items():
+        given = {"batch_size": batch_size, "max_length": max_length, "temperature": temperature}
+        optional = {"eval_batch_size": eval_batch_size, "limit": limit}
+        for name, value in {**given, **optional}.items():
             if value is not None and value < minima[name]:
                 raise InputError(
                     f"{name} {value:g} is too small: at least {minima[name]} is expected",
@@ -244,15 +243,26 @@ class TextData(RecordedArguments, LightningDataModule):
     def eval_loaders(self, split: str) -> list[DataLoader[PackedBatch]]:
         """One loader for each task that has the split, in the order of `of(split)`."""
         members = self._members()
-        size = max(1, self.eval_batch_size // len(members))
+        count = len(members)
         if split != OUT_OF_FOLD:
-            return [eval_loader(part, size, len(members)) for part in self.of(split)]
+            return [eval_loader(part, self.eval_records(part), count) for part in self.of(split)]
         parts = self._parts(members)
         loaders = []
         for part, (folds, of_members) in zip(self.of(split) if parts else [], parts, strict=True):
             own = [folds.inside[fold] for fold in of_members]
-            loaders.append(eval_loader(part, size, len(members), own))
+            loaders.append(eval_loader(part, self.eval_records(part), count, own))
         return loaders
+
+    def eval_records(self, part: TokenSplit) -> int:
+        """Records of each member in a batch of a split that is evaluated."""
+        assert self.trainer is not None
+        module: Any = self.trainer.lightning_module
+        together = self.eval_batch_size or records_together(
+            config=module.model.encoder.config,
+            longest=int(part.tokens.lengths.max()),
+            device=self.trainer.strategy.root_device,
+        )
+        return max(1, together // len(module.members))
 
     def _members(self) -> Sequence[Member]:
         """The population of the trainer's module."""

@@ -44,7 +44,8 @@ class Predictor:
         tasks: Its tasks, by name.
         tokenizer: The backbone's tokenizer.
         max_length: Longest sequence in tokens.
-        batch_size: Texts in one batch, those of all members together.
+        batch_size: Texts in one batch, those of all members together; None for what suits the
+            device.
         combination: How the members are combined; None for a single member.
         conformal: Gives the quantiles of held-out scores of a task, for regions; None where the
             members were not loaded from a run.
@@ -52,24 +53,27 @@ class Predictor:
             `<task>-<split>`.
         thresholds: `(K,)` of the probability of each label, of a soup of members of a task whose
             examples have several labels.
+        precision: Lightning's precision that the members were trained in, and are run in; float32
+            where they were trained in different ones.
     """
 
     model: MemberModel
     tasks: dict[str, Task]
     tokenizer: Tokenizer
     max_length: int
-    batch_size: int
+    batch_size: int | None
     combination: Combination | None = None
     conformal: Callable[[Task], Conformal] | None = None
     data: Mapping[str, str] = field(default_factory=dict)
     thresholds: np.ndarray | None = None
+    precision: str = "32-true"
 
     @classmethod
     def load(
         cls,
         path: str | Path,
         epoch: Epoch = "best",
-        batch_size: int = 64,
+        batch_size: int | None = None,
         device: str | None = None,
         backbone: str | None = None,
     ) -> Predictor:
@@ -79,7 +83,8 @@ class Predictor:
             path: A member's directory, a run's that has one member, an ensemble's, or the file
                 `recommended` beside the ensembles.
             epoch: Epoch of a member; an ensemble names the epochs of its members.
-            batch_size: Texts in one batch.
+            batch_size: Texts in one batch, those of all members together; by default 64 on a CPU,
+                and what an eighth of its memory holds on a GPU.
             device: Where to compute; a GPU if there is one, by default.
             backbone: Where the backbone is now, if it was moved: a directory or hub name of the
                 same weights.
@@ -97,7 +102,7 @@ class Predictor:
             name = store.epoch(manifest, epoch).name
             member = LoadedMember(store.directory, manifest, name)
             predictor = cls.of_members([member], batch_size, device)
-            predictor.model.fold()
+            predictor._fold()
             predictor.conformal = partial(of_member, store.directory, name)
             if record is not None:
                 predictor.conformal = partial(_of_record, record, path)
@@ -107,7 +112,7 @@ class Predictor:
         members = [LoadedMember(at, found.at(backbone), epoch) for (at, found), epoch in stored]
         predictor = cls.of_members(members, batch_size, device)
         if len(members) == 1:
-            predictor.model.fold()
+            predictor._fold()
         predictor.combination = Combination.of_record(record)
         predictor.conformal = partial(_of_record, record, path)
         predictor.tasks = {record.task.name: record.task}
@@ -115,20 +120,25 @@ class Predictor:
 
     @classmethod
     def of_members(
-        cls, members: Sequence[LoadedMember], batch_size: int = 64, device: str | None = None
+        cls,
+        members: Sequence[LoadedMember],
+        batch_size: int | None = None,
+        device: str | None = None,
     ) -> Predictor:
         """Load members onto one backbone, not combined.
 
         Raises:
             InputError: They cannot share one, or it cannot be had or is another than theirs.
         """
-        import torch
-
+        from loraens.model.device import allow_tf32, usable_device
         from loraens.model.tokenizer import load_tokenizer
 
         settings = members[0].manifest.settings
+        where = usable_device(device)
+        precisions = {member.manifest.settings.precision for member in members}
         model = load_members(members)
-        model.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        allow_tf32(where)
+        model.eval().to(where)
         return cls(
             model=model,
             tasks={task.name: task for task in settings.tasks},
@@ -136,7 +146,17 @@ class Predictor:
             max_length=settings.max_length,
             batch_size=batch_size,
             data=settings.data,
+            precision=precisions.pop() if len(precisions) == 1 else "32-true",
         )
+
+    def _fold(self) -> None:
+        """Add the only member's adapter to the backbone's weights, unless these are rounded to
+        bfloat16, which would round the adapter away.
+        """
+        from loraens.model.device import HALF
+
+        if self.precision != HALF:
+            self.model.fold()
 
     def task(self, name: str | None = None) -> Task:
         """The task of that name, or the only one.
@@ -176,6 +196,7 @@ class Predictor:
 
         from loraens.data.tokens import tokenise
         from loraens.model.batch import pack
+        from loraens.model.device import computing_in, records_together
 
         members = len(self.model.members)
         outputs = np.zeros((members, len(texts), width), np.float32)
@@ -184,8 +205,10 @@ class Predictor:
         tokens = tokenise(list(texts), self.tokenizer, self.max_length)
         order = np.argsort(tokens.lengths, kind="stable")
         device = next(self.model.parameters()).device
-        size = max(1, self.batch_size // members)
-        with torch.inference_mode():
+        longest = int(tokens.lengths.max())
+        together = self.batch_size or records_together(self.model.encoder.config, longest, device)
+        size = max(1, together // members)
+        with torch.inference_mode(), computing_in(self.precision, device):
             for start in range(0, len(order), size):
                 indices = order[start : start + size]
                 batch = pack(

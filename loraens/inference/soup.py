@@ -23,6 +23,7 @@ from loraens.inference.predictor import Predictor
 from loraens.inference.texts import read_texts
 from loraens.members import Member
 from loraens.model.backbone import load_encoder
+from loraens.model.device import HALF
 from loraens.model.lora import LoRALinear
 from loraens.model.population import MemberModel, Mode
 from loraens.model.weights import member_files
@@ -69,7 +70,11 @@ class Soup:
                 for path, manifest in stored
             ]
         )
-        self.merged = replace(self.parts, model=self._model(Member(0, 1.0), "frozen"))
+        # in bfloat16 the members' changes would be rounded away in the merged weights
+        precision = self.settings.precision
+        self.precision = "32-true" if precision == HALF else precision
+        merged = self._model(Member(0, 1.0), "frozen")
+        self.merged = replace(self.parts, model=merged, precision=self.precision)
         self._logits: dict[tuple[str, bytes], np.ndarray] = {}
 
     def _model(self, member: Member, mode: Mode) -> MemberModel:
@@ -151,7 +156,9 @@ class Soup:
             name=directory.name,
             status="finished",
             member=member,
-            settings=replace(self.settings, tasks=(self.task,), adapter="lora"),
+            settings=replace(
+                self.settings, tasks=(self.task,), adapter="lora", precision=self.precision
+            ),
             epochs={"best": EPOCH, "last": EPOCH},
             dev={"best": {self.task.name: dict(dev)}},
         )

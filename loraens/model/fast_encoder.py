@@ -99,20 +99,27 @@ class FastEncoder:
         )
         x = x[0].to(dtype)
         if not run.keep:
-            return run.forward(x)
+            with torch.autocast(device, enabled=False):
+                return run.forward(x)
         parameters = chain.from_iterable(layer.trained_parameters() for layer in self.layers)
         hidden: Tensor = _Function.apply(run, x, *parameters)  # type: ignore[no-untyped-call]
         return hidden
 
 
 class _Function(torch.autograd.Function):
-    """The whole encoder as one node of autograd's graph."""
+    """The whole encoder as one node of autograd's graph.
+
+    Forward and backward run without autocast, in the type of x: autocast would give some operators
+    (layer norm on a GPU) a result of another type than that of the buffers.
+    """
 
     @staticmethod
     def forward(ctx: Any, run: Run, x: Tensor, *parameters: Tensor) -> Tensor:
         ctx.run = run
-        return run.forward(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return run.forward(x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, *ctx.run.backward(grads[0])
+        with torch.autocast(grads[0].device.type, enabled=False):
+            return None, None, *ctx.run.backward(grads[0])

@@ -35,6 +35,9 @@ Pooling = Literal["pooler", "cls", "mean"]
 class Heads(nn.Module):
     """Dropout, then one linear layer, for one task and every member: `(M, B, D)` -> `(M, B, C)`.
 
+    Computed in the type of the weights, without autocast: logits in bfloat16 would be rounded to
+    1/64 of scores above 2.
+
     Weights are drawn from N(0, 0.02^2), as BERT's are. Biases start at zero, or, for a number whose
     range is known, in its middle: from zero, adapters of high rank and scale can collapse to a
     constant on their way there.
@@ -62,14 +65,16 @@ class Heads(nn.Module):
 
     def forward(self, pooled: Tensor) -> Tensor:
         """`(M, B, D)` -> `(M, B, C)`."""
-        if self.training and any(self.dropouts):
-            p = pooled.new_tensor(self.dropouts)[:, None, None]
-            pooled = pooled * factor(
-                self.masks.feature_mask(self.site, pooled.shape[1], pooled.shape[2], p),
-                p,
-                pooled.dtype,
-            )
-        return torch.baddbmm(self.bias[:, None], pooled, self.weight.transpose(1, 2))
+        with torch.autocast(pooled.device.type, enabled=False):
+            pooled = pooled.to(self.weight.dtype)
+            if self.training and any(self.dropouts):
+                p = pooled.new_tensor(self.dropouts)[:, None, None]
+                pooled = pooled * factor(
+                    self.masks.feature_mask(self.site, pooled.shape[1], pooled.shape[2], p),
+                    p,
+                    pooled.dtype,
+                )
+            return torch.baddbmm(self.bias[:, None], pooled, self.weight.transpose(1, 2))
 
 
 class MemberModel(nn.Module):

@@ -5,10 +5,26 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from loraens.errors import InputError
+
+
+def check_wandb(option: str = "logger") -> None:
+    """Refuse to log to W&B without its package, before anything is done that would be logged.
+
+    Args:
+        option: The option that switches it off.
+
+    Raises:
+        InputError: The package is missing.
+    """
+    if find_spec("wandb") is None:
+        raise InputError(
+            "logger: the package wandb is missing: pip install wandb, or give false", option=option
+        )
 
 
 def run_options(
@@ -30,8 +46,10 @@ def run_options(
         options: Further arguments.
 
     Raises:
-        InputError: The account's key is refused, or the server cannot be reached.
+        InputError: The package is missing, the account's key is refused, or the server cannot be
+            reached.
     """
+    check_wandb("trainer.logger")
     given = os.environ.get("WANDB_NAME")
     if given:
         name = given if group is None else f"{given} {name}"

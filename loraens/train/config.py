@@ -16,6 +16,7 @@ from loraens.data.config import DataConfig, plain
 from loraens.data.modules import TextData
 from loraens.errors import InputError
 from loraens.members import Grid, Member
+from loraens.train.device import default_precision
 from loraens.train.module import Population
 from loraens.train.options import SweepOptions
 from loraens.train.runs import TRAINER_DEFAULTS, check_trainer
@@ -207,8 +208,10 @@ class SweepConfig:
         axes = grid if isinstance(grid, Grid) else Grid(members=[m.to_json() for m in grid])
         path = Path(directory)
         off = {"logger": False}
+        given = {**TRAINER_DEFAULTS, **off, **(trainer or {}), "max_epochs": epochs}
+        given["precision"] = given.get("precision") or default_precision(given)
         content = {
-            "trainer": {**TRAINER_DEFAULTS, **off, **(trainer or {}), "max_epochs": epochs},
+            "trainer": given,
             "model": {**base.to_json(), **(model or {}), "backbone": backbone},
             "data": data_config and asdict(data_config),
             "store": {"root": path.parent, "run": path.name},

@@ -30,8 +30,10 @@ from loraens.train.callbacks import write_data_examples
 from loraens.train.checkpoints import PackCheckpoint
 from loraens.train.config import CONFIG, SweepConfig
 from loraens.train.cost import choose_pack
+from loraens.train.device import in_words
 from loraens.train.executors import Executor, executor_named
 from loraens.train.halving import halved
+from loraens.train.memory import PackLimit
 from loraens.train.packs import Pack, PackFiles, PackResult, regrouped, too_large
 from loraens.train.plan import Plan, count_in_words, planned
 from loraens.train.resume import ended_members, read_state, without_incomplete
@@ -71,6 +73,7 @@ class Coordinator:
         self.files = PackFiles(self.directory.resolve())
         self.ended: dict[str, Manifest] = {}  # manifests of members that have ended
         self.state = SweepState.new(self._settings())
+        self._limit = PackLimit()  # where memory ran out
         self._under_way: dict[Path, Pack] = {}  # packs of the current rung, by their file
         self._claimed: dict[Path, Pack] = {}  # packs that an executor has taken
         self._bar = SweepBar(
@@ -109,9 +112,15 @@ class Coordinator:
         return min(batches, limit or batches)
 
     def pack_size(self) -> int:
-        """Members of a pack: as given, as once measured for this sweep, or measured now; less where
-        memory did not do. With folds it is that of whole configurations, at least of one.
+        """Members of a pack: as wanted; less where memory did not do. With folds it is that of
+        whole configurations, at least of one.
         """
+        wanted = self._wanted_size()
+        allowed = min(wanted, self._limit.size or wanted)
+        return max(self.unit, allowed - allowed % self.unit)
+
+    def _wanted_size(self) -> int:
+        """Members of a pack: as given, as once measured for this sweep, or measured now."""
         size = self.config.options.pack_size
         if size == "auto":
             if self.state.measured is None:
@@ -123,8 +132,7 @@ class Coordinator:
                     report=print,
                 ).size
             size = self.state.measured
-        allowed = min(size, self.state.fits or size)
-        return max(self.unit, allowed - allowed % self.unit)
+        return size
 
     @property
     def unit(self) -> int:
@@ -147,7 +155,7 @@ class Coordinator:
             InputError: The directory has something else, or a sweep of other settings or data.
         """
         with quiet_trainers():
-            self.state = read_state(self.directory, self.state, len(self.config.rungs))
+            self._begin()
             self.ended, _ = ended_members(self.directory, self.config.members)
             left = [member for name, member in self.members.items() if name not in self.ended]
             size = max(map(len, packs_of(self.config.members, self.pack_size())))
@@ -181,7 +189,7 @@ class Coordinator:
                 does not fit in memory.
         """
         with locked(self.directory), quiet_trainers():
-            self.state = read_state(self.directory, self.state, len(self.config.rungs))
+            self._begin()
             write_atomically(self.directory / CONFIG, self.config.text.encode())
             self.files.folder.mkdir(parents=True, exist_ok=True)
             # restored where they are not whole: no member need be trained again for that
@@ -288,6 +296,9 @@ class Coordinator:
         if result.out_of_memory:
             for half in self._split(result):
                 self._under_way[half.checkpoint] = waiting[half.checkpoint] = half
+        elif self._limit.size is not None:
+            self._limit.trained(self._wanted_size())
+            self._write_state()
         trained = {member.name for member in result.members if member.status == "trained"}
         if trained:  # they continue in the next rung
             members = tuple(member for member in result.pack.members if member.name in trained)
@@ -309,7 +320,7 @@ class Coordinator:
             raise too_large(result, self.unit)
         half = -(-units // 2) * self.unit
         self._bar.write(f"out of memory with {len(members)} members: continuing with {half}")
-        self.state.fits = min(half, self.state.fits or half)
+        self._limit.halve(half)
         self._write_state()
         path = result.pack.checkpoint
         if not path.is_file():
@@ -346,5 +357,13 @@ class Coordinator:
             self.state.logged.append(name)
             self._write_state()
 
+    def _begin(self) -> None:
+        """Say where it computes, and read how far the sweep is."""
+        if said := in_words(self.worker.trainer()):
+            print(said, flush=True)
+        self.state = read_state(self.directory, self.state, len(self.config.rungs))
+        self._limit = PackLimit(self.state.fits)
+
     def _write_state(self) -> None:
+        self.state.fits = self._limit.size
         self.state.write(self.directory)

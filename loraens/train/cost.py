@@ -5,7 +5,6 @@ Shape letters: M members, B examples of a member.
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,8 +16,10 @@ import torch
 from lightning.pytorch import Trainer
 
 from loraens.data.modules import TextData
+from loraens.errors import InputError
 from loraens.members import Member, by_rank, configurations, packs
 from loraens.model.population import MemberModel
+from loraens.train.memory import give_back, is_out_of_memory
 from loraens.train.module import Population
 
 SHARE = 0.7  # of the free memory that a pack may take
@@ -161,7 +162,10 @@ def measure(
     """
     trial = _Trial(build(members), data, trainer)
     cuda = trial.device.type == "cuda"
-    before = torch.cuda.memory_allocated(trial.device) if cuda else 0
+    before = 0
+    if cuda:
+        before = torch.cuda.memory_allocated(trial.device)
+        torch.cuda.reset_peak_memory_stats(trial.device)
     used = trial.saved_bytes()
     seconds = [
         trial.seconds(index, indices) for index, indices in islice(data.sampler(members), steps)
@@ -198,7 +202,7 @@ def choose_pack(
         report: Is told each size's cost in words.
 
     Raises:
-        torch.OutOfMemoryError: One member alone, or one configuration, does not fit.
+        InputError: One member alone, or one configuration, does not fit in memory.
     """
     best: Cost | None = None
     size = least = len(configurations(members)[0])
@@ -209,10 +213,12 @@ def choose_pack(
         begun = time.monotonic()
         try:
             cost = measure(build, by_rank(members)[-size:], data, trainer)
-        except torch.OutOfMemoryError:
+        except (RuntimeError, MemoryError, OSError) as error:
+            if not is_out_of_memory(error):
+                raise
             break
         finally:
-            gc.collect()
+            give_back()
         report(
             f"packs of {size}: {1 / cost.seconds:.1f} member-steps a second,"
             f" {cost.total_bytes / 2**20:,.0f} MiB"
@@ -231,5 +237,5 @@ def choose_pack(
         size = double
     if best is None:
         one = "one member alone" if least == 1 else f"one configuration of {least} folds"
-        raise torch.OutOfMemoryError(f"{one} does not fit")
+        raise InputError(f"{one} does not fit in memory: lower batch_size or max_length")
     return best

@@ -5,7 +5,7 @@ Shape letters: N examples of a split, D width of the encoder.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from lightning.pytorch import Trainer
@@ -23,7 +23,7 @@ SplitName = tuple[str, str]  # task, split
 def frozen_features(
     model: MemberModel,
     splits: Mapping[SplitName, TokenSplit],
-    batch_size: int,
+    records: Callable[[TokenSplit], int],
     trainer: Trainer,
     dtype: torch.dtype,
 ) -> dict[SplitName, Tensor]:
@@ -32,7 +32,7 @@ def frozen_features(
     Args:
         model: The model, of one member; it is left in evaluation mode.
         splits: Tokenised splits.
-        batch_size: Examples in a batch.
+        records: Gives the examples of a split in a batch.
         trainer: Gives device and precision.
         dtype: Type of the features.
     """
@@ -42,7 +42,7 @@ def frozen_features(
     for name, split in splits.items():
         indices = []
         pooled = []
-        loader = eval_loader(split, batch_size, members=1)
+        loader = eval_loader(split, records(split), members=1)
         for batch in tqdm(loader, f"features of {' '.join(name)}", disable=None):
             with trainer.precision_plugin.forward_context():
                 pooled.append(model.pooled(batch.to(device))[0].float())

@@ -154,7 +154,7 @@ class Population(LightningModule):
         """
         if hasattr(self, "model"):
             return
-        with torch.device("cpu"):
+        with torch.device("cpu"):  # Lightning's default here is the GPU
             encoder = load_encoder(self.backbone, pooler=self.options["pooling"] == "pooler")
         self.backbone_fingerprint = fingerprint(encoder)
         if max_length > max_positions(encoder):
@@ -164,7 +164,8 @@ class Population(LightningModule):
                 option="data.max_length",
             )
         try:
-            self.model = MemberModel(encoder, self.tasks, self.members, **self.options)
+            with torch.device("cpu"):  # whose random numbers are the same everywhere
+                self.model = MemberModel(encoder, self.tasks, self.members, **self.options)
         except ValueError as error:
             raise InputError(f"targets: {error}", option="model.targets") from None
 
@@ -245,7 +246,7 @@ class Population(LightningModule):
             self._features = frozen_features(
                 model=self.model,
                 splits=self.data.splits,
-                batch_size=self.data.eval_batch_size,
+                records=self.data.eval_records,
                 trainer=self.trainer,
                 dtype=self.dtype,  # type: ignore[arg-type]
             )

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from loraens.errors import InputError
 from loraens.members import Member, by_rank
 from loraens.members import packs as packs_of
 from loraens.train.cost import Cost, measure
+from loraens.train.memory import is_out_of_memory
 from loraens.train.worker import Worker
 
 FORWARD = 0.45  # of a step's time; measured
@@ -76,13 +78,24 @@ def planned(
         pack_size: Most members of a pack.
         steps_of_epoch: Batches of one member and epoch.
         folds: Members of each configuration; None without folds.
+
+    Raises:
+        InputError: A pack does not fit in memory.
     """
-    cost = measure(
-        build=worker.build,
-        members=by_rank(members)[-pack_size:],
-        data=worker.data,
-        trainer=worker.trainer(),
-    )
+    try:
+        cost = measure(
+            build=worker.build,
+            members=by_rank(members)[-pack_size:],
+            data=worker.data,
+            trainer=worker.trainer(),
+        )
+    except (RuntimeError, MemoryError, OSError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise InputError(
+            f"pack_size {pack_size}: so many members do not fit in memory, give fewer",
+            option="sweep.pack_size",
+        ) from None
     tokens = {
         split: sum(int(part.tokens.lengths.sum()) for part in worker.data.of(split))
         for split in ("train", "dev", "test")

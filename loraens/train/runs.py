@@ -23,6 +23,7 @@ from loraens.store import CHECKPOINT, EXAMPLES
 from loraens.tasks import Task
 from loraens.train.account import run_options
 from loraens.train.callbacks import MemberWriter
+from loraens.train.device import check_device
 from loraens.train.evaluation import overall_score, undefined_scores
 from loraens.train.module import Population
 from loraens.train.wandb_run import WandbRun
@@ -36,7 +37,7 @@ TRAINER_DEFAULTS: dict[str, Any] = {
 
 
 # of weights: Lightning may round what is computed, but not what is kept
-PRECISIONS = ("None", "32-true", "bf16-mixed", "64-true", "32", "64", "bf16", "16-mixed", "16")
+PRECISIONS = ("None", "32-true", "bf16-mixed", "64-true", "32", "64", "bf16")
 NOISE = (
     r".*does not have many workers.*",  # batches are gathered from memory
     r".*The number of training batches .* is smaller than the logging interval.*",
@@ -101,6 +102,7 @@ def check_trainer(options: Mapping[str, Any]) -> None:
         refuse("limit_val_batches", "a member is written when dev is scored, leave it out")
     if str(options.get("precision")) not in PRECISIONS:
         refuse("precision", f"one of {', '.join(PRECISIONS[1:4])} is expected")
+    check_device(options)
 
 
 def check_monitors(callbacks: Sequence[Any], tasks: Sequence[Task], split: str = "dev") -> None:

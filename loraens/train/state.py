@@ -27,7 +27,7 @@ class SweepState:
     Args:
         settings: What all members share; a sweep is resumed only with the same.
         measured: The pack size that was measured; None where it was not.
-        fits: Members of a pack that memory allows, where a larger pack did not fit.
+        fits: Most members of a pack for now, where memory ran out; None where it did not.
         rung: Halvings behind it.
         logged: Names of the members that are logged to the experiment tracker.
     """

@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 from loraens.errors import InputError
 from loraens.members import OUT_OF_FOLD
 from loraens.records import Manifest
-from loraens.train.account import run_id
+from loraens.train.account import check_wandb, run_id
 from loraens.train.runs import default_logger
 from loraens.train.wandb_run import wandb_summary
 
@@ -27,18 +27,23 @@ def check_logger(configured: Any) -> None:
         configured: The trainer's `logger` as configured.
 
     Raises:
-        InputError: It names the loggers that can.
+        InputError: It names the loggers that can, or W&B's package is missing.
     """
-    if configured in (None, True, False):
+    if configured is False:
         return
-    if isinstance(configured, list) or _class_name(configured) not in LOGGERS:
+    name = "WandbLogger" if configured in (None, True) else _class_name(configured)
+    if name not in LOGGERS:
         raise InputError(
             f"logger: a sweep logs to one of {', '.join(LOGGERS)}, or with false to none",
             option="trainer.logger",
         )
+    if name == "WandbLogger":
+        check_wandb("trainer.logger")
 
 
 def _class_name(configured: Any) -> str:
+    if isinstance(configured, list):
+        return ""
     path = configured if isinstance(configured, str) else configured.get("class_path", "")
     return str(path).rpartition(".")[2]
 

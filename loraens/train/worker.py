@@ -6,7 +6,6 @@ directories of the pack's members and, with the same contents as every other wor
 
 from __future__ import annotations
 
-import gc
 import time
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
@@ -14,18 +13,20 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
 from loraens.data.modules import TextData
 from loraens.errors import InputError
 from loraens.members import Member
+from loraens.model.device import allow_tf32
 from loraens.store import MemberStore
 from loraens.train.callbacks import MemberWriter
 from loraens.train.checkpoints import PackCheckpoint, Progress
 from loraens.train.config import CONFIG, SweepConfig, TrainConfig
+from loraens.train.device import accelerator_of
 from loraens.train.failures import PopulationError
+from loraens.train.memory import give_back, is_out_of_memory
 from loraens.train.module import Population
 from loraens.train.packs import (
     FOLD_FAILED,
@@ -154,15 +155,17 @@ class Worker:
         return self._data_module
 
     @cached_property
-    def _trainer_options(self) -> dict[str, Any]:
-        """The trainer's options, with objects for the class paths among them."""
+    def _trainer_options(self) -> Callable[[], dict[str, Any]]:
+        """Gives the trainer's options, with new objects for the class paths among them: a callback
+        may hold tensors of the pack that it has seen.
+        """
         parser = LightningArgumentParser(exit_on_error=False)
         parser.add_lightning_class_args(Trainer, "trainer")
         try:
             parsed = parser.parse_object({"trainer": {**self.config.trainer, "logger": False}})
         except ArgumentError as error:
             raise InputError(f"trainer: {' '.join(str(error).split())}") from error
-        return dict(parser.instantiate_classes(parsed).trainer)
+        return lambda: dict(parser.instantiate_classes(parsed).trainer)
 
     def trainer(self, callbacks: Sequence[Callback] = (), epochs: int | None = None) -> Trainer:
         """A trainer of one pack.
@@ -171,13 +174,17 @@ class Worker:
             callbacks: Beside those of the settings.
             epochs: Epochs that it trains; those of the settings by default.
         """
-        configured = self._trainer_options.get("callbacks") or []
+        given = self._trainer_options()
+        configured = given.get("callbacks") or []
         configured = configured if isinstance(configured, list) else [configured]
         check_monitors(configured, self._data_module.tasks, self._data_module.scored)
-        options = {**self._trainer_options, **_TRAINER, "callbacks": [*configured, *callbacks]}
+        options = {**given, **_TRAINER, "callbacks": [*configured, *callbacks]}
         options["max_epochs"] = epochs or self.config.epochs
+        options["accelerator"] = accelerator_of(options)
         with quiet_trainers():
-            return Trainer(**options)
+            trainer = Trainer(**options)
+        allow_tf32(trainer.strategy.root_device)
+        return trainer
 
     def build(self, members: Sequence[Member]) -> Population:
         """The population of some members; its backbone is not loaded yet.
@@ -212,8 +219,6 @@ class Worker:
         if problem is not None:
             if problem[0] == "population_failed":
                 pack.checkpoint.unlink(missing_ok=True)
-            elif torch.cuda.is_available():
-                torch.cuda.empty_cache()
             results += [MemberResult(member.name, problem[0], epochs) for member in members]
         elif members:
             results += self._close(pack)
@@ -226,6 +231,7 @@ class Worker:
         """Train until the pack's epoch, or until a member stops; returns why no member can
         continue, if so.
         """
+        give_back()  # of measuring, too
         module = self.build(members)
         writer = MemberWriter(self.directory, finish=False)
         epochs = self.config.epochs_of(pack.members[0])
@@ -235,14 +241,14 @@ class Worker:
             trainer.fit(module, self.data, ckpt_path=resumed, weights_only=True)
         except PopulationError as error:
             return "population_failed", str(error)
-        except (RuntimeError, MemoryError) as error:
+        except (RuntimeError, MemoryError, OSError) as error:
             if not is_out_of_memory(error):
                 raise
-            # without the frames, which hold the pack's tensors
-            return "out_of_memory", str(error.with_traceback(None))
+            return "out_of_memory", str(error)
         finally:
-            del module, trainer
-            gc.collect()
+            self._data_module.trainer = None  # which holds the pack's tensors
+            del module, trainer, writer
+            give_back()
         return None
 
     def _drop_stopped(
@@ -311,10 +317,3 @@ def _unpickled(directory: Path) -> Worker:
 @lru_cache(maxsize=1)
 def _kept(directory: Path, text: str) -> Worker:
     return Worker(directory, SweepConfig.from_yaml(text, str(directory / CONFIG)).train)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on a GPU or not."""
-    return isinstance(
-        error, (MemoryError, torch.OutOfMemoryError)
-    ) or "can't allocate memory" in str(error)

@@ -1,0 +1,60 @@
+"""Training steps of a population on the emulated device; `tests/test_gpu.py` runs it. Lightning's
+trainer is not emulated: its part of a step is played here.
+"""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers.batches import batch_of
+from helpers.second_device import DEVICE, autocast_bf16, second_device, to_second_device
+
+from loraens.members import Member
+from loraens.tasks import SST, STS
+from loraens.train.module import Population
+
+MEMBERS = [Member(2, 3.0, lr=1e-3), Member(4, 1.0, seed=1, lr=5e-3), Member(1, 9.0, lr=1e-3)]
+
+
+def stepped(tiny_bert, monkeypatch, task, device, half=False):
+    """Mean losses and trained weights after some steps and one evaluation."""
+    module = Population(MEMBERS, [task], backbone=str(tiny_bert), pooling="mean")
+    module.build(64)
+    data = SimpleNamespace(scored="dev")
+    trainer = SimpleNamespace(datamodule=data, current_epoch=0, global_step=0)
+    monkeypatch.setattr(Population, "trainer", trainer)
+    monkeypatch.setattr(Population, "log", lambda *args, **options: None)
+    if device != "cpu":
+        to_second_device(module)
+        module._device = DEVICE
+    optimizer = module.configure_optimizers()
+    batch = batch_of(len(MEMBERS), task.name).to(device)
+    module.model.train()
+    for step in range(4):
+        trainer.global_step = step
+        context = autocast_bf16() if half else torch.enable_grad()
+        with context:
+            loss = module.training_step(batch, step)
+        loss.backward()
+        module.configure_gradient_clipping(optimizer, 0.5)
+        optimizer.step()
+        optimizer.zero_grad()
+    module.model.eval()
+    with torch.no_grad(), autocast_bf16() if half else torch.no_grad():
+        module.validation_step(batch, 0)
+    assert module.evaluation.finish().tolist() == [True] * 3
+    weights = {n: p.detach().to("cpu") for n, p in module.named_parameters() if p.requires_grad}
+    return module.mean_losses, weights
+
+
+@pytest.mark.parametrize("task", [SST, STS], ids=lambda task: task.name)
+def test_steps_are_those_of_the_cpu(monkeypatch, tiny_bert, task):
+    losses, weights = stepped(tiny_bert, monkeypatch, task, "cpu")
+    with second_device():
+        found, moved = stepped(tiny_bert, monkeypatch, task, DEVICE)
+        half, _ = stepped(tiny_bert, monkeypatch, task, DEVICE, half=True)
+    assert found == pytest.approx(losses, rel=1e-5)
+    assert half == pytest.approx(losses, rel=5e-2)
+    assert moved.keys() == weights.keys()
+    for name, weight in weights.items():
+        torch.testing.assert_close(moved[name], weight, rtol=1e-3, atol=1e-4)
