@@ -35,17 +35,16 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from loraens.errors import InputError
+from loraens.files import PART, checksum, remove_files, write_atomically
 from loraens.records import Epoch, Manifest
 
 MANIFEST = "manifest.json"
@@ -54,6 +53,8 @@ CHECKPOINT = "last.ckpt"
 EXAMPLES = "examples"
 LOGITS = "logits"
 FORMAT = 1
+DIRECTORIES = rf"({LOGITS}/)?epoch-\d+(-\d+)?"  # of epochs, below a member's
+FILES = rf"[^.].*\.(json|safetensors|npz)|{PART}"  # in them
 
 
 @dataclass
@@ -75,38 +76,6 @@ class Logits:
     labels: np.ndarray | None
     indices: np.ndarray | None = None
     groups: np.ndarray | None = None
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader sees all of it or nothing."""
-    with replacing(path) as file:
-        file.write(content)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file under a temporary name, which is renamed at the end, so that a reader sees all of it
-    or nothing.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with beside.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def checksum(path: Path) -> str:
-    """SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def npz(**arrays: np.ndarray | None) -> bytes:
@@ -198,8 +167,7 @@ class MemberStore:
         Returns:
             The manifest as it was written.
         """
-        for part in self.directory.rglob(".*.part"):  # of a writer that was killed
-            part.unlink()
+        self._remove_parts()
         for epoch, files in epochs.items():
             for name, content in files.items():
                 write_atomically(self.directory / epoch / name, content)
@@ -215,10 +183,33 @@ class MemberStore:
         manifest = replace(manifest, files=dict(sorted(checksums.items())))
         write_atomically(self.directory / MANIFEST, manifest.dumps(format=FORMAT))
         named = remaining | (_directories(before) if before else set())
-        for path in (*self.directory.glob("epoch-*"), *self.directory.glob(f"{LOGITS}/*")):
-            if path.relative_to(self.directory).as_posix() not in named:
-                shutil.rmtree(path)
+        for name, path in self._epoch_directories().items():
+            if name not in named:
+                remove_files(path, FILES)
         return manifest
+
+    def _epoch_directories(self) -> dict[str, Path]:
+        """The directories of epochs that there are, by their name below the member's."""
+        found = (*self.directory.glob("epoch-*"), *self.directory.glob(f"{LOGITS}/epoch-*"))
+        paths = {path.relative_to(self.directory).as_posix(): path for path in found}
+        return {name: path for name, path in paths.items() if re.fullmatch(DIRECTORIES, name)}
+
+    def _remove_parts(self) -> None:
+        """Remove what a writer that was killed had begun."""
+        for directory in (self.directory, *self._epoch_directories().values()):
+            for path in directory.glob(".*.part"):
+                if re.fullmatch(PART, path.name):
+                    path.unlink()
+
+    def remove(self) -> None:
+        """Remove the member: the files that the store writes, and the directories that are then
+        empty; what else is there stays.
+        """
+        remove_files(self.directory, re.escape(MANIFEST))  # first: killed, there is no member
+        for path in self._epoch_directories().values():
+            remove_files(path, FILES)
+        remove_files(self.directory / LOGITS, PART)
+        remove_files(self.directory, PART)
 
     def update(self, **fields: Any) -> Manifest:
         """Change fields of the manifest; the member's files, which are verified, stay as they are.

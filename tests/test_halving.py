@@ -11,7 +11,7 @@ from test_sweep import CONFIGS, QUIET, contents, manifests
 from loraens.ensemble.pool import Pool
 from loraens.ensemble.select import forward_order
 from loraens.errors import InputError
-from loraens.store import write_atomically
+from loraens.files import write_atomically
 from loraens.tasks import QUORA, SST, STS
 from loraens.train import coordinator
 from loraens.train.evaluation import combined_score

@@ -369,9 +369,8 @@ def test_a_failed_start_leaves_nothing_and_takes_no_name(fit, fails, tiny_bert, 
     fails("quickstart", "--store.root", root, "--backbone", "nowhere")
     assert not root.exists()
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "config.yaml").write_text(
-        ""
-    )  # all that a run leaves which is killed before its first epoch
+    for name in ("config.yaml", ".loraens"):  # what a run leaves, killed before its first epoch
+        (tmp_path / "run" / name).write_text("")
     fit(epochs=1)
 
 

@@ -575,7 +575,7 @@ def test_bad_input_ends_in_one_sentence(fails, command, tmp_path, args, options,
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        pytest.param("last.ckpt", "", "has a run that is no sweep", id="no-sweep"),
+        pytest.param("last.ckpt", "", "something that loraens did not write", id="no-sweep"),
         pytest.param("sweep.json", "{", "sweep.json cannot be read", id="broken"),
     ],
 )
@@ -593,4 +593,4 @@ def test_a_callback_that_waits_for_what_nothing_logs(fails, command):
 def test_a_second_sweep_in_one_directory(fails, command, tmp_path):
     (tmp_path / "run").mkdir()
     with FileLock(tmp_path / "run" / ".lock"):
-        assert "another sweep runs in" in fails(*command())
+        assert "another training runs in" in fails(*command())

@@ -22,9 +22,9 @@ from loraens.ensemble.recommend import (
     write_recommended,
 )
 from loraens.ensemble.record import EnsembleRecord
+from loraens.files import write_atomically
 from loraens.records import Epoch
 from loraens.report import ensembles as tables
-from loraens.store import write_atomically
 
 
 def write_ensembles(

@@ -21,9 +21,10 @@ from loraens.ensemble.pool import Pool
 from loraens.ensemble.prove import Proof
 from loraens.ensemble.significance import Interval
 from loraens.errors import InputError
+from loraens.files import write_atomically
 from loraens.metrics import NLL
 from loraens.records import Count, Record
-from loraens.store import ENSEMBLE, write_atomically
+from loraens.store import ENSEMBLE
 from loraens.tasks import Task
 
 RECOMMENDED = "recommended"

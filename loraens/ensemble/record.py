@@ -18,8 +18,9 @@ from loraens.ensemble.prove import Proof
 from loraens.ensemble.read import PoolMembers
 from loraens.ensemble.significance import Interval
 from loraens.errors import InputError
+from loraens.files import checksum, write_atomically
 from loraens.records import Checksum, Count, Epoch, Inside, Manifest, Record, Score
-from loraens.store import ENSEMBLE, MANIFEST, MemberStore, checksum, write_atomically
+from loraens.store import ENSEMBLE, MANIFEST, MemberStore
 from loraens.tasks import Task
 
 FORMAT = 2

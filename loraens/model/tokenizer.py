@@ -12,8 +12,8 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from loraens.errors import InputError
+from loraens.files import write_atomically
 from loraens.model.backbone import local_directory, locate, unusable
-from loraens.store import write_atomically
 
 SUFFIXES = (".json", ".txt", ".model")  # of the files that a tokenizer is made of
 

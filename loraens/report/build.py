@@ -11,6 +11,7 @@ from tqdm import tqdm
 from loraens.ensemble.cross_validation import FOLDS
 from loraens.ensemble.methods import REPEATS
 from loraens.errors import InputError
+from loraens.files import write_atomically
 from loraens.records import Epoch
 from loraens.report import sections as make
 from loraens.report.content import Content, read
@@ -18,7 +19,6 @@ from loraens.report.drawing import png
 from loraens.report.elements import Missing, Picture, Section
 from loraens.report.page import page
 from loraens.report.tables import overall_scores, scores, verdict
-from loraens.store import write_atomically
 
 
 @dataclass(frozen=True)

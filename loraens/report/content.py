@@ -17,9 +17,10 @@ from loraens.ensemble.read import PoolMembers, read_runs
 from loraens.ensemble.recommend import RECOMMENDED, Recommendation, read_recommended
 from loraens.ensemble.record import EnsembleRecord
 from loraens.errors import InputError
+from loraens.files import checksum
 from loraens.members import Member
 from loraens.records import Epoch
-from loraens.store import ENSEMBLE, MANIFEST, MemberStore, checksum, find_members
+from loraens.store import ENSEMBLE, MANIFEST, MemberStore, find_members
 from loraens.tasks import Task
 
 MODES = {"frozen": "frozen backbone, heads alone", "full": "all weights trained"}

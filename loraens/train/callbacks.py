@@ -260,7 +260,8 @@ class MemberWriter(Callback):
             for index in range(len(self.progress)):
                 self._store(module, index).write({}, self._manifest(module, index, "failed"))
         checkpoint = self.directory / CHECKPOINT
-        if isinstance(exception, KeyboardInterrupt) and self.finish and checkpoint.is_file():
+        stopped = isinstance(exception, (KeyboardInterrupt, SystemExit))
+        if stopped and self.finish and checkpoint.is_file():
             rank_zero_info(
                 f"to resume: loraens fit --config {self.directory / 'config.yaml'} --ckpt_path"
                 f" {checkpoint}"

@@ -14,17 +14,17 @@ workers train the packs. Both write `examples/`, always with the same contents.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from loraens.data.modules import TextData
+from loraens.files import write_atomically
 from loraens.members import Member
 from loraens.members import packs as packs_of
 from loraens.records import Manifest
-from loraens.store import MemberStore, write_atomically
+from loraens.store import MemberStore
 from loraens.train.bar import SweepBar
 from loraens.train.callbacks import write_data_examples
 from loraens.train.checkpoints import PackCheckpoint
@@ -36,7 +36,7 @@ from loraens.train.packs import Pack, PackFiles, PackResult, regrouped, too_larg
 from loraens.train.plan import Plan, count_in_words, planned
 from loraens.train.resume import ended_members, read_state, without_incomplete
 from loraens.train.runs import quiet_trainers
-from loraens.train.state import SweepState, locked
+from loraens.train.state import SWEEP, SweepState, locked
 from loraens.train.tracking import check_logger, log_member
 from loraens.train.worker import Worker
 
@@ -180,7 +180,8 @@ class Coordinator:
                 other settings or data, or one member alone, or one configuration with its folds,
                 does not fit in memory.
         """
-        with locked(self.directory), quiet_trainers():
+        known = (self.directory / SWEEP).is_file()  # which is read before anything is written
+        with locked(self.directory, known), quiet_trainers():
             self.state = read_state(self.directory, self.state, len(self.config.rungs))
             write_atomically(self.directory / CONFIG, self.config.text.encode())
             self.files.folder.mkdir(parents=True, exist_ok=True)
@@ -188,7 +189,7 @@ class Coordinator:
             write_data_examples(self.worker.data, self.directory)
             self.ended, damaged = ended_members(self.directory, self.config.members)
             for name in damaged:
-                shutil.rmtree(self.directory / name)
+                MemberStore(self.directory / name).remove()
             self.files.clean(self.state.rung, damaged)
             if self.unit > 1:
                 self.ended = without_incomplete(
@@ -206,7 +207,7 @@ class Coordinator:
                 raise
             finally:
                 self._bar.close()
-            shutil.rmtree(self.files.folder)
+            self.files.remove()
         return {name: self.ended[name] for name in self.members}
 
     def _train_rungs(self) -> None:

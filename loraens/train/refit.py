@@ -57,7 +57,7 @@ def refit(
         replace(manifest.member, fold=None): _last_epoch(manifest, epoch)
         for manifest in configurations
     }
-    with locked(directory), quiet_trainers():
+    with locked(directory, known=True), quiet_trainers():
         _check_data(worker, configurations[0])
         files = PackFiles(directory.resolve())
         files.folder.mkdir(exist_ok=True)

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +13,6 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
 
@@ -23,6 +21,7 @@ from loraens.store import CHECKPOINT, EXAMPLES
 from loraens.tasks import Task
 from loraens.train.account import run_options
 from loraens.train.callbacks import MemberWriter
+from loraens.train.checkpoints import read_checkpoint
 from loraens.train.evaluation import overall_score, undefined_scores
 from loraens.train.module import Population
 from loraens.train.wandb_run import WandbRun
@@ -195,20 +194,11 @@ def check_checkpoint(path: str) -> None:
             f"ckpt_path {path} does not exist: give the {CHECKPOINT} of a run", option="ckpt_path"
         )
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError):
-        checkpoint = None
-    if (
-        not isinstance(checkpoint, dict)
-        or not {"loraens", "state_dict", "pytorch-lightning_version"} <= checkpoint.keys()
-    ):
+        read_checkpoint(Path(path))
+    except InputError as error:
         raise InputError(
-            f"ckpt_path {path} is not a whole checkpoint of loraens: give the {CHECKPOINT} of"
-            " a run",
-            option="ckpt_path",
-        )
+            f"ckpt_path {error}: give the {CHECKPOINT} of a run", "ckpt_path"
+        ) from None
 
 
 def default_logger(directory: Path, name: str | None = None, **options: Any) -> WandbLogger:

@@ -7,6 +7,7 @@ directories of the pack's members and, with the same contents as every other wor
 from __future__ import annotations
 
 import gc
+import signal
 import time
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
@@ -17,13 +18,14 @@ from typing import Any, cast
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from loraens.data.modules import TextData
 from loraens.errors import InputError
 from loraens.members import Member
 from loraens.store import MemberStore
 from loraens.train.callbacks import MemberWriter
-from loraens.train.checkpoints import PackCheckpoint, Progress
+from loraens.train.checkpoints import PackCheckpoint, Progress, with_whole_checkpoints
 from loraens.train.config import CONFIG, SweepConfig, TrainConfig
 from loraens.train.failures import PopulationError
 from loraens.train.module import Population
@@ -71,9 +73,7 @@ class PackWatch(Callback):
         Validation has run, so the members' epoch is written: a checkpoint never is ahead of the
         members' files.
         """
-        beside = self.pack.checkpoint.with_suffix(".part")
-        trainer.save_checkpoint(beside, weights_only=False)
-        beside.replace(self.pack.checkpoint)
+        trainer.save_checkpoint(self.pack.checkpoint, weights_only=False)
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         writer = next(callback for callback in callbacks if isinstance(callback, MemberWriter))
         progress = map(Progress.of, writer.state_dict()["progress"])
@@ -177,7 +177,7 @@ class Worker:
         options = {**self._trainer_options, **_TRAINER, "callbacks": [*configured, *callbacks]}
         options["max_epochs"] = epochs or self.config.epochs
         with quiet_trainers():
-            return Trainer(**options)
+            return with_whole_checkpoints(Trainer(**options))
 
     def build(self, members: Sequence[Member]) -> Population:
         """The population of some members; its backbone is not loaded yet.
@@ -233,6 +233,8 @@ class Worker:
         resumed = pack.checkpoint if pack.checkpoint.is_file() else None
         try:
             trainer.fit(module, self.data, ckpt_path=resumed, weights_only=True)
+        except SIGTERMException:  # whose exit code is that of success
+            raise SystemExit(128 + signal.SIGTERM) from None
         except PopulationError as error:
             return "population_failed", str(error)
         except (RuntimeError, MemoryError) as error:
