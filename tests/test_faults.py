@@ -1,14 +1,35 @@
 """Signals, full disks, damaged, foreign and hostile files: nothing is lost, and nobody gets in."""
 
+import json
 import os
-import resource
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from helpers.records import make_manifest, make_settings
+from lightning.pytorch import Trainer
+
+from loraens.arrays import npz
+from loraens.ensemble.read import read_runs
+from loraens.ensemble.record import EnsembleRecord
+from loraens.errors import InputError
+from loraens.store import MemberStore, find_members, write_examples
+from loraens.tasks import QUORA
+from loraens.train.checkpoints import (
+    read_checkpoint,
+    with_whole_checkpoints,
+    write_checkpoint,
+)
+from loraens.train.state import SweepState, locked
+from loraens.train.worker import Worker
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
@@ -120,3 +141,260 @@ def test_standard_output_that_cannot_be_written_is_named(shell, message):
     call = f'set -o pipefail; "{sys.executable}" -c "$0" report {shell}'
     done = subprocess.run(["bash", "-c", call, code], capture_output=True, text=True, cwd=ROOT)
     assert (done.returncode, done.stderr) == (1, f"loraens: {message}\n")
+
+
+@pytest.fixture
+def swept(run_command, training, tmp_path):
+    """Runs the sweep of `training`; returns its directory."""
+
+    def run(*args, expect=0, **options):
+        assert run_command(*training("sweep", *args, **options)) == expect
+        return tmp_path / "run"
+
+    return run
+
+
+def member_files(run):
+    """SHA-256 of each file of each member."""
+    return {path.name: MemberStore(path).manifest().files for path in find_members(run)}
+
+
+def flip(path, position):
+    """Change one byte of a file, counted from its end where it is negative."""
+    content = bytearray(path.read_bytes())
+    content[position] ^= 0x10
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", ["flipped", "cut", "empty", "foreign"])
+def test_a_damaged_pack_is_named_and_begins_again(swept, monkeypatch, capsys, tmp_path, damage):
+    expected = member_files(swept("--model.lr", 1e-2))
+    (tmp_path / "run").rename(tmp_path / "whole")
+
+    def stop(worker, pack):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Worker, "_close", stop)
+        swept("--model.lr", 1e-2, expect=130)
+    (path,) = (tmp_path / "run" / "packs").glob("*.ckpt")
+    if damage == "flipped":
+        for position in range(path.stat().st_size // 2, path.stat().st_size // 2 + 1024, 16):
+            flip(path, position)
+    elif damage == "foreign":
+        torch.save({"state_dict": {}}, path)
+    else:
+        path.write_bytes(path.read_bytes()[:-100] if damage == "cut" else b"")
+    capsys.readouterr()
+    assert member_files(swept("--model.lr", 1e-2)) == expected
+    assert f"{path} is not a whole checkpoint of loraens: it is removed" in capsys.readouterr().out
+
+
+def test_every_flipped_byte_of_a_checkpoint_changes_nothing_or_is_refused(tmp_path):
+    content = {"loraens": {"n": 3}, "state_dict": {"a": torch.arange(3.0)}}
+    content["pytorch-lightning_version"] = "2"
+    path = tmp_path / "a.ckpt"
+    write_checkpoint(path, content)
+    whole = path.read_bytes()
+    expected = repr(read_checkpoint(path))
+    refused = 0
+    for position in range(0, len(whole), 7):
+        path.write_bytes(whole)
+        flip(path, position)
+        try:
+            assert repr(read_checkpoint(path)) == expected
+        except InputError:
+            refused += 1
+    assert refused > 20
+
+
+def test_a_file_is_never_written_over_its_place(tmp_path, monkeypatch):
+    path = tmp_path / "new" / "a.ckpt"
+    calls = []
+
+    def noting(name, function):
+        def call(*args):
+            calls.append(name)
+            return function(*args)
+
+        return call
+
+    monkeypatch.setattr(os, "fsync", noting("fsync", os.fsync))
+    monkeypatch.setattr(Path, "replace", noting("rename", Path.replace))
+    trainer = with_whole_checkpoints(Trainer(logger=False, enable_checkpointing=False))
+    trainer.strategy.checkpoint_io.save_checkpoint({"a": 1}, path)
+    assert calls == ["fsync", "fsync", "rename", "fsync"]  # new's name, the file, and its name
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_fit_takes_the_lock_of_its_directory(fails, training, tmp_path):
+    with locked(tmp_path / "run"):
+        for command in ("fit", "sweep"):
+            assert "another training runs in" in fails(*training(command))
+
+
+@pytest.mark.parametrize("command", ["fit", "sweep"])
+@pytest.mark.parametrize("name", ["config.yaml", "packs/thesis.ckpt", "examples/notes.txt"])
+def test_a_directory_of_something_else_is_left_alone(fails, training, tmp_path, command, name):
+    path = tmp_path / "run" / name
+    path.parent.mkdir(parents=True)
+    path.write_text("mine")
+    assert "that loraens did not write" in fails(*training(command)) or "holds a run" in fails(
+        *training(command)
+    )
+    assert [p for p in (tmp_path / "run").rglob("*") if p.is_file()] == [path]
+    assert path.read_text() == "mine"
+
+
+@pytest.mark.slow
+def test_a_sweep_removes_its_own_files_alone(swept, tmp_path):
+    run = swept()
+    member = find_members(run)[0]
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "epoch.json").write_text("mine")
+    (run / "packs").mkdir()
+    (run / "packs" / "thesis.ckpt").write_text("mine")
+    (run / "packs" / "0-r1.ckpt").write_text("a pack of the sweep, damaged")
+    (member / "notes.txt").write_text("mine")
+    (member / "epoch-009").symlink_to(elsewhere)
+    weights = next(member.glob("epoch-*/*.safetensors"))
+    flip(weights, -1)  # so the member is trained again
+    swept()
+    assert (run / "packs" / "thesis.ckpt").read_text() == "mine"
+    assert not (run / "packs" / "0-r1.ckpt").exists()
+    assert (member / "notes.txt").read_text() == "mine"
+    assert (elsewhere / "epoch.json").read_text() == "mine"
+    assert MemberStore(member).manifest().status == "finished"
+    shutil.rmtree(run / "packs")
+    (run / "packs").symlink_to(elsewhere)
+    swept(expect=2)
+    assert (elsewhere / "epoch.json").read_text() == "mine"
+
+
+def test_unfinished_members_are_counted_and_left_out(fails, run_command, plant, capsys, tmp_path):
+    run = plant(tmp_path / "run", QUORA, members=4)
+    command = ("ensemble", "--runs", run, "--method", "omni", "--logger", "false")
+    MemberStore(run / "r2").update(status="training")
+    assert run_command(*command) == 0
+    assert "1 of 4 members are unfinished, and left out: --unfinished" in capsys.readouterr().out
+    of_all = EnsembleRecord.read(run / "ensembles" / "quora-omni-probs")
+    assert [member.name for member in of_all.members] == ["r1", "r3", "r4"]
+    assert run_command(*command, "--unfinished") == 0
+    assert "1 of 4 members are unfinished: their epochs so far" in capsys.readouterr().out
+    of_all = EnsembleRecord.read(run / "ensembles" / "quora-omni-probs")
+    assert len(of_all.members) == 4
+    for path in find_members(run):
+        MemberStore(path).update(status="training")
+    assert "4 of 4 members are unfinished: wait until" in fails(*command)
+    assert "4 of 4 members are unfinished: wait until" in fails("report", "--runs", run)
+
+
+def test_members_that_a_sweep_should_have_are_said_to_be_missing(plant, tmp_path):
+    run = plant(tmp_path / "run", QUORA, members=3)
+    state = SweepState.new({})
+    state.members = ["r1", "r2", "r3"]
+    state.write(run)
+    read_runs([run], epoch="last", report=pytest.fail)
+    (run / "r2" / "manifest.json").unlink()
+    said = []
+    assert len(read_runs([run], epoch="last", report=said.append)["quora"].dev) == 2
+    assert said == [
+        f"{run} lacks members of its sweep, r2: they have not begun, or their manifest.json is"
+        " missing, so resume the sweep or restore them"
+    ]
+
+
+def test_a_manifest_that_changes_while_it_is_read_is_read_again(plant, tmp_path, monkeypatch):
+    store = MemberStore(plant(tmp_path / "run", QUORA, members=1) / "r1")
+    before = store.read()
+    verify = store._verify_files
+
+    def training(manifest, examples):
+        """A training writes its second and third epoch once the manifest is read."""
+        monkeypatch.setattr(store, "_verify_files", verify)
+        for number in (2, 3):
+            name = f"epoch-{number:03d}"
+            files = {name: {"quora-dev.npz": b"new"}}
+            store.write(files, replace(before, epochs={"best": name, "last": name}))
+        verify(manifest, examples)
+
+    monkeypatch.setattr(store, "_verify_files", training)
+    assert set(store.manifest().files) == {"epoch-003/quora-dev.npz"}
+
+
+@pytest.mark.parametrize("file", ["r1/manifest.json", "ensembles/quora-omni-probs/ensemble.json"])
+def test_an_altered_record_is_refused(run_command, fails, plant, tmp_path, file):
+    run = plant(tmp_path / "run", QUORA, members=2)
+    command = ("ensemble", "--runs", run, "--method", "omni", "--logger", "false")
+    assert run_command(*command) == 0
+    path = run / file
+    text = path.read_text()
+    assert text.count('"rank": 1') == 1
+    path.write_text(text.replace('"rank": 1', '"rank": 2'))
+    command = command if "manifest" in file else ("report", "--runs", run, "--texts", "false")
+    message = f"loraens: {path} was altered (its checksum is not that of its fields)"
+    assert fails(*command).startswith(message)
+
+
+@pytest.mark.parametrize(
+    "directory",
+    [
+        pytest.param("{run}/r1", id="absolute"),
+        pytest.param("../../r1/../r1", id="dots-inside"),
+        pytest.param("../../../../elsewhere/r1", id="upward"),
+        pytest.param("../../linked", id="link"),
+    ],
+)
+def test_an_ensemble_names_no_member_elsewhere(run_command, fails, plant, tmp_path, directory):
+    run = plant(tmp_path / "run", QUORA, members=2)
+    command = ("ensemble", "--runs", run, "--method", "omni", "--logger", "false")
+    assert run_command(*command) == 0
+    (run / "linked").symlink_to(run / "r1")
+    path = run / "ensembles" / "quora-omni-probs" / "ensemble.json"
+    fields = json.loads(path.read_bytes())
+    del fields["sha256"]
+    fields["members"][0]["directory"] = directory.format(run=run)
+    path.write_text(json.dumps(fields))
+    message = fails("predict", "--model", path.parent, "--text", "a", "--text2", "b")
+    assert "members.0.directory" in message or "is a link" in message
+
+
+def of_classes(**changes):
+    """The file of logits of a member of a task of two classes."""
+    arrays = {
+        "logits": np.ones((3, 1), np.float32),
+        "example_id": np.array(["a", "b", "c"]),
+        "labels": np.array([0.0, 1.0, 1.0]),
+    }
+    return npz(**{**arrays, **changes})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        pytest.param(of_classes(logits=np.ones((3, 2), np.float32)), "of shape (3, 2)", id="wide"),
+        pytest.param(of_classes(logits=np.ones((2, 1), np.float32)), "of shape (2, 1)", id="short"),
+        pytest.param(of_classes(logits=np.ones((3, 1), int)), "no finite numbers", id="integers"),
+        pytest.param(of_classes(logits=np.full((3, 1), np.nan)), "no finite numbers", id="nan"),
+        pytest.param(of_classes(logits=None), "has no logits", id="no-logits"),
+        pytest.param(of_classes(example_id=np.arange(3)), "no ids", id="ids"),
+        pytest.param(of_classes(labels=np.array([0, 1, 2.0])), "none of its task's", id="class"),
+        pytest.param(of_classes(labels=np.array([0, 1, 0.5])), "none of its task's", id="half"),
+        pytest.param(of_classes(labels=np.array([0.0, 1])), "none of its task's", id="few"),
+        pytest.param(of_classes(labels=np.array(["0", "1", "1"])), "none of its", id="text"),
+        pytest.param(of_classes(groups=np.zeros(2, int)), "has groups", id="groups"),
+        pytest.param(of_classes()[:-40], "no file of arrays", id="cut"),
+        pytest.param(b"", "no file of arrays", id="empty"),
+        pytest.param(npz(logits=np.ones((2, 1)), indices=np.array([1, 0])), "order", id="indices"),
+        pytest.param(npz(logits=np.ones((2, 1)), indices=np.array([1, 5])), "order", id="beyond"),
+    ],
+)
+def test_logits_that_cannot_be_are_refused(tmp_path, content, message):
+    store = MemberStore(tmp_path / "run" / "r4")
+    examples = write_examples(tmp_path / "run", "quora-dev.npz", ["a", "b"], np.arange(2.0))
+    manifest = make_manifest(settings=make_settings((QUORA,)), examples={"quora-dev.npz": examples})
+    store.write({"epoch-001": {"quora-dev.npz": content}}, manifest)
+    with pytest.raises(InputError, match=re.escape(message)):
+        store.logits("quora", "dev")

@@ -576,7 +576,7 @@ def test_bad_input_ends_in_one_sentence(fails, command, tmp_path, args, options,
     ("file", "content", "message"),
     [
         pytest.param("last.ckpt", "", "something that loraens did not write", id="no-sweep"),
-        pytest.param("sweep.json", "{", "sweep.json cannot be read", id="broken"),
+        pytest.param("sweep.json", "{", "sweep.json is not JSON", id="broken"),
     ],
 )
 def test_directories_that_hold_something_else(fails, command, tmp_path, file, content, message):

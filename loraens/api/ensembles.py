@@ -38,6 +38,7 @@ def write_ensembles(
     max_members: int | None = None,
     goal: Goal = "score",
     refit: bool = False,
+    unfinished: bool = False,
     on_task: Callable[[Sequence[EnsembleRecord], str], None] | None = None,
     report: Callable[[str], None] = print,
 ) -> tuple[list[EnsembleRecord], dict[str, Recommendation]]:
@@ -54,6 +55,7 @@ def write_ensembles(
         max_members: Most members that run for what is recommended.
         goal: What is recommended.
         refit: Whether what is recommended is trained once more, on all labelled texts.
+        unfinished: Whether to choose among members whose training has not ended, too.
         on_task: Is given each task's ensembles and the name of the recommended one as soon as they
             are there.
         report: Is told of members that are left out.
@@ -63,7 +65,7 @@ def write_ensembles(
     """
     records: list[EnsembleRecord] = []
     recommended: dict[str, Recommendation] = {}
-    pools = read_runs(runs, tasks, epoch, report)
+    pools = read_runs(runs, tasks, epoch, report, unfinished=unfinished)
     chosen = _chosen(pools, methods, rules, options, max_members, goal)
     for members in pools.values() if refit else ():
         check_refit(members)

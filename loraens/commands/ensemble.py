@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from loraens.api.ensembles import write_ensembles
-from loraens.commands.parser import Parser
+from loraens.commands.parser import UNFINISHED, Parser
 from loraens.ensemble.methods import names
 from loraens.ensemble.options import Options
 from loraens.ensemble.recommend import RECOMMENDED, Goal, Recommendation
@@ -44,6 +44,7 @@ def run(
     max_members: int | None = None,
     goal: Goal = "score",
     refit: bool = False,
+    unfinished: bool = False,
 ) -> list[EnsembleRecord]:
     """Choose, prove and write ensembles of each task, print their tables, and recommend one of
     each; returns them.
@@ -60,6 +61,7 @@ def run(
         max_members=max_members,
         goal=goal,
         refit=refit,
+        unfinished=unfinished,
         on_task=print_tables,
     )
     for sentence in tables.overall_sentences(records):
@@ -150,6 +152,7 @@ def main(args: list[str]) -> None:
         help="Train the recommended configurations once more, on all labelled texts of a sweep with"
         " folds: one member each in place of one a fold.",
     )
+    parser.add_argument("--unfinished", action="store_true", help=UNFINISHED)
     parser.add_class_arguments(Options, skip={"max_size"})
     given = parser.parse_args(args)
     run(
@@ -164,4 +167,5 @@ def main(args: list[str]) -> None:
         max_members=given.max_members,
         goal=given.goal,
         refit=given.refit,
+        unfinished=given.unfinished,
     )

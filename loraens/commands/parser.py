@@ -14,6 +14,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, auto_cli
 
 from loraens.errors import InputError
 
+UNFINISHED = "Use members whose training has not ended, too."
 WORDS = {int: "whole number", float: "number", bool: "true or false", str: "text", dict: "mapping"}
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from loraens import __version__
-from loraens.commands.parser import Parser
+from loraens.commands.parser import UNFINISHED, Parser
 from loraens.records import Epoch
 from loraens.train.account import ensembles_run
 
@@ -43,6 +43,7 @@ def main(args: list[str]) -> None:
     parser.add_argument(
         "--logger", type=bool, default=True, help="Whether to log the pictures to W&B."
     )
+    parser.add_argument("--unfinished", action="store_true", help=UNFINISHED)
     given = parser.parse_args(args)
     from loraens.report.build import write_report  # its figures take seconds to import
 
@@ -54,6 +55,7 @@ def main(args: list[str]) -> None:
         epoch=given.epoch,
         texts=given.texts,
         version=__version__,
+        unfinished=given.unfinished,
     )
     for sentence in report.verdicts:
         print(sentence)

@@ -80,6 +80,7 @@ def write_report(
     epoch: Epoch | None = None,
     texts: bool = True,
     version: str = "",
+    unfinished: bool = False,
 ) -> Report:
     """Make the report of some runs.
 
@@ -90,11 +91,12 @@ def write_report(
         epoch: Epoch of each member; that of the ensembles by default.
         texts: Whether to show texts and maps of embeddings.
         version: Version of loraens, for the page's footer.
+        unfinished: Whether to show members whose training has not ended, too.
 
     Raises:
         InputError: The runs cannot be read.
     """
-    contents = read(runs, tasks, epoch)
+    contents = read(runs, tasks, epoch, unfinished=unfinished)
     parts: dict[str, list[Section]] = {}
     if (overall := overall_scores(contents)) is not None:
         parts["All tasks"] = [overall]

@@ -104,6 +104,7 @@ def read(
     tasks: Sequence[str] | None = None,
     epoch: Epoch | None = None,
     report: Callable[[str], None] = print,
+    unfinished: bool = False,
 ) -> dict[str, Content]:
     """Everything of some runs, by task.
 
@@ -112,6 +113,7 @@ def read(
         tasks: Names of tasks; all by default.
         epoch: Epoch of each member; by default that of the ensembles, or the best.
         report: Called with a sentence for each thing that is skipped.
+        unfinished: Whether to read members whose training has not ended, too.
 
     Raises:
         InputError: As `read_runs`; or an ensemble is older than its members.
@@ -126,7 +128,8 @@ def read(
     if epoch is None:
         epoch = epochs.pop() if len(epochs) == 1 else "best"
     contents = {}
-    for name, members in read_runs(runs, tasks, epoch, report, mode="lora").items():
+    pools = read_runs(runs, tasks, epoch, report, mode="lora", unfinished=unfinished)
+    for name, members in pools.items():
         if not members.dev.labelled:
             raise InputError(f"task {name} has no labels on dev: there is nothing to report")
         of_task = {folder: r for folder, r in records.items() if r.task.name == name}

@@ -14,12 +14,13 @@ import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
+from loraens.arrays import npz
 from loraens.data.modules import TextData
 from loraens.errors import InputError
 from loraens.members import OUT_OF_FOLD
 from loraens.model.weights import member_files
 from loraens.records import Epoch, EpochRecord, Manifest, Status
-from loraens.store import CHECKPOINT, LOGITS, MemberStore, in_16_bits, npz, write_examples
+from loraens.store import CHECKPOINT, LOGITS, MemberStore, in_16_bits, write_examples
 from loraens.train.checkpoints import WRITER
 from loraens.train.evaluation import combined_score, undefined_scores
 from loraens.train.failures import PopulationError

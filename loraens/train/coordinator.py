@@ -24,7 +24,7 @@ from loraens.files import write_atomically
 from loraens.members import Member
 from loraens.members import packs as packs_of
 from loraens.records import Manifest
-from loraens.store import MemberStore
+from loraens.store import SWEEP, MemberStore
 from loraens.train.bar import SweepBar
 from loraens.train.callbacks import write_data_examples
 from loraens.train.checkpoints import PackCheckpoint
@@ -36,7 +36,7 @@ from loraens.train.packs import Pack, PackFiles, PackResult, regrouped, too_larg
 from loraens.train.plan import Plan, count_in_words, planned
 from loraens.train.resume import ended_members, read_state, without_incomplete
 from loraens.train.runs import quiet_trainers
-from loraens.train.state import SWEEP, SweepState, locked
+from loraens.train.state import SweepState, locked
 from loraens.train.tracking import check_logger, log_member
 from loraens.train.worker import Worker
 
@@ -183,6 +183,7 @@ class Coordinator:
         known = (self.directory / SWEEP).is_file()  # which is read before anything is written
         with locked(self.directory, known), quiet_trainers():
             self.state = read_state(self.directory, self.state, len(self.config.rungs))
+            self.state.members = sorted({*(self.state.members or ()), *self.members})
             write_atomically(self.directory / CONFIG, self.config.text.encode())
             self.files.folder.mkdir(parents=True, exist_ok=True)
             # restored where they are not whole: no member need be trained again for that

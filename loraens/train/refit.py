@@ -17,13 +17,13 @@ from loraens.errors import InputError
 from loraens.members import Member
 from loraens.members import packs as packs_of
 from loraens.records import Epoch, Manifest
-from loraens.store import MANIFEST, MemberStore
+from loraens.store import MANIFEST, SWEEP, MemberStore
 from loraens.train.bar import SweepBar
 from loraens.train.checkpoints import PackCheckpoint
 from loraens.train.config import TrainConfig
 from loraens.train.packs import Pack, PackFiles, PackResult, too_large
 from loraens.train.runs import quiet_trainers
-from loraens.train.state import SWEEP, SweepState, locked
+from loraens.train.state import SweepState, locked
 from loraens.train.worker import Worker
 
 REFIT = "refit"

@@ -14,9 +14,9 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from loraens.errors import InputError
 from loraens.files import make_directory, naming, write_atomically
-from loraens.records import OLDER_SETTINGS
+from loraens.records import OLDER_SETTINGS, read_signed, signed
+from loraens.store import SWEEP
 
-SWEEP = "sweep.json"
 LOCK = ".lock"
 MARK = ".loraens"  # marks a directory that runs are written to
 Positive = Annotated[int, Field(ge=1)]
@@ -32,6 +32,7 @@ class SweepState:
         fits: Members of a pack that memory allows, where a larger pack did not fit.
         rung: Halvings behind it.
         logged: Names of the members that are logged to the experiment tracker.
+        members: Names of all members; None in sweeps of older versions.
     """
 
     __pydantic_config__ = ConfigDict(strict=True)
@@ -41,6 +42,7 @@ class SweepState:
     fits: Positive | None
     rung: Annotated[int, Field(ge=0)]
     logged: list[str]
+    members: list[str] | None = None
 
     @classmethod
     def new(cls, settings: dict[str, Any]) -> SweepState:
@@ -58,15 +60,15 @@ class SweepState:
         Raises:
             InputError: A field is missing, of a wrong type or out of range.
         """
+        fix = "restore it, or choose another directory"
+        fields = read_signed(content, path, fix)
         try:
-            return TypeAdapter(cls).validate_json(content)
+            return TypeAdapter(cls).validate_json(json.dumps(fields))
         except ValidationError as error:
             first = error.errors()[0]
             location = ".".join(map(str, first["loc"]))
             reason = f"field {location!r}: {first['msg']}" if location else first["msg"]
-            raise InputError(
-                f"{path} cannot be read ({reason}): restore it, or choose another directory"
-            ) from None
+            raise InputError(f"{path} cannot be read ({reason}): {fix}") from None
 
     @classmethod
     def read(cls, path: Path, settings: dict[str, Any], rungs: int) -> SweepState:
@@ -96,7 +98,7 @@ class SweepState:
 
     def to_json(self) -> bytes:
         """The content of sweep.json."""
-        return (json.dumps(asdict(self), indent=2) + "\n").encode()
+        return signed(asdict(self))
 
     def write(self, directory: Path) -> None:
         """Replace sweep.json in a sweep's directory."""
