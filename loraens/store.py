@@ -320,7 +320,13 @@ class MemberStore:
             arrays = of_examples(arrays, examples, path)
         settings = manifest.settings.task(task)
         check_arrays(arrays, settings, path)
-        return Logits(**{"labels": None, **arrays})
+        return Logits(
+            logits=arrays["logits"],
+            example_id=arrays["example_id"],
+            labels=arrays.get("labels"),
+            indices=arrays.get("indices"),
+            groups=arrays.get("groups"),
+        )
 
 
 def _verify(file: Path, expected: str, fix: str) -> None:

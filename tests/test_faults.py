@@ -14,13 +14,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from helpers.records import make_manifest, make_settings
 from lightning.pytorch import Trainer
 
 from loraens.arrays import npz
+from loraens.data.imports import allow, check_imports, resume_options, untrusted_modules
 from loraens.ensemble.read import read_runs
 from loraens.ensemble.record import EnsembleRecord
 from loraens.errors import InputError
+from loraens.model.backbone import load_encoder
+from loraens.model.tokenizer import load_tokenizer
 from loraens.store import MemberStore, find_members, write_examples
 from loraens.tasks import QUORA
 from loraens.train.checkpoints import (
@@ -398,3 +402,115 @@ def test_logits_that_cannot_be_are_refused(tmp_path, content, message):
     store.write({"epoch-001": {"quora-dev.npz": content}}, manifest)
     with pytest.raises(InputError, match=re.escape(message)):
         store.logits("quora", "dev")
+
+
+HOSTILE = {
+    "data": {"data": {"class_path": "evil.Texts"}},
+    "data-text": {"data": "evil.Texts"},
+    "callback": {"trainer": {"callbacks": [{"class_path": "evil.Callback"}]}},
+    "text": {"trainer": {"callbacks": "evil.Callback"}},
+    "logger": {"trainer": {"logger": ["evil.Logger"]}},
+    "function": {
+        "trainer": {
+            "callbacks": {
+                "class_path": "lightning.pytorch.callbacks.LambdaCallback",
+                "init_args": {"on_fit_start": "os.abort"},
+            }
+        }
+    },
+    "torch-function": {
+        "trainer": {
+            "callbacks": {
+                "class_path": "lightning.pytorch.callbacks.LambdaCallback",
+                "init_args": {
+                    "on_fit_start": {
+                        "class_path": "torch.hub.load",
+                        "init_args": {"repo_or_dir": "evil/evil", "model": "evil"},
+                    }
+                },
+            }
+        }
+    },
+    "nested": {
+        "data": {"class_path": "loraens.data.SST", "init_args": {"x": {"class_path": "evil.X"}}}
+    },
+    "model": {"model": {"adapter": {"class_path": "evil.Adapter"}}},
+    "hint": {"trainer": {"plugins": "list[evil.Plugin]"}},
+}
+
+
+@pytest.fixture
+def evil(tmp_path, monkeypatch):
+    """A module on the path that leaves a file where it is imported; the file."""
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "evil.py").write_text(
+        f"from pathlib import Path\nPath({str(tmp_path / 'ran')!r}).touch()\n"
+        "from loraens.data import SST\nclass Texts(SST):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path / "modules")
+    yield tmp_path / "ran"
+    sys.modules.pop("evil", None)
+    allow([])
+
+
+@pytest.mark.parametrize("command", ["fit", "sweep", "validate"])
+@pytest.mark.parametrize("name", HOSTILE)
+def test_settings_of_a_run_import_no_strangers_code(fails, evil, tmp_path, command, name):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / ".loraens").touch()
+    (run / "config.yaml").write_text(yaml.safe_dump(HOSTILE[name]))
+    message = fails(command, "--config", run / "config.yaml")
+    assert f"{run / 'config.yaml'} names " in message
+    assert "if you trust it, give --allow" in message
+    assert not evil.exists()
+
+
+def test_what_is_allowed_is_imported_and_said_when_it_is_resumed(fails, evil, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    path = run / "config.yaml"
+    (run / "sweep.json").touch()
+    path.write_text(yaml.safe_dump({"data": {"class_path": "evil.Texts"}}))
+    assert resume_options(path) == f"--config {path} --allow evil"
+    assert not evil.exists()
+    assert "names evil" not in fails("sweep", *resume_options(path).split())
+    assert evil.exists()
+    assert "is given no value" in fails("sweep", "--allow", "--config", path)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"data": {"class_path": "loraens.data.SST", "init_args": {"root": "torch.csv"}}},
+        {"data": {"class_path": "SST", "init_args": {"root": "data"}}},
+        {"trainer": {"callbacks": {"class_path": "lightning.pytorch.callbacks.EarlyStopping"}}},
+        {"trainer": {"callbacks": "EarlyStopping", "default_root_dir": "my.runs"}},
+        {"model": {"targets": ["token.query", "os.value"]}, "store": {"root": "a.b"}},
+    ],
+)
+def test_ordinary_settings_are_let_through(settings):
+    check_imports(settings, "config.yaml")
+    assert untrusted_modules(settings) == []
+
+
+def test_a_report_reads_no_texts_by_a_strangers_class(evil, run_command, plant, tmp_path, capsys):
+    run = plant(tmp_path / "run", QUORA, members=2)
+    (run / "config.yaml").write_text("data: {class_path: evil.Texts, init_args: {}}")
+    assert run_command("report", "--runs", run, "--logger", "false") == 0
+    assert "names evil.Texts" in (run / "report" / "index.html").read_text()
+    assert not evil.exists()
+
+
+def test_a_backbone_runs_no_code_of_its_own(tiny_bert, tmp_path):
+    backbone = Path(shutil.copytree(tiny_bert, tmp_path / "backbone"))
+    config = json.loads((backbone / "config.json").read_text())
+    del config["architectures"]
+    config["model_type"] = "evil"
+    config["auto_map"] = {"AutoConfig": "evil.C", "AutoModel": "evil.M", "AutoTokenizer": "evil.T"}
+    (backbone / "config.json").write_text(json.dumps(config))
+    (backbone / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    load_tokenizer(str(backbone))  # tokenizer.json says all of it
+    with pytest.raises(InputError, match="could not be loaded"):
+        load_encoder(str(backbone), pooler=False)
+    assert not (tmp_path / "ran").exists()

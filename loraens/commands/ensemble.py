@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from loraens.api.ensembles import write_ensembles
-from loraens.commands.parser import UNFINISHED, Parser
+from loraens.commands.parser import ALLOW, UNFINISHED, Parser
+from loraens.data.imports import allow
 from loraens.ensemble.methods import names
 from loraens.ensemble.options import Options
 from loraens.ensemble.recommend import RECOMMENDED, Goal, Recommendation
@@ -154,7 +155,9 @@ def main(args: list[str]) -> None:
     )
     parser.add_argument("--unfinished", action="store_true", help=UNFINISHED)
     parser.add_class_arguments(Options, skip={"max_size"})
+    parser.add_argument("--allow", **several, default=[], help=ALLOW)
     given = parser.parse_args(args)
+    allow(given.allow)
     run(
         runs=given.runs,
         methods=given.method,

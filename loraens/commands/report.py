@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from loraens import __version__
-from loraens.commands.parser import UNFINISHED, Parser
+from loraens.commands.parser import ALLOW, UNFINISHED, Parser
+from loraens.data.imports import allow
 from loraens.records import Epoch
 from loraens.train.account import ensembles_run
 
@@ -44,7 +45,9 @@ def main(args: list[str]) -> None:
         "--logger", type=bool, default=True, help="Whether to log the pictures to W&B."
     )
     parser.add_argument("--unfinished", action="store_true", help=UNFINISHED)
+    parser.add_argument("--allow", nargs="+", type=str, default=[], help=ALLOW)
     given = parser.parse_args(args)
+    allow(given.allow)
     from loraens.report.build import write_report  # its figures take seconds to import
 
     out = Path(given.runs[0]) / "report" if given.out is None else Path(given.out)

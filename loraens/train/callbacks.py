@@ -15,6 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from loraens.arrays import npz
+from loraens.data.imports import resume_options
 from loraens.data.modules import TextData
 from loraens.errors import InputError
 from loraens.members import OUT_OF_FOLD
@@ -263,10 +264,8 @@ class MemberWriter(Callback):
         checkpoint = self.directory / CHECKPOINT
         stopped = isinstance(exception, (KeyboardInterrupt, SystemExit))
         if stopped and self.finish and checkpoint.is_file():
-            rank_zero_info(
-                f"to resume: loraens fit --config {self.directory / 'config.yaml'} --ckpt_path"
-                f" {checkpoint}"
-            )
+            options = resume_options(self.directory / "config.yaml")
+            rank_zero_info(f"to resume: loraens fit {options} --ckpt_path {checkpoint}")
 
 
 def _weights(module: Population) -> list[dict[str, bytes]]:

@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from loraens.data.imports import resume_options
 from loraens.data.modules import TextData
 from loraens.files import write_atomically
 from loraens.members import Member
@@ -167,7 +168,7 @@ class Coordinator:
         """How to resume an interrupted sweep."""
         if self.config.train.data is None:
             return "the same program again"
-        return f"loraens sweep --config {self.directory / CONFIG}"
+        return f"loraens sweep {resume_options(self.directory / CONFIG)}"
 
     def run(self) -> dict[str, Manifest]:
         """Train what is missing.

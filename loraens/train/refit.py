@@ -8,10 +8,11 @@ packs/<epochs>-<name>.ckpt members that are under way, after their last whole ep
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import groupby
 from pathlib import Path
 
+from loraens.data.imports import check_imports
 from loraens.data.modules import TextData
 from loraens.errors import InputError
 from loraens.members import Member
@@ -20,7 +21,7 @@ from loraens.records import Epoch, Manifest
 from loraens.store import MANIFEST, SWEEP, MemberStore
 from loraens.train.bar import SweepBar
 from loraens.train.checkpoints import PackCheckpoint
-from loraens.train.config import TrainConfig
+from loraens.train.config import CONFIG, TrainConfig
 from loraens.train.packs import Pack, PackFiles, PackResult, too_large
 from loraens.train.runs import quiet_trainers
 from loraens.train.state import SweepState, locked
@@ -52,7 +53,10 @@ def refit(
             does not fit in memory, or its numbers became NaN or infinite.
     """
     directory = run / REFIT
-    worker = Worker(directory, TrainConfig.read(run), data)
+    config = TrainConfig.read(run)
+    named = None if config.data is None else asdict(config.data)
+    check_imports({"data": named, "trainer": config.trainer, "model": config.model}, run / CONFIG)
+    worker = Worker(directory, config, data)
     wanted = {
         replace(manifest.member, fold=None): _last_epoch(manifest, epoch)
         for manifest in configurations
