@@ -162,14 +162,18 @@ def _of_output(error: Exception) -> str | None:
     """
     if not isinstance(error, OSError) or error.filename is not None:
         return None
+    try:
+        output = sys.stdout.fileno()
+    except ValueError:  # it is in memory
+        return None
     if error.errno != errno.EPIPE:  # of output, or of a library's file that it does not name
         try:
-            os.write(sys.stdout.fileno(), b"\n")
+            os.write(output, b"\n")
         except OSError as of_output:
             error = of_output
         else:
             return None
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    os.dup2(os.open(os.devnull, os.O_WRONLY), output)
     return f"standard output: {error.strerror}"
 
 

@@ -1,13 +1,16 @@
 """Signals, full disks, damaged, foreign and hostile files: nothing is lost, and nobody gets in."""
 
+import errno
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +21,7 @@ import yaml
 from helpers.records import make_manifest, make_settings
 from lightning.pytorch import Trainer
 
+from loraens import files
 from loraens.arrays import npz
 from loraens.data.imports import allow, check_imports, resume_options, untrusted_modules
 from loraens.ensemble.read import read_runs
@@ -432,7 +436,7 @@ HOSTILE = {
         }
     },
     "nested": {
-        "data": {"class_path": "loraens.data.SST", "init_args": {"x": {"class_path": "evil.X"}}}
+        "data": {"class_path": "loraens.data.SST", "init_args": {"root": {"class_path": "evil.X"}}}
     },
     "model": {"model": {"adapter": {"class_path": "evil.Adapter"}}},
     "hint": {"trainer": {"plugins": "list[evil.Plugin]"}},
@@ -514,3 +518,133 @@ def test_a_backbone_runs_no_code_of_its_own(tiny_bert, tmp_path):
     with pytest.raises(InputError, match="could not be loaded"):
         load_encoder(str(backbone), pooler=False)
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.fixture
+def fill(monkeypatch):
+    """Has the disk be full from the write of that number on; returns how many writes there were."""
+
+    @contextmanager
+    def full(number=None, code=errno.ENOSPC):
+        writes = []
+        write = files._Raw.write
+
+        def count(raw, content):
+            writes.append(raw.final)
+            if number is not None and len(writes) >= number:
+                with files.naming(raw.final):
+                    raise OSError(code, os.strerror(code))
+            return write(raw, content)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(files._Raw, "write", count)
+            yield writes
+
+    return full
+
+
+def below(*directories):
+    """The content of every file."""
+    paths = [path for directory in directories for path in directory.rglob("*") if path.is_file()]
+    return {path: path.read_bytes() for path in paths}
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        pytest.param(("ensemble", "--method", "omni"), id="ensemble", marks=pytest.mark.slow),
+        pytest.param(("report", "--texts", "false"), id="report", marks=pytest.mark.slow),
+        pytest.param(("compare", "--out", "table.csv"), id="compare"),
+    ],
+)
+def test_a_full_disk_is_named_and_what_was_whole_stays(
+    fails, run_command, plant, tmp_path, monkeypatch, fill, args
+):
+    run = plant(tmp_path / "run", QUORA, members=2, examples=(30, 10))
+    out = tmp_path / "out"
+    out.mkdir()
+    monkeypatch.chdir(out)
+    logger = () if args[0] == "compare" else ("--logger", "false")
+    command = (*args, "--runs", run, *logger)
+    before = below(run)
+    with fill() as writes:
+        assert run_command(*command) == 0
+    expected = below(run, out)
+    for path in expected.keys() - before.keys():
+        path.unlink()
+    for number in range(1, len(writes) + 1):
+        code = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)[number % 3]
+        with fill(number, code):
+            message = fails(*command)
+        assert message == f"loraens: {writes[number - 1]}: {os.strerror(code)}"
+        left = below(run, out)
+        assert all(left[path] == content for path, content in before.items())
+        assert not [path for path in left if path.name.endswith(".part")]
+    assert run_command(*command) == 0
+    assert below(run, out).keys() == expected.keys()
+    same = {path for path, content in below(run, out).items() if content == expected[path]}
+    assert {path.suffix for path in expected.keys() - same} <= {".png"}
+
+
+@pytest.mark.slow
+def test_a_full_disk_stops_predictions_and_evaluations(
+    fails, trained_sweep, corpus, tmp_path, fill
+):
+    model = trained_sweep("sst") / "ensembles" / "sst-omni-logits"
+    texts = corpus / "ids-sst-dev.csv"
+    for command, output in (("predict", "out.csv"), ("evaluate", "out.json")):
+        path = tmp_path / output
+        path.write_text("what was there")
+        with fill(1):
+            message = fails(command, "--model", model, "--input", texts, "--output", path)
+        assert message == f"loraens: {path}: No space left on device"
+        assert [p.name for p in tmp_path.iterdir() if "part" in p.name] == []
+        assert path.read_text() == "what was there"
+
+
+@pytest.mark.slow
+def test_a_sweep_on_a_full_disk_goes_on_with_space(swept, training, fails, tmp_path, fill):
+    expected = member_files(swept("--model.lr", 1e-2, epochs=1))  # and the texts are cached
+    shutil.rmtree(tmp_path / "run")
+    with fill() as writes:
+        swept("--model.lr", 1e-2, epochs=1)
+    shutil.rmtree(tmp_path / "run")
+    for number in sorted({*range(1, len(writes), 9), len(writes)}):
+        with fill(number):
+            message = fails(*training("sweep", "--model.lr", 1e-2, epochs=1))
+        assert message == f"loraens: {writes[number - 1]}: No space left on device"
+        assert not list((tmp_path / "run").rglob("*.part"))
+        assert member_files(swept("--model.lr", 1e-2, epochs=1)) == expected
+        shutil.rmtree(tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_a_fit_on_a_full_disk_goes_on_with_space(run_command, training, fails, tmp_path, fill):
+    command = training("fit", "--model.lr", 1e-2, epochs=2)
+    assert run_command(*command) == 0  # and the texts are cached
+    shutil.rmtree(tmp_path / "run")
+    with fill() as writes:
+        assert run_command(*command) == 0
+    expected = member_files(tmp_path / "run")
+    checkpoint = tmp_path / "run" / "last.ckpt"
+    first, second = (n for n, path in enumerate(writes, 1) if path == checkpoint)
+    for number in (first + 2, second):
+        shutil.rmtree(tmp_path / "run")
+        with fill(number):
+            message = fails(*command)
+        assert message == f"loraens: {writes[number - 1]}: No space left on device"
+        assert run_command(*command, "--ckpt_path", checkpoint) == 0
+        assert member_files(tmp_path / "run") == expected
+
+
+@pytest.mark.slow
+def test_a_limit_of_the_systems_is_named(training, tmp_path):
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4_000, 4_000))
+
+    process = start(training("sweep"), preexec_fn=limit)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert re.fullmatch(r"loraens: \S*/run/\S+: File too large", err.splitlines()[-1])
+    assert "Traceback" not in err
+    assert not list((tmp_path / "run").rglob("*.part"))
