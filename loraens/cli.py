@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import sys
+import traceback
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
@@ -14,7 +15,7 @@ from types import FrameType
 from typing import Any
 
 from loraens import __version__
-from loraens.errors import InputError
+from loraens.errors import InputError, escaped
 
 COMMANDS: dict[str, tuple[str, str, str]] = {
     # name: (module, function of the remaining arguments, what it does)
@@ -184,6 +185,8 @@ def _fixable(error: BaseException | None) -> str | None:
     while error is not None:
         if isinstance(error, InputError):
             return error.in_command()
+        if _is_refusal_of_lightning(error):
+            return f"Lightning: {' '.join(str(error).split())}"
         if isinstance(error, ModuleNotFoundError):
             return " ".join(str(error).split())
         if isinstance(error, OSError) and error.filename is not None:
@@ -192,6 +195,14 @@ def _fixable(error: BaseException | None) -> str | None:
             return f"a file could not be written ({error.strerror})"
         error = error.__cause__
     return None
+
+
+def _is_refusal_of_lightning(error: BaseException) -> bool:
+    """Whether Lightning itself has refused an option; it raises several kinds of errors then."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    inside = bool(frames) and str(frames[-1].f_globals.get("__name__")).startswith("lightning.")
+    named = type(error).__name__ == "MisconfigurationException"  # whose module takes seconds
+    return inside and (named or isinstance(error, (ValueError, TypeError)))
 
 
 def _option_error(message: str) -> str:
@@ -206,5 +217,5 @@ def _option_error(message: str) -> str:
 
 
 def _fail(message: str, code: int = 2) -> None:
-    print(f"loraens: {message}", file=sys.stderr)
+    print(f"loraens: {escaped(message)}", file=sys.stderr)
     sys.exit(code)

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import random
 import re
 import resource
 import shutil
@@ -20,15 +21,18 @@ import torch
 import yaml
 from helpers.records import make_manifest, make_settings
 from lightning.pytorch import Trainer
+from rich.table import Table
 
 from loraens import files
 from loraens.arrays import npz
 from loraens.data.imports import allow, check_imports, resume_options, untrusted_modules
+from loraens.ensemble.options import RANGES
 from loraens.ensemble.read import read_runs
 from loraens.ensemble.record import EnsembleRecord
 from loraens.errors import InputError
 from loraens.model.backbone import load_encoder
 from loraens.model.tokenizer import load_tokenizer
+from loraens.report.terminal import show
 from loraens.store import MemberStore, find_members, write_examples
 from loraens.tasks import QUORA
 from loraens.train.checkpoints import (
@@ -36,6 +40,7 @@ from loraens.train.checkpoints import (
     with_whole_checkpoints,
     write_checkpoint,
 )
+from loraens.train.runs import MINIMA
 from loraens.train.state import SweepState, locked
 from loraens.train.worker import Worker
 
@@ -648,3 +653,115 @@ def test_a_limit_of_the_systems_is_named(training, tmp_path):
     assert re.fullmatch(r"loraens: \S*/run/\S+: File too large", err.splitlines()[-1])
     assert "Traceback" not in err
     assert not list((tmp_path / "run").rglob("*.part"))
+
+
+BAD_OPTIONS = [
+    *(("ensemble", f"--{name}", value) for name in RANGES if name != "max_size" for value in (-1,)),
+    *(("ensemble", f"--{name}", 0) for name in ("size", "bags", "steps", "start", "draws")),
+    *(("ensemble", f"--{name}", "nan") for name in ("within", "pool")),
+    ("ensemble", "--draws", 10**9),
+    *(("fit", f"--trainer.{name}", -5) for name in MINIMA if not name.startswith("limit_test")),
+    ("fit", "--trainer.accumulate_grad_batches", 0),
+    ("fit", "--trainer.check_val_every_n_epoch", 0),
+    ("fit", "--trainer.val_check_interval", 1000),
+    *(("fit", "--trainer.accelerator", value) for value in ("x",)),
+    *(("fit", "--trainer.strategy", value) for value in ("x", "ddp_spawn", "fsdp")),
+    *(("fit", "--trainer.devices", value) for value in (0, -3, "x", "[7]")),
+    ("fit", "--trainer.num_nodes", 3),
+    *(("fit", "--seed_everything", value) for value in (-1, 2**40, "x")),
+    *(("fit", "--ckpt_path", value) for value in ("/tmp", "/dev/null", "nowhere")),
+    ("fit", "--model.lr", "nan"),
+    ("fit", "--model.rank", 10**9),
+    ("sweep", "--trainer.accelerator", "x"),
+    ("sweep", "--trainer.devices", 0),
+    *(("sweep", "--sweep.halving_factor", value) for value in ("nan", "inf", 1.000001)),
+    *(("sweep", "--grid.scale", value) for value in ("[.nan]", "[.inf]")),
+]
+
+
+@pytest.mark.parametrize("args", BAD_OPTIONS, ids=lambda args: "-".join(map(str, args)))
+def test_an_option_out_of_its_range_ends_in_one_sentence(fails, training, plant, tmp_path, args):
+    command, option, value = args
+    if command == "ensemble":
+        run = plant(tmp_path / "run", QUORA, members=2, examples=(30, 10))
+        message = fails(command, "--runs", run, "--logger", "false", f"{option}={value}")
+    else:
+        message = fails(*training(command, f"{option}={value}"))
+    named = option.lstrip("-").rpartition(".")[2] in message or "Lightning: " in message
+    assert named or "grid: " in message or "--model: " in message
+    assert message.startswith("loraens: ")
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate"])
+@pytest.mark.parametrize("device", ["x", "cuda:99"])
+def test_a_device_that_is_not_there_is_refused(fails, corpus, tmp_path, command, device):
+    texts = corpus / "ids-sst-dev.csv"
+    output = ("--output", tmp_path / "out.json") if command == "evaluate" else ()
+    message = fails(command, "--model", "no", "--input", texts, "--device", device, *output)
+    assert message.startswith(f"loraens: --device {device} cannot be used")
+
+
+def test_names_of_strangers_command_no_terminal(capsys, fails):
+    table = Table(title="a\x1b[2J")
+    table.add_column("name")
+    table.add_row("[red]x[/red] :smile: \x1b]0;title\x07 \u202eabc")
+    show(table)
+    shown = capsys.readouterr().out
+    assert r"[red]x[/red] :smile: \x1b]0;title\x07 \u202eabc" in shown
+    assert "\x1b" not in shown
+    assert r"\x1b[2J" in fails("report", "--runs", "a\x1b[2J")
+
+
+def altered(value, rng):
+    """A JSON value in place of another one: of another type, sign or size, or another text."""
+    values = [None, -1, 0, 1e300, "", "../../x", "/etc", [], {}, [value], True, "\x1b[2J", 10**30]
+    return rng.choice([other for other in values if other != value])
+
+
+def leaves(fields, path=()):
+    """The paths of all values in JSON fields."""
+    yield path
+    if isinstance(fields, dict | list):
+        items = fields.items() if isinstance(fields, dict) else enumerate(fields)
+        for key, value in items:
+            yield from leaves(value, (*path, key))
+
+
+@pytest.mark.slow
+def test_mutated_records_end_in_one_sentence_or_change_no_type(
+    run_command, plant, tmp_path, capsys
+):
+    """Records with and without their checksum, in which one value is another."""
+    run = plant(tmp_path / "run", QUORA, members=2, examples=(30, 10))
+    command = ("ensemble", "--runs", run, "--method", "omni", "--logger", "false")
+    assert run_command(*command) == 0
+    state = SweepState.new({})
+    state.members = ["r1", "r2"]
+    state.write(run)
+    rng = random.Random(0)
+    folder = run / "ensembles" / "quora-omni-probs"
+    trials = {
+        run / "r1" / "manifest.json": (*command[:3], "--out", tmp_path / "run" / "others"),
+        folder / "ensemble.json": ("compare", run),
+        run / "ensembles" / "recommended": ("compare", run),
+        run / "sweep.json": ("ensemble", "--runs", run, "--method", "best"),
+    }
+    for path, args in trials.items():
+        whole = path.read_bytes()
+        fields = json.loads(whole)
+        places = [place for place in leaves(fields) if place]
+        for place in rng.sample(places, min(40, len(places))):
+            changed = json.loads(whole)
+            inner = changed
+            for key in place[:-1]:
+                inner = inner[key]
+            inner[place[-1]] = altered(inner[place[-1]], rng)
+            path.write_text(json.dumps(changed))
+            logger = () if args[0] == "compare" else ("--logger", "false")
+            if place != ("sha256",) or changed["sha256"] is not None:
+                assert run_command(*args, *logger) == 2, place
+                assert "\x1b" not in capsys.readouterr().err
+            changed.pop("sha256", None)
+            path.write_text(json.dumps(changed))
+            assert run_command(*args, *logger) in (0, 2), place
+        path.write_bytes(whole)

@@ -8,7 +8,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
@@ -206,18 +205,11 @@ def main(args: list[str]) -> None:
     quiet()
     sys.argv = [sys.argv[0], *args]
     strict = {"exit_on_error": False}  # `cli.main` words the errors
-    try:
-        with ExitStack() as locks:
-            Cli(
-                locks,
-                **CLI_OPTIONS,
-                save_config_callback=RunConfig,
-                save_config_kwargs={"save_to_log_dir": False},
-                parser_kwargs={
-                    "prog": "loraens",
-                    **strict,
-                    **dict.fromkeys(Cli.subcommands(), strict),
-                },
-            )
-    except MisconfigurationException as error:
-        raise InputError(f"Lightning: {error}") from error
+    with ExitStack() as locks:
+        Cli(
+            locks,
+            **CLI_OPTIONS,
+            save_config_callback=RunConfig,
+            save_config_kwargs={"save_to_log_dir": False},
+            parser_kwargs={"prog": "loraens", **strict, **dict.fromkeys(Cli.subcommands(), strict)},
+        )

@@ -237,6 +237,9 @@ def check(command: str, args: list[str]) -> None:
             if name not in LINKED and not options.has(name.replace("dry_run", "dry-run")):
                 raise InputError(f"{file}: {options.unknown(name, dashes='')}")
     typed = [(name, value) for name, value in pairs if name in options.own and value is not None]
+    seeds = [value for name, value in pairs if name == "seed_everything"]
+    for seed in [*seeds, *(settings.get("seed_everything") for settings in configs.values())]:
+        _check_seed(seed)
     parser = options.parser()
     for name, value in typed:
         try:
@@ -244,6 +247,17 @@ def check(command: str, args: list[str]) -> None:
         except InputError:
             if not Path(value).is_file():  # which may have it
                 raise
+
+
+def _check_seed(seed: Any) -> None:
+    """Refuse a seed of Lightning's that NumPy does not take."""
+    text = str(seed).lower()
+    fits = text in ("none", "null", "true", "false") or (text.isdecimal() and int(text) < 2**32)
+    if not fits:
+        raise InputError(
+            f"--seed_everything {seed}: true, false or a whole number from 0 to {2**32 - 1} is"
+            " expected"
+        )
 
 
 def _without_allowed(args: list[str]) -> tuple[list[str], list[str]]:
