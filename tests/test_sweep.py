@@ -82,7 +82,7 @@ def contents(run):
                 name = path.relative_to(run).as_posix()
                 found[name] = path.read_bytes()
                 if path.name == MANIFEST:
-                    found[name] = {**json.loads(found[name]), "seconds": None}
+                    found[name] = {**json.loads(found[name]), "seconds": None, "sha256": None}
     return found
 
 
