@@ -61,10 +61,8 @@ class Options:
         for name, (least, most) in RANGES.items():
             value = getattr(self, name)
             if value is not None and not least <= value <= most:
-                raise InputError(
-                    f"{name} {value:g}: at least {least:g} and at most {most:g} is expected",
-                    option=name,
-                )
+                bound = f"at most {most:,}" if value > most else f"at least {least}"
+                raise InputError(f"{name} {value}: {bound} is expected", option=name)
 
 
 Select = Callable[[Pool, Options, np.random.Generator], np.ndarray]
