@@ -1,6 +1,25 @@
-"""The one error that the user can fix."""
+"""The one error that the user can fix, and how texts of strangers are shown."""
 
 from __future__ import annotations
+
+import unicodedata
+
+UNSAFE = ("Cc", "Cf", "Cs", "Zl", "Zp")  # categories of characters that are not seen
+
+
+def escaped(text: str) -> str:
+    """A text whose control characters, which could command a terminal, are escaped.
+
+    Examples:
+        >>> print(escaped("a" + chr(27) + "[2J").replace(chr(92), "/"))
+        a/x1b[2J
+    """
+    return "".join(
+        character
+        if character == "\n" or unicodedata.category(character) not in UNSAFE
+        else character.encode("unicode_escape").decode()
+        for character in text
+    )
 
 
 class InputError(ValueError):

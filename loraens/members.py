@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import product
@@ -40,9 +41,9 @@ class Member:
     def __post_init__(self) -> None:
         if (
             self.rank < 0
-            or self.scale <= 0
-            or self.lr <= 0
-            or self.weight_decay < 0
+            or not 0 < self.scale < math.inf
+            or not 0 < self.lr < math.inf
+            or not 0 <= self.weight_decay < math.inf
             or not 0 <= self.head_dropout < 1
         ):
             raise ValueError(

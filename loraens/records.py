@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from pathlib import PurePosixPath
@@ -20,6 +22,7 @@ Status = Literal["training", "finished", "stopped", "failed"]
 ENDED: tuple[Status, ...] = ("finished", "stopped", "failed")
 # what runs of older versions were trained with, unsaid
 OLDER_SETTINGS = {"adapter": "lora", "folds": None, "halving_by": "score"}
+CHECKSUM = "sha256"  # field with the checksum of the others
 R = TypeVar("R", bound="Record")
 
 
@@ -40,6 +43,41 @@ Scores = dict[str, dict[str, Score]]  # by task and metric
 Count = Annotated[int, Field(ge=0)]
 Inside = Annotated[str, AfterValidator(_inside)]
 Checksum = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+def _digest(fields: Mapping[str, Any]) -> str:
+    """SHA-256 of JSON fields, however they are laid out in a file."""
+    text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def signed(fields: Mapping[str, Any]) -> bytes:
+    """The JSON file of some fields, with their checksum among them."""
+    content = {**fields, CHECKSUM: _digest(fields)}
+    return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
+
+
+def read_signed(content: bytes, source: object, fix: str) -> dict[str, Any]:
+    """The fields of a JSON file; those of older versions have no checksum.
+
+    Args:
+        content: The file's content.
+        source: The file, for the message.
+        fix: What the user can do, for the message.
+
+    Raises:
+        InputError: It is no JSON object, or its checksum is not that of its fields.
+    """
+    try:
+        fields = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{source} is not JSON ({error}): {fix}") from None
+    if not isinstance(fields, dict):
+        raise InputError(f"{source} is no JSON object: {fix}")
+    expected = fields.pop(CHECKSUM, None)
+    if expected is not None and expected != _digest(fields):
+        raise InputError(f"{source} was altered (its checksum is not that of its fields): {fix}")
+    return fields
 
 
 @cache

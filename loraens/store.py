@@ -33,27 +33,29 @@ weights can be used alone, and logits only if the run's `examples/` is copied to
 from __future__ import annotations
 
 import hashlib
-import io
-import json
-import os
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
+from loraens.arrays import check_arrays, npz, of_examples, read_arrays
 from loraens.errors import InputError
-from loraens.records import Epoch, Manifest
+from loraens.files import PART, checksum, remove_files, write_atomically
+from loraens.records import Epoch, Manifest, read_signed, signed
 
 MANIFEST = "manifest.json"
 ENSEMBLE = "ensemble.json"
 CHECKPOINT = "last.ckpt"
 EXAMPLES = "examples"
 LOGITS = "logits"
+SWEEP = "sweep.json"
 FORMAT = 1
+FIX = "restore it or train the member again"
+DIRECTORIES = rf"({LOGITS}/)?epoch-\d+(-\d+)?"  # of epochs, below a member's
+FILES = rf"[^.].*\.(json|safetensors|npz)|{PART}"  # in them
 
 
 @dataclass
@@ -75,46 +77,6 @@ class Logits:
     labels: np.ndarray | None
     indices: np.ndarray | None = None
     groups: np.ndarray | None = None
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader sees all of it or nothing."""
-    with replacing(path) as file:
-        file.write(content)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file under a temporary name, which is renamed at the end, so that a reader sees all of it
-    or nothing.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with beside.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def checksum(path: Path) -> str:
-    """SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def npz(**arrays: np.ndarray | None) -> bytes:
-    """An .npz file of those arrays that are there; the same arrays give the same bytes."""
-    buffer = io.BytesIO()
-    given: dict[str, Any] = {name: array for name, array in arrays.items() if array is not None}
-    np.savez(buffer, **given)
-    return buffer.getvalue()
 
 
 def logits_to_bytes(logits: Logits) -> bytes:
@@ -198,8 +160,7 @@ class MemberStore:
         Returns:
             The manifest as it was written.
         """
-        for part in self.directory.rglob(".*.part"):  # of a writer that was killed
-            part.unlink()
+        self._remove_parts()
         for epoch, files in epochs.items():
             for name, content in files.items():
                 write_atomically(self.directory / epoch / name, content)
@@ -213,12 +174,37 @@ class MemberStore:
             for name, content in epochs[epoch].items():
                 checksums[f"{epoch}/{name}"] = hashlib.sha256(content).hexdigest()
         manifest = replace(manifest, files=dict(sorted(checksums.items())))
-        write_atomically(self.directory / MANIFEST, manifest.dumps(format=FORMAT))
+        write_atomically(
+            self.directory / MANIFEST, signed({"format": FORMAT, **manifest.to_json()})
+        )
         named = remaining | (_directories(before) if before else set())
-        for path in (*self.directory.glob("epoch-*"), *self.directory.glob(f"{LOGITS}/*")):
-            if path.relative_to(self.directory).as_posix() not in named:
-                shutil.rmtree(path)
+        for name, path in self._epoch_directories().items():
+            if name not in named:
+                remove_files(path, FILES)
         return manifest
+
+    def _epoch_directories(self) -> dict[str, Path]:
+        """The directories of epochs that there are, by their name below the member's."""
+        found = (*self.directory.glob("epoch-*"), *self.directory.glob(f"{LOGITS}/epoch-*"))
+        paths = {path.relative_to(self.directory).as_posix(): path for path in found}
+        return {name: path for name, path in paths.items() if re.fullmatch(DIRECTORIES, name)}
+
+    def _remove_parts(self) -> None:
+        """Remove what a writer that was killed had begun."""
+        for directory in (self.directory, *self._epoch_directories().values()):
+            for path in directory.glob(".*.part"):
+                if re.fullmatch(PART, path.name):
+                    path.unlink()
+
+    def remove(self) -> None:
+        """Remove the member: the files that the store writes, and the directories that are then
+        empty; what else is there stays.
+        """
+        remove_files(self.directory, re.escape(MANIFEST))  # first: killed, there is no member
+        for path in self._epoch_directories().values():
+            remove_files(path, FILES)
+        remove_files(self.directory / LOGITS, PART)
+        remove_files(self.directory, PART)
 
     def update(self, **fields: Any) -> Manifest:
         """Change fields of the manifest; the member's files, which are verified, stay as they are.
@@ -235,23 +221,24 @@ class MemberStore:
         Raises:
             InputError: It is missing, not readable or of another format.
         """
+        return self._read()[0]
+
+    def _read(self) -> tuple[Manifest, bytes]:
+        """The manifest and its file's content."""
         path = self.directory / MANIFEST
-        fix = "restore it or train the member again"
         if not path.is_file():
             raise InputError(
                 f"{self.directory} is not a member of a run (it has no {MANIFEST}): give a member's"
                 " directory"
             )
-        try:
-            fields = json.loads(path.read_bytes())
-        except ValueError as error:
-            raise InputError(f"{path} is not JSON ({error}): {fix}") from None
-        if not isinstance(fields, dict) or fields.get("format") != FORMAT:
+        content = path.read_bytes()
+        fields = read_signed(content, path, FIX)
+        if fields.get("format") != FORMAT:
             raise InputError(
                 f"{path} is not of format {FORMAT}, which this version of loraens reads: train the"
                 " member again"
             )
-        return Manifest.from_json(fields, path, fix)
+        return Manifest.from_json(fields, path, FIX), content
 
     def manifest(self, examples: bool = True) -> Manifest:
         """The member's manifest, every file that it names verified.
@@ -263,10 +250,20 @@ class MemberStore:
             InputError: It is missing, not readable or of another format, or a file is missing or
                 altered.
         """
-        manifest = self.read()
-        fix = "restore it or train the member again"
+        while True:
+            manifest, content = self._read()
+            try:
+                self._verify_files(manifest, examples)
+            except InputError:
+                if (self.directory / MANIFEST).read_bytes() == content:
+                    raise
+            else:  # else a training has replaced it, and then removed files, since it was read
+                return manifest
+
+    def _verify_files(self, manifest: Manifest, examples: bool) -> None:
+        """Refuse files that are missing or altered."""
         for name, expected in manifest.files.items():
-            _verify(self.directory / name, expected, fix)
+            _verify(self.directory / name, expected, FIX)
         if examples:
             fix = (
                 f"it has ids and labels for the logits in {self.directory}, so restore it (for a"
@@ -274,7 +271,6 @@ class MemberStore:
             )
             for name, expected in manifest.examples.items():
                 _verify(self._examples / name, expected, fix)
-        return manifest
 
     @property
     def _examples(self) -> Path:
@@ -318,17 +314,19 @@ class MemberStore:
         path = self.directory / logits_file(manifest, epoch, task, split)
         if not path.is_file():
             raise InputError(f"{path} is missing: the member has no logits of this split")
-        with np.load(path, allow_pickle=False) as file:
-            logits = file["logits"]
-            if "example_id" in file:
-                return Logits(logits, file["example_id"], file.get("labels"))
-            indices = file.get("indices")
-        with np.load(self._examples / path.name, allow_pickle=False) as file:
-            of_examples = [file["example_id"], file.get("labels"), file.get("groups")]
-        if indices is not None:
-            of_examples = [None if array is None else array[indices] for array in of_examples]
-        example_id, labels, groups = of_examples
-        return Logits(logits, example_id, labels, indices, groups)
+        arrays = read_arrays(path)
+        if "example_id" not in arrays:
+            examples = read_arrays(self._examples / path.name)
+            arrays = of_examples(arrays, examples, path)
+        settings = manifest.settings.task(task)
+        check_arrays(arrays, settings, path)
+        return Logits(
+            logits=arrays["logits"],
+            example_id=arrays["example_id"],
+            labels=arrays.get("labels"),
+            indices=arrays.get("indices"),
+            groups=arrays.get("groups"),
+        )
 
 
 def _verify(file: Path, expected: str, fix: str) -> None:
@@ -339,9 +337,11 @@ def _verify(file: Path, expected: str, fix: str) -> None:
         expected: Its SHA-256.
         fix: What the user can do.
     """
-    if not file.is_file():
-        raise InputError(f"{file} is missing: {fix}")
-    if checksum(file) != expected:
+    try:
+        found = checksum(file)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        raise InputError(f"{file} is missing: {fix}") from None
+    if found != expected:
         raise InputError(f"{file} was altered (its checksum is not the manifest's): {fix}")
 
 
@@ -350,6 +350,21 @@ def find_members(path: Path) -> list[Path]:
     if (path / MANIFEST).is_file():
         return [path]
     return sorted(manifest.parent for manifest in path.glob(f"*/{MANIFEST}"))
+
+
+def missing_members(run: Path) -> list[str]:
+    """Names of the members of a sweep that have no manifest: they have not begun, or are lost.
+
+    Sweeps of older versions don't say which members they have.
+
+    Raises:
+        InputError: sweep.json is not readable.
+    """
+    path = run / SWEEP
+    if not path.is_file():
+        return []
+    names = read_signed(path.read_bytes(), path, "restore it").get("members") or []
+    return [name for name in names if not (run / str(name) / MANIFEST).is_file()]
 
 
 def find_member(path: Path) -> Path:

@@ -81,7 +81,7 @@ def contents(run):
                 name = path.relative_to(run).as_posix()
                 files[name] = path.read_bytes()
                 if path.name == MANIFEST:
-                    files[name] = {**json.loads(files[name]), "seconds": None}
+                    files[name] = {**json.loads(files[name]), "seconds": None, "sha256": None}
     return files
 
 

@@ -100,6 +100,7 @@ def test_its_members_are_combined_to_the_same_scores(directory, run_command):
     for entry in made:
         name = f"sst-{entry['method']}-{entry['rule']}"
         on_disk = json.loads(Path("run/ensembles", name, "ensemble.json").read_text())
+        assert len(on_disk.pop("sha256")) == 64
         assert on_disk == {"format": 2, **entry}
         old = before[name]
         for field in ("dev", "held_out", "calibrated"):

@@ -102,15 +102,13 @@ def test_what_has_changed_is_refused(trained, fails, tmp_path, of_record, of_mem
     name, sweep = trained
     folder = next((sweep / "ensembles").glob(f"{name}-omni-*"))
     record = json.loads((folder / "ensemble.json").read_text())
-    members = [
-        {**member, "directory": str((folder / member["directory"]).resolve())}
-        for member in record["members"]
-    ]
-    members[0] |= of_member
-    changed = {**record, "members": members, **of_record}
-    (tmp_path / "ensemble.json").write_text(json.dumps(changed))
+    del record["sha256"]
+    record["members"][0] |= of_member
+    changed = folder.with_name(tmp_path.name)
+    changed.mkdir()
+    (changed / "ensemble.json").write_text(json.dumps({**record, **of_record}))
     texts = ["--text", "a", *(["--text2", "b"] if name == "sts" else [])]
-    assert message in fails("predict", "--model", tmp_path, *texts)
+    assert message in fails("predict", "--model", changed, *texts)
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,7 @@ def checkpoint(ranks, first_seed=0, failed=(), scores=None):
             },
             "optimizer_states": [optimizer],
             "callbacks": {"loraens.members": writer},
+            "pytorch-lightning_version": "2.6",
             "loraens": {"members": [asdict(member) for member in members], "warmup": 0.0},
         }
     )

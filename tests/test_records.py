@@ -253,7 +253,7 @@ def test_a_field_that_cannot_be_used_is_named_in_one_sentence(tmp_path, kind, na
     ("content", "message"),
     [
         pytest.param("{", "is not JSON", id="json"),
-        pytest.param("[]", "is not", id="list"),
+        pytest.param("[]", "is no JSON object", id="list"),
         pytest.param('{"format": 99}', "is not", id="format"),
         pytest.param("\xff", "is not JSON", id="latin-1"),
     ],

@@ -160,10 +160,10 @@ def test_resume_equals_no_interruption(fit, tmp_path, caplog, mode):
     whole = fit(*options, epochs=3, name="whole")
     half = fit(*options, epochs=3, name="half", expect=1, extra=INTERRUPT)
     assert MemberStore(find_member(half)).manifest().status == "training"
-    assert (
-        f"to resume: loraens fit --config {half / 'config.yaml'} --ckpt_path {half / 'last.ckpt'}"
-        in caplog.text
-    )
+    config, checkpoint = half / "config.yaml", half / "last.ckpt"
+    allow = f"--allow {__name__}"  # where the callback is that interrupts
+    resume = f"to resume: loraens fit --config {config} {allow} --ckpt_path {checkpoint}"
+    assert resume in caplog.text
     again = fit(*options, epochs=3, name="ignored", extra=["--ckpt_path", half / "last.ckpt"])
     assert not again.exists()
     expected = weights(whole)
@@ -369,9 +369,8 @@ def test_a_failed_start_leaves_nothing_and_takes_no_name(fit, fails, tiny_bert, 
     fails("quickstart", "--store.root", root, "--backbone", "nowhere")
     assert not root.exists()
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "config.yaml").write_text(
-        ""
-    )  # all that a run leaves which is killed before its first epoch
+    for name in ("config.yaml", ".loraens"):  # what a run leaves, killed before its first epoch
+        (tmp_path / "run" / name).write_text("")
     fit(epochs=1)
 
 

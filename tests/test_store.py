@@ -7,6 +7,7 @@ import pytest
 from helpers.records import make_manifest
 
 from loraens.errors import InputError
+from loraens.files import write_atomically
 from loraens.records import EpochRecord
 from loraens.store import (
     Logits,
@@ -14,7 +15,6 @@ from loraens.store import (
     find_member,
     in_16_bits,
     logits_to_bytes,
-    write_atomically,
     write_examples,
 )
 
@@ -127,9 +127,10 @@ def test_a_directory_without_a_member(tmp_path):
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "a"
     write_atomically(path, b"old")
-    monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
+    monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "full")))
+    with pytest.raises(OSError, match="full") as raised:
         write_atomically(path, b"new")
+    assert raised.value.filename == str(path)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 

@@ -85,7 +85,7 @@ def contents(run):
                 name = path.relative_to(run).as_posix()
                 found[name] = path.read_bytes()
                 if path.name == MANIFEST:
-                    found[name] = {**json.loads(found[name]), "seconds": None}
+                    found[name] = {**json.loads(found[name]), "seconds": None, "sha256": None}
     return found
 
 
@@ -699,8 +699,8 @@ def test_bad_input_ends_in_one_sentence(fails, command, tmp_path, args, options,
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        pytest.param("last.ckpt", "", "has a run that is no sweep", id="no-sweep"),
-        pytest.param("sweep.json", "{", "sweep.json cannot be read", id="broken"),
+        pytest.param("last.ckpt", "", "something that loraens did not write", id="no-sweep"),
+        pytest.param("sweep.json", "{", "sweep.json is not JSON", id="broken"),
     ],
 )
 def test_directories_that_hold_something_else(fails, command, tmp_path, file, content, message):
@@ -717,4 +717,4 @@ def test_a_callback_that_waits_for_what_nothing_logs(fails, command):
 def test_a_second_sweep_in_one_directory(fails, command, tmp_path):
     (tmp_path / "run").mkdir()
     with FileLock(tmp_path / "run" / ".lock"):
-        assert "another sweep runs in" in fails(*command())
+        assert "another training runs in" in fails(*command())

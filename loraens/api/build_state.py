@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from loraens.errors import InputError
+from loraens.files import write_atomically
 from loraens.records import Record
-from loraens.store import write_atomically
 from loraens.train.sizing import Size
 
 STATE = "build.json"

@@ -22,9 +22,9 @@ from loraens.ensemble.recommend import (
     write_recommended,
 )
 from loraens.ensemble.record import EnsembleRecord
+from loraens.files import write_atomically
 from loraens.records import Epoch
 from loraens.report import ensembles as tables
-from loraens.store import write_atomically
 
 
 def write_ensembles(
@@ -38,6 +38,7 @@ def write_ensembles(
     max_members: int | None = None,
     goal: Goal = "score",
     refit: bool = False,
+    unfinished: bool = False,
     on_task: Callable[[Sequence[EnsembleRecord], str], None] | None = None,
     report: Callable[[str], None] = print,
     backbone: str | None = None,
@@ -55,6 +56,7 @@ def write_ensembles(
         max_members: Most members that run for what is recommended.
         goal: What is recommended.
         refit: Whether what is recommended is trained once more, on all labelled texts.
+        unfinished: Whether to choose among members whose training has not ended, too.
         on_task: Is given each task's ensembles and the name of the recommended one as soon as they
             are there.
         report: Is told of members that are left out.
@@ -66,7 +68,7 @@ def write_ensembles(
     """
     records: list[EnsembleRecord] = []
     recommended: dict[str, Recommendation] = {}
-    pools = read_runs(runs, tasks, epoch, report, backbone=backbone)
+    pools = read_runs(runs, tasks, epoch, report, backbone=backbone, unfinished=unfinished)
     chosen = _chosen(pools, methods, rules, options, max_members, goal)
     for members in pools.values() if refit else ():
         check_refit(members)

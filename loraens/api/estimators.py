@@ -25,11 +25,11 @@ from loraens.api.sweep import Sweep
 from loraens.data.modules import TextFiles
 from loraens.ensemble.methods import METHODS
 from loraens.errors import InputError
+from loraens.files import write_atomically
 from loraens.inference.predictor import Predictor
 from loraens.members import Grid
 from loraens.model.population import Pooling
 from loraens.seeding import derive_seed
-from loraens.store import write_atomically
 from loraens.train.options import SweepOptions
 
 Texts = list[tuple[str, ...]]

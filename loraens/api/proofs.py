@@ -223,8 +223,6 @@ def candidates(
     if options.measure is not None and options.measure not in SIMILARITIES:
         measures = ", ".join(SIMILARITIES)
         raise InputError(f"measure {options.measure} is unknown: give one of {measures}", "measure")
-    if options.max_size is not None and options.max_size < 1:
-        raise InputError(f"max_size {options.max_size}: at least 1 is expected")
     if options.size and options.max_size and options.size > options.max_size:
         raise InputError(
             f"size {options.size}: at most {options.max_size} is expected, which max_size or"

@@ -19,9 +19,9 @@ from loraens.api.sweep import Sweep
 from loraens.data import modules
 from loraens.data.made_up import write_corpus
 from loraens.errors import InputError
+from loraens.files import write_atomically
 from loraens.members import Grid
 from loraens.records import Record
-from loraens.store import write_atomically
 from loraens.train.options import SweepOptions
 from loraens.train.sizing import Size, largest, seconds
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from loraens.commands.parser import Parser
 from loraens.errors import InputError
+from loraens.files import write_atomically
 from loraens.report.comparison import (
     COLUMNS,
     FORMATS,
@@ -20,7 +21,6 @@ from loraens.report.comparison import (
     read_rows,
     sort,
 )
-from loraens.store import write_atomically
 
 
 def print_table(rows: Sequence[Row], columns: Sequence[str] | None) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from loraens.api.ensembles import write_ensembles
-from loraens.commands.parser import BACKBONE_HELP, Parser
+from loraens.commands.parser import ALLOW, BACKBONE_HELP, UNFINISHED, Parser
+from loraens.data.imports import allow
 from loraens.ensemble.methods import names
 from loraens.ensemble.options import Options
 from loraens.ensemble.recommend import RECOMMENDED, Goal, Recommendation
@@ -45,6 +46,7 @@ def run(
     goal: Goal = "score",
     refit: bool = False,
     backbone: str | None = None,
+    unfinished: bool = False,
 ) -> list[EnsembleRecord]:
     """Choose, prove and write ensembles of each task, print their tables, and recommend one of
     each; returns them.
@@ -61,6 +63,7 @@ def run(
         max_members=max_members,
         goal=goal,
         refit=refit,
+        unfinished=unfinished,
         on_task=print_tables,
         backbone=backbone,
     )
@@ -153,10 +156,13 @@ def main(args: list[str]) -> None:
         " folds: one member each in place of one a fold.",
     )
     parser.add_argument("--backbone", type=text, default=None, help=BACKBONE_HELP)
+    parser.add_argument("--unfinished", action="store_true", help=UNFINISHED)
     parser.add_class_arguments(Options, skip={"max_size"})
+    parser.add_argument("--allow", **several, default=[], help=ALLOW)
     given = parser.parse_args(args)
     if given.logger:
         check_wandb()
+    allow(given.allow)
     run(
         runs=given.runs,
         methods=given.method,
@@ -170,4 +176,5 @@ def main(args: list[str]) -> None:
         goal=given.goal,
         refit=given.refit,
         backbone=given.backbone,
+        unfinished=given.unfinished,
     )

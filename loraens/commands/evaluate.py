@@ -47,11 +47,11 @@ def evaluate(
     Raises:
         InputError: An option or a file cannot be used, or the file has no labels.
     """
+    from loraens.files import write_atomically
     from loraens.inference.evaluate import evaluate as evaluate_model
     from loraens.inference.predictor import Predictor
     from loraens.report.evaluation import FORMATS, sentences, tables
     from loraens.report.terminal import show
-    from loraens.store import write_atomically
 
     if output is not None and Path(output).suffix not in FORMATS:
         raise InputError(

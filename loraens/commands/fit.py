@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info
 
 from loraens.data.modules import TextData
 from loraens.errors import InputError
+from loraens.files import write_atomically
 from loraens.members import Member
 from loraens.model.device import allow_tf32
 from loraens.model.population import Mode
-from loraens.store import CHECKPOINT, write_atomically
+from loraens.store import CHECKPOINT
 from loraens.tasks import Task
 from loraens.train.callbacks import MemberWriter
+from loraens.train.checkpoints import with_whole_checkpoints
 from loraens.train.device import accelerator_of, check_device, default_precision, in_words
 from loraens.train.module import Population
 from loraens.train.runs import (
@@ -27,11 +30,13 @@ from loraens.train.runs import (
     check_monitors,
     check_trainer,
     default_logger,
+    is_run,
     quiet,
     run_callbacks,
     run_directory,
     run_name,
 )
+from loraens.train.state import locked
 
 
 class LoraModule(Population):
@@ -91,7 +96,16 @@ class RunConfig(SaveConfigCallback):
 
 
 class Cli(LightningCLI):
-    """Lightning's command line, with our store, logger and links."""
+    """Lightning's command line, with our store, logger and links.
+
+    Args:
+        locks: Keeps the lock of the run's directory until it is closed.
+        options: Of Lightning's command line.
+    """
+
+    def __init__(self, locks: ExitStack | None = None, **options: Any) -> None:
+        self.locks = locks
+        super().__init__(**options)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the store's options, and link what data and model share."""
@@ -159,11 +173,29 @@ class Cli(LightningCLI):
         callbacks = [*given, *run_callbacks(directory)]
         if trainer_config.enable_checkpointing is False:
             callbacks.pop()
-        logger = trainer_config.logger
-        if logger in (None, True):
+        by_default = trainer_config.logger in (None, True)
+        logger = False if by_default else trainer_config.logger
+        options = {"logger": logger, "callbacks": callbacks, **kwargs}
+        trainer = with_whole_checkpoints(self._trainer(**options))
+        self._take(directory, resumed=bool(ckpt_path))
+        if by_default:  # once the directory is ours: the logger writes to it
             job_type = "member" if self.model.options["mode"] == "lora" else "baseline"
-            logger = default_logger(directory, job_type=job_type)
-        return self._trainer(**{"logger": logger, "callbacks": callbacks, **kwargs})
+            trainer.logger = default_logger(directory, job_type=job_type)
+        return trainer
+
+    def _take(self, directory: Path, resumed: bool) -> None:
+        """Lock the run's directory.
+
+        Raises:
+            InputError: Another training runs there, it has come to hold a run since its name was
+                chosen, or it has something that is not ours.
+        """
+        assert self.locks is not None
+        self.locks.enter_context(locked(directory, known=resumed))
+        if not resumed and is_run(directory):
+            raise InputError(
+                f"run {directory} holds a run: choose another name", option="store.run"
+            )
 
     def _parse_ckpt_path(self) -> None:
         """Check the checkpoint; it holds no hyperparameters to parse."""
@@ -190,12 +222,11 @@ def main(args: list[str]) -> None:
     quiet()
     sys.argv = [sys.argv[0], *args]
     strict = {"exit_on_error": False}  # `cli.main` words the errors
-    try:
+    with ExitStack() as locks:
         Cli(
+            locks,
             **CLI_OPTIONS,
             save_config_callback=RunConfig,
             save_config_kwargs={"save_to_log_dir": False},
             parser_kwargs={"prog": "loraens", **strict, **dict.fromkeys(Cli.subcommands(), strict)},
         )
-    except MisconfigurationException as error:
-        raise InputError(f"Lightning: {error}") from error

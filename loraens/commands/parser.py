@@ -14,9 +14,11 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, auto_cli
 
 from loraens.errors import InputError
 
+ALLOW = "Modules that settings which come with a run may name, beside lightning, torch and loraens."
 BACKBONE_HELP = (
     "Where the backbone is now, if it was moved: a directory or hub name of the same weights."
 )
+UNFINISHED = "Use members whose training has not ended, too."
 WORDS = {int: "whole number", float: "number", bool: "true or false", str: "text", dict: "mapping"}
 
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from loraens import __version__
-from loraens.commands.parser import BACKBONE_HELP, Parser
+from loraens.commands.parser import ALLOW, BACKBONE_HELP, UNFINISHED, Parser
+from loraens.data.imports import allow
 from loraens.records import Epoch
 from loraens.train.account import check_wandb, ensembles_run
 
@@ -44,7 +45,10 @@ def main(args: list[str]) -> None:
         "--logger", type=bool, default=True, help="Whether to log the pictures to W&B."
     )
     parser.add_argument("--backbone", type=str | None, default=None, help=BACKBONE_HELP)
+    parser.add_argument("--unfinished", action="store_true", help=UNFINISHED)
+    parser.add_argument("--allow", nargs="+", type=str, default=[], help=ALLOW)
     given = parser.parse_args(args)
+    allow(given.allow)
     if given.logger:
         check_wandb()
     from loraens.report.build import write_report  # its figures take seconds to import
@@ -58,6 +62,7 @@ def main(args: list[str]) -> None:
         texts=given.texts,
         version=__version__,
         backbone=given.backbone,
+        unfinished=given.unfinished,
     )
     for sentence in report.verdicts:
         print(sentence)

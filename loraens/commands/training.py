@@ -14,8 +14,9 @@ from typing import Any
 
 import yaml
 
-from loraens.commands.parser import Parser, unknown_option
+from loraens.commands.parser import ALLOW, Parser, unknown_option
 from loraens.commands.signature import Parameter, parameters, registered
+from loraens.data.imports import allow, check_imports
 from loraens.errors import InputError
 from loraens.labels import LABEL_KINDS
 
@@ -27,6 +28,7 @@ PURPOSES = {
 }
 DATA = ("SST", "Quora", "STS", "Multitask", "TextFiles")  # our data modules
 SECTIONS = ("data", "model", "trainer", "grid", "sweep")  # each may be given as a file, too
+BESIDE = (".loraens", "sweep.json", "last.ckpt", "examples")  # in the directory of a run
 OTHER = "TextData"  # any other: it has the options of the class that it derives from
 LINKED = {"data.backbone", "data.sources", "model.members", "model.tasks"}  # no options
 OF_LIGHTNING = ("seed_everything", "verbose", "weights_only", "print_shtab")
@@ -42,12 +44,17 @@ def main(args: list[str]) -> None:
         InputError: An option is unknown, or its value is of another type.
     """
     command, *rest = args
+    rest, allowed = _without_allowed(rest)
     if "-h" in rest or "--help" in rest:
         Options(command).parser().print_help()
     elif (name := _data_help(rest)) is not None:
         Options(command, name or None).parser("texts").print_help()
     else:
         check(command, rest)
+        allow(allowed)
+        for file in _configs(rest):
+            if of_run(Path(file)):
+                check_imports(_settings(file), file)
         rest = ["--help" if argument == "--help-all" else argument for argument in rest]
         module = import_module(f"loraens.commands.{'sweep' if command == 'sweep' else 'fit'}")
         module.main(rest if command == "sweep" else [command, *rest])
@@ -178,6 +185,7 @@ class Options:
             "--print_config", **flag, help="Print all settings as YAML, and do nothing else."
         )
         parser.add_argument("--data", help="Class of the texts; --data.help CLASS explains it.")
+        parser.add_argument("--allow", help=f"{ALLOW} May be given again.")
         if self.command == "sweep":
             parser.add_argument("--dry-run", **flag, help="Print the plan, and train nothing.")
         else:
@@ -219,8 +227,7 @@ def check(command: str, args: list[str]) -> None:
         InputError: It names the option, and what was perhaps meant.
     """
     pairs = list(_pairs(args))
-    files = [value for name, value in pairs if name in ("c", "config")]
-    configs = {file: _settings(file) for file in files if file is not None}
+    configs = {file: _settings(file) for file in _configs(args)}
     options = Options(command, _data_class(pairs, configs.values()))
     for name, _ in pairs:
         if name != "c" and not options.has(name):
@@ -230,6 +237,9 @@ def check(command: str, args: list[str]) -> None:
             if name not in LINKED and not options.has(name.replace("dry_run", "dry-run")):
                 raise InputError(f"{file}: {options.unknown(name, dashes='')}")
     typed = [(name, value) for name, value in pairs if name in options.own and value is not None]
+    seeds = [value for name, value in pairs if name == "seed_everything"]
+    for seed in [*seeds, *(settings.get("seed_everything") for settings in configs.values())]:
+        _check_seed(seed)
     parser = options.parser()
     for name, value in typed:
         try:
@@ -237,6 +247,44 @@ def check(command: str, args: list[str]) -> None:
         except InputError:
             if not Path(value).is_file():  # which may have it
                 raise
+
+
+def _check_seed(seed: Any) -> None:
+    """Refuse a seed of Lightning's that NumPy does not take."""
+    text = str(seed).lower()
+    fits = text in ("none", "null", "true", "false") or (text.isdecimal() and int(text) < 2**32)
+    if not fits:
+        raise InputError(
+            f"--seed_everything {seed}: true, false or a whole number from 0 to {2**32 - 1} is"
+            " expected"
+        )
+
+
+def _without_allowed(args: list[str]) -> tuple[list[str], list[str]]:
+    """The arguments without `--allow`, which no file of settings may have, and its values."""
+    rest: list[str] = []
+    allowed: list[str] = []
+    arguments = iter(args)
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if name != "--allow":
+            rest.append(argument)
+            continue
+        value = value if equals else next(arguments, "")
+        if not value or value.startswith("-"):
+            raise InputError("--allow is given no value: the name of a module is expected")
+        allowed.append(value)
+    return rest, allowed
+
+
+def of_run(file: Path) -> bool:
+    """Whether a file of settings is one that a training wrote, which may be a stranger's."""
+    return file.name == "config.yaml" and any((file.parent / name).exists() for name in BESIDE)
+
+
+def _configs(args: list[str]) -> list[str]:
+    """The configuration files on a command line."""
+    return [value for name, value in _pairs(args) if name in ("c", "config") and value is not None]
 
 
 def _pairs(args: list[str]) -> Iterator[tuple[str, str | None]]:

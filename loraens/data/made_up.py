@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
-from loraens.store import write_atomically
+from loraens.files import write_atomically
 
 SIZES = {"train": 1280, "dev": 400, "test": 80}
 

@@ -17,10 +17,10 @@ from tokenizers import Tokenizer
 from loraens.data.folds import Folds, cut
 from loraens.data.splits import Split
 from loraens.data.tables import BAR_DELAY
+from loraens.files import replacing
 from loraens.members import OUT_OF_FOLD
 from loraens.model.batch import PackedBatch, pack
 from loraens.model.tokenizer import cache_directory
-from loraens.store import replacing
 from loraens.tasks import Task
 
 CHUNK = 2048  # examples that are tokenised together

@@ -19,9 +19,9 @@ from loraens.data.splits import Split, read_split
 from loraens.data.tables import Reading
 from loraens.data.tokens import Tokens, TokenSplit, cached_tokens
 from loraens.errors import InputError
+from loraens.files import write_atomically
 from loraens.model.tokenizer import load_tokenizer
 from loraens.seeding import derive_seed
-from loraens.store import write_atomically
 from loraens.tasks import Task
 
 DEV_SHARE = 0.2

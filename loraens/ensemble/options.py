@@ -11,6 +11,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from loraens.ensemble.pool import Pool
+from loraens.errors import InputError
+
+RANGES: dict[str, tuple[float, float]] = {  # of the options; the largest take minutes and GB
+    "size": (1, 10**6),
+    "max_size": (1, 10**6),
+    "pool": (1e-6, 10**6),
+    "within": (0, 10**9),
+    "bags": (1, 10**4),
+    "steps": (1, 10**4),
+    "start": (1, 10**6),
+    "draws": (1, 10**5),
+    "tried": (1, 10**6),
+}
 
 
 @dataclass(frozen=True)
@@ -43,6 +56,13 @@ class Options:
     start: int = 2
     draws: int = 1000
     tried: int = 11
+
+    def __post_init__(self) -> None:
+        for name, (least, most) in RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not least <= value <= most:
+                bound = f"at most {most:,}" if value > most else f"at least {least}"
+                raise InputError(f"{name} {value}: {bound} is expected", option=name)
 
 
 Select = Callable[[Pool, Options, np.random.Generator], np.ndarray]

@@ -18,8 +18,15 @@ from loraens.ensemble.pool import Pool
 from loraens.errors import InputError
 from loraens.members import OUT_OF_FOLD
 from loraens.metrics import Outcome
-from loraens.records import Epoch, Manifest
-from loraens.store import Logits, MemberStore, find_members, logits_file
+from loraens.records import ENDED, Epoch, Manifest
+from loraens.store import (
+    MANIFEST,
+    Logits,
+    MemberStore,
+    find_members,
+    logits_file,
+    missing_members,
+)
 
 
 @dataclass
@@ -107,9 +114,11 @@ def read_runs(
     report: Callable[[str], None] = print,
     mode: str | None = None,
     backbone: str | None = None,
+    unfinished: bool = False,
 ) -> dict[str, PoolMembers]:
-    """Read all members at or below some directories, by task; failed members, and configurations
-    of which a fold failed or is missing, are skipped and reported.
+    """Read all members at or below some directories, by task; failed and unfinished members, and
+    configurations of which a fold failed, is unfinished or missing, are skipped and reported, as
+    are members of a sweep that are not there.
 
     Args:
         runs: Directories of runs, sweeps or members.
@@ -120,13 +129,17 @@ def read_runs(
         mode: Read members of this mode alone; of any by default.
         backbone: Where the backbone is now, if it was moved: a directory or hub name of the same
             weights.
+        unfinished: Whether to read members whose training goes on, or was interrupted, too.
 
     Raises:
         InputError: There is no member, a file is missing or altered, or members differ in what must
             be the same.
     """
     by_task: dict[str, list[Unit]] = {}
-    stored = [(path, MemberStore(path).manifest().at(backbone)) for path in _directories(runs)]
+    stored = [
+        (path, MemberStore(path).manifest().at(backbone)) for path in _directories(runs, report)
+    ]
+    stored = _in_state(stored, unfinished, report)
     for unit in units_of(stored):
         settings = unit[0][1].settings
         if (problem := problem_of(unit, epoch)) is not None:
@@ -149,8 +162,32 @@ def read_runs(
     return {name: _read(name, by_task[name], epoch, report) for name in by_task if name in wanted}
 
 
-def _directories(runs: Sequence[Path]) -> list[Path]:
-    """Directories of all members of some runs."""
+def _in_state(
+    stored: Sequence[StoredMember], unfinished: bool, report: Callable[[str], None]
+) -> list[StoredMember]:
+    """The members that have ended, or all; those that have not are counted.
+
+    Raises:
+        InputError: None has ended.
+    """
+    ended = [entry for entry in stored if entry[1].status in ENDED]
+    count = f"{len(stored) - len(ended)} of {len(stored)} members are unfinished"
+    if len(ended) == len(stored) or unfinished:
+        if len(ended) < len(stored):
+            report(f"{count}: their epochs so far are used")
+        return list(stored)
+    if not ended:
+        raise InputError(f"{count}: wait until they end, resume their training, or --unfinished")
+    report(f"{count}, and left out: --unfinished uses their epochs so far")
+    return ended
+
+
+def _directories(runs: Sequence[Path], report: Callable[[str], None]) -> list[Path]:
+    """Directories of all members of some runs; those that a sweep should have, too, are reported.
+
+    Raises:
+        InputError: A run has none, or one is named twice.
+    """
     directories: list[Path] = []
     for run in runs:
         members = find_members(Path(run))
@@ -161,6 +198,12 @@ def _directories(runs: Sequence[Path]) -> list[Path]:
                 option="runs",
             )
         directories.extend(members)
+        if missing := missing_members(Path(run)):
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            report(
+                f"{run} lacks members of its sweep, {missing[0]}{more}: they have not begun, or"
+                f" their {MANIFEST} is missing, so resume the sweep or restore them"
+            )
     if len({path.resolve() for path in directories}) < len(directories):
         raise InputError("runs names a member twice: give each run once", option="runs")
     return directories

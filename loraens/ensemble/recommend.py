@@ -5,11 +5,10 @@ Shape letters: V candidates, N examples, B bags.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -21,9 +20,10 @@ from loraens.ensemble.pool import Pool
 from loraens.ensemble.prove import Proof
 from loraens.ensemble.significance import Interval
 from loraens.errors import InputError
+from loraens.files import write_atomically
 from loraens.metrics import NLL
-from loraens.records import Count, Record
-from loraens.store import ENSEMBLE, write_atomically
+from loraens.records import Count, Inside, Record, read_signed, signed
+from loraens.store import ENSEMBLE
 from loraens.tasks import Task
 
 RECOMMENDED = "recommended"
@@ -52,7 +52,7 @@ class Recommendation(Record):
         nll_gain: Difference of that to the best member, as `gain`: positive where the NLL is lower.
     """
 
-    ensemble: str
+    ensemble: Inside
     members: Count
     candidates: Count
     estimate: Interval
@@ -292,8 +292,7 @@ def write_recommended(folder: Path, recommended: dict[str, Recommendation]) -> P
     """Write `recommended` into the directory of the ensembles, by task; returns the file."""
     path = folder / RECOMMENDED
     tasks = {name: one.to_json() for name, one in recommended.items()}
-    content = {"format": FORMAT, "tasks": tasks}
-    write_atomically(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+    write_atomically(path, signed({"format": FORMAT, "tasks": tasks}))
     return path
 
 
@@ -304,11 +303,8 @@ def read_recommended(path: Path) -> dict[str, Recommendation]:
         InputError: It is not such a file, or names an ensemble that is not there.
     """
     fix = "make it again with `loraens ensemble`"
-    try:
-        fields: Any = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON ({error}): {fix}") from None
-    tasks = fields.get("tasks") if isinstance(fields, dict) else None
+    fields = read_signed(path.read_bytes(), path, fix)
+    tasks = fields.get("tasks")
     if not isinstance(tasks, dict) or not tasks or fields.get("format") != FORMAT:
         raise InputError(f"{path} recommends no ensemble that this version reads: {fix}")
     found = {

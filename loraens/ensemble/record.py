@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from loraens.ensemble.conformal import Conformal
 from loraens.ensemble.cross_validation import Candidate
@@ -18,12 +17,38 @@ from loraens.ensemble.prove import Proof
 from loraens.ensemble.read import PoolMembers
 from loraens.ensemble.significance import Interval
 from loraens.errors import InputError
-from loraens.records import Checksum, Count, Epoch, Inside, Manifest, Record, Score
-from loraens.store import ENSEMBLE, MANIFEST, MemberStore, checksum, write_atomically
+from loraens.files import checksum, write_atomically
+from loraens.records import (
+    Checksum,
+    Count,
+    Epoch,
+    Inside,
+    Manifest,
+    Record,
+    Score,
+    read_signed,
+    signed,
+)
+from loraens.store import ENSEMBLE, MANIFEST, MemberStore
 from loraens.tasks import Task
 
 FORMAT = 2
+UPWARD = 3  # from RUN/ensembles/NAME to the directory of the runs
 Rule = Literal["vote", "logits", "probs", "merged"]
+
+
+def _near(path: str) -> str:
+    """A path to a member of the same run or of one beside it, as ensembles are written with."""
+    parts = PurePosixPath(path).parts
+    upward = next((n for n, part in enumerate(parts) if part != ".."), len(parts))
+    if PurePosixPath(path).is_absolute() or "\\" in path or ".." in parts[upward:]:
+        raise ValueError("is no relative path to a member")
+    if upward > UPWARD:
+        raise ValueError("leaves the directory of the runs")
+    return path
+
+
+Near = Annotated[str, AfterValidator(_near)]
 
 
 @dataclass(frozen=True)
@@ -41,7 +66,7 @@ class EnsembleMember(Record):
     """
 
     name: str
-    directory: str
+    directory: Near
     epoch: Inside
     rank: Count
     standing: Count
@@ -145,17 +170,27 @@ class EnsembleRecord(Record):
         """
         path = Path(directory) / ENSEMBLE
         fix = "make it again with `loraens ensemble`"
-        try:
-            fields = json.loads(path.read_bytes())
-        except ValueError as error:
-            raise InputError(f"{path} is not JSON ({error}): {fix}") from None
-        if not isinstance(fields, dict) or fields.get("format") not in (1, FORMAT):
+        fields = read_signed(path.read_bytes(), path, fix)
+        if fields.get("format") not in (1, FORMAT):
             raise InputError(f"{path} is not an ensemble that this version of loraens reads: {fix}")
         return cls.from_json(_of_format_1(fields) if fields["format"] == 1 else fields, path, fix)
 
     def write(self, directory: Path) -> None:
-        """Write the record into an ensemble's directory."""
-        write_atomically(Path(directory) / ENSEMBLE, self.dumps(format=FORMAT))
+        """Write the record into an ensemble's directory.
+
+        Raises:
+            InputError: It is neither in the run of its members nor beside it.
+        """
+        for member in self.members:
+            try:
+                _near(Path(member.directory).as_posix())
+            except ValueError as error:
+                raise InputError(
+                    f"out {directory} is too far from the members (the path {member.directory}"
+                    f" {error}): give a directory in a run of theirs or beside it",
+                    option="out",
+                ) from None
+        write_atomically(Path(directory) / ENSEMBLE, signed({"format": FORMAT, **self.to_json()}))
 
     def member_store(self, directory: Path, member: EnsembleMember) -> tuple[Path, Manifest]:
         """Directory and manifest of a member, its files, but not the run's examples, verified.
@@ -167,7 +202,14 @@ class EnsembleRecord(Record):
         Raises:
             InputError: It is missing, or has changed since the ensemble was made.
         """
-        path = (Path(directory) / member.directory).resolve()
+        path = Path(directory).resolve() / member.directory
+        lexical = Path(os.path.normpath(path))
+        if path.resolve() != lexical:
+            raise InputError(
+                f"{lexical} is a link, or below one, and ensemble {directory} names no links: make"
+                " the ensemble again"
+            )
+        path = lexical
         if not (path / MANIFEST).is_file():
             raise InputError(
                 f"{path} is missing: ensemble {directory} needs it, restore it or make the ensemble"
@@ -249,7 +291,7 @@ def _members(
     return [
         EnsembleMember(
             name=name if members.folds == 1 else f"{name}-f{manifest.member.fold}",
-            directory=os.path.relpath(path, directory),
+            directory=os.path.relpath(path.resolve(), directory.resolve()),
             epoch=manifest.epochs[members.epoch],
             rank=int(members.dev.ranks[index]),
             standing=int(members.dev.standings[index]),

@@ -19,6 +19,7 @@ from loraens.data.tables import Format, Position, Reading, Row, Table
 from loraens.data.values import cell_text
 from loraens.ensemble.conformal import Region
 from loraens.errors import InputError
+from loraens.files import replacing
 from loraens.inference.predictor import Predictor
 from loraens.tasks import Task
 
@@ -92,7 +93,7 @@ def predict_file(
         table.require(chosen.text_columns, f"the text columns of task {chosen.name}")
         region = predictor.region(chosen, coverage)
         columns = [*table.columns, *predictor.columns(chosen, region)]
-        with _replacing(output) as stream, _bar(input) as bar:
+        with _stream(output) as stream, _bar(input) as bar:
             return _write_rows(
                 predictor=predictor,
                 task=chosen,
@@ -189,18 +190,14 @@ def _whole(row: Row | None, position: Position, table: Table) -> Row:
 
 
 @contextmanager
-def _replacing(output: str) -> Iterator[Any]:
+def _stream(output: str) -> Iterator[Any]:
     """A text stream that becomes the output file when all went well; "-" is standard output."""
     if output == "-":
         if isinstance(sys.stdout, TextIOWrapper):
             sys.stdout.reconfigure(encoding="utf-8", errors="replace", newline="")
         yield sys.stdout
         return
-    path = Path(output)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with beside.open("w", encoding="utf-8", errors="replace", newline="") as stream:
-            yield stream
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with replacing(Path(output)) as file:
+        stream = TextIOWrapper(file, encoding="utf-8", errors="replace", newline="")
+        yield stream
+        stream.detach()

@@ -93,6 +93,7 @@ class Predictor:
             InputError: There is no such member, its files were altered, or its backbone cannot be
                 had or is another.
         """
+        _check_device(device)
         path = resolved(Path(path))
         record = EnsembleRecord.read(path) if (path / ENSEMBLE).is_file() else None
         # a soup is both, and is loaded as the one member that it is
@@ -339,6 +340,24 @@ class Predictor:
         chosen = self.task(task)
         region = self.region(chosen, coverage)
         return self.rows([_checked(text, chosen) for text in _listed(texts)], chosen, region)
+
+
+def _check_device(name: str | None) -> None:
+    """Refuse a device that there is not.
+
+    Raises:
+        InputError: It has no such name, or is not on this machine.
+    """
+    import torch
+
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise InputError(
+            f"device {name} cannot be used ({reason}): give cpu, or cuda:0 where there is a GPU",
+            option="device",
+        ) from None
 
 
 def _of_record(record: EnsembleRecord, directory: Path, task: Task) -> Conformal:

@@ -8,6 +8,7 @@ import numpy as np
 import yaml
 
 from loraens.data.config import DataConfig
+from loraens.data.imports import check_imports
 from loraens.ensemble.read import PoolMembers
 from loraens.errors import InputError
 
@@ -32,14 +33,19 @@ def read_texts(members: PoolMembers) -> dict[str, SplitTexts]:
     settings = members.manifests[0].settings
     if not path.is_file():
         raise InputError(f"{path} is missing: it says where the members' texts are, so restore it")
-    config = yaml.safe_load(path.read_text())["data"]
+    try:
+        config = yaml.safe_load(path.read_text()).get("data")
+    except (ValueError, yaml.YAMLError, AttributeError):
+        raise InputError(f"{path} is no YAML file of settings: restore it") from None
     if config is None:
         raise InputError(
             f"{path} names no data, as it was only in a program's memory: texts cannot be read"
         )
-    data = DataConfig(config["class_path"], config["init_args"]).build(
-        settings.backbone, settings.folds
-    )
+    check_imports({"data": config}, path)
+    given = config.get("init_args") or {} if isinstance(config, dict) else None
+    if not isinstance(given, dict) or not isinstance(config.get("class_path"), str):
+        raise InputError(f"{path} has no data.class_path: restore it")
+    data = DataConfig(config["class_path"], given).build(settings.backbone, settings.folds)
     data.setup("fit")
     task = members.dev.task.name
     texts = {}

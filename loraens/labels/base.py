@@ -84,6 +84,10 @@ class LabelKind(ABC):
             ValueError: It is no label of the task; the message says what is expected.
         """
 
+    def are_labels(self, task: Task, labels: np.ndarray) -> bool:
+        """Whether an array has labels of the task alone, one an example."""
+        return labels.ndim == 1 and bool(np.isfinite(labels).all())
+
     @abstractmethod
     def format(self, task: Task, value: Any) -> str | float | list[str]:
         """A prediction or label as it stands in a table or file."""

@@ -59,6 +59,10 @@ class Classes(LabelKind):
             return float(values.index(value))
         raise ValueError(f"label {text!r} is not one of the classes {', '.join(task.class_names)}")
 
+    def are_labels(self, task: Task, labels: np.ndarray) -> bool:
+        """Whether an array `(N,)` has class numbers of the task alone."""
+        return labels.ndim == 1 and bool(np.isin(labels, np.arange(len(task.class_names))).all())
+
     def format(self, task: Task, value: Any) -> str | float | list[str]:
         """The name of the class."""
         return task.class_names[int(value)]

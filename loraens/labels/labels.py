@@ -95,6 +95,11 @@ class Labels(LabelKind):
             raise ValueError(f"label {min(unknown)!r} is not one of the labels {known}")
         return tuple(float(name in there) for name in task.class_names)
 
+    def are_labels(self, task: Task, labels: np.ndarray) -> bool:
+        """Whether an array `(N, K)` has zeros and ones alone."""
+        whole = labels.shape[1:] == (len(task.class_names),)
+        return whole and bool(np.isin(labels, (0, 1)).all())
+
     def format(self, task: Task, value: Any) -> list[str]:
         """The names of the labels that are there."""
         return [name for name, there in zip(task.class_names, value, strict=True) if there]

@@ -97,6 +97,7 @@ def load_encoder(name: str, pooler: bool) -> PreTrainedModel:
                 dtype=torch.float32,
                 attn_implementation=ATTENTION,
                 use_safetensors=True,
+                trust_remote_code=False,  # as the default asks, and a program cannot answer
                 output_loading_info=True,
             )
     except (OSError, ValueError, KeyError, SafetensorError) as error:

@@ -12,8 +12,8 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from loraens.errors import InputError
+from loraens.files import write_atomically
 from loraens.model.backbone import local_directory, locate, unusable
-from loraens.store import write_atomically
 
 SUFFIXES = (".json", ".txt", ".model")  # of the files that a tokenizer is made of
 
@@ -100,7 +100,7 @@ def _from_transformers(name: str) -> tuple[Tokenizer, bool]:
 
     location = locate(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(location, use_fast=True)
+        tokenizer = AutoTokenizer.from_pretrained(location, use_fast=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise unusable(name, error) from None
     if not tokenizer.is_fast or len(tokenizer) <= len(tokenizer.all_special_ids):

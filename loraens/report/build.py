@@ -11,6 +11,7 @@ from tqdm import tqdm
 from loraens.ensemble.cross_validation import FOLDS
 from loraens.ensemble.methods import REPEATS
 from loraens.errors import InputError
+from loraens.files import write_atomically
 from loraens.records import Epoch
 from loraens.report import sections as make
 from loraens.report.content import Content, read
@@ -18,7 +19,6 @@ from loraens.report.drawing import png
 from loraens.report.elements import Missing, Picture, Section
 from loraens.report.page import page
 from loraens.report.tables import overall_scores, scores, verdict
-from loraens.store import write_atomically
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,7 @@ def write_report(
     texts: bool = True,
     version: str = "",
     backbone: str | None = None,
+    unfinished: bool = False,
 ) -> Report:
     """Make the report of some runs.
 
@@ -93,11 +94,12 @@ def write_report(
         version: Version of loraens, for the page's footer.
         backbone: Where the backbone is now, if it was moved: a directory or hub name of the same
             weights.
+        unfinished: Whether to show members whose training has not ended, too.
 
     Raises:
         InputError: The runs cannot be read.
     """
-    contents = read(runs, tasks, epoch, backbone=backbone)
+    contents = read(runs, tasks, epoch, backbone=backbone, unfinished=unfinished)
     parts: dict[str, list[Section]] = {}
     if (overall := overall_scores(contents)) is not None:
         parts["All tasks"] = [overall]

@@ -17,9 +17,10 @@ from loraens.ensemble.read import PoolMembers, read_runs
 from loraens.ensemble.recommend import RECOMMENDED, Recommendation, read_recommended
 from loraens.ensemble.record import EnsembleRecord
 from loraens.errors import InputError
+from loraens.files import checksum
 from loraens.members import Member
 from loraens.records import Epoch
-from loraens.store import ENSEMBLE, MANIFEST, MemberStore, checksum, find_members
+from loraens.store import ENSEMBLE, MANIFEST, MemberStore, find_members
 from loraens.tasks import Task
 
 MODES = {"frozen": "frozen backbone, heads alone", "full": "all weights trained"}
@@ -104,6 +105,7 @@ def read(
     epoch: Epoch | None = None,
     report: Callable[[str], None] = print,
     backbone: str | None = None,
+    unfinished: bool = False,
 ) -> dict[str, Content]:
     """Everything of some runs, by task.
 
@@ -114,6 +116,7 @@ def read(
         report: Called with a sentence for each thing that is skipped.
         backbone: Where the backbone is now, if it was moved: a directory or hub name of the same
             weights.
+        unfinished: Whether to read members whose training has not ended, too.
 
     Raises:
         InputError: As `read_runs`; or an ensemble is older than its members.
@@ -128,7 +131,8 @@ def read(
     if epoch is None:
         epoch = epochs.pop() if len(epochs) == 1 else "best"
     contents = {}
-    for name, members in read_runs(runs, tasks, epoch, report, "lora", backbone).items():
+    pools = read_runs(runs, tasks, epoch, report, "lora", backbone, unfinished)
+    for name, members in pools.items():
         if not members.dev.labelled:
             raise InputError(f"task {name} has no labels on dev: there is nothing to report")
         of_task = {folder: r for folder, r in records.items() if r.task.name == name}

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from loraens.ensemble.read import PoolMembers
-from loraens.store import MANIFEST, checksum, write_atomically
+from loraens.files import checksum, write_atomically
+from loraens.store import MANIFEST
 
 FOLDER = "embeddings"  # beside the members of a run
 # examples that are mapped at most

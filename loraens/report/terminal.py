@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Column, Table
 
+from loraens.errors import escaped
+
 UNBOUNDED = 10_000
 
 
@@ -26,11 +28,22 @@ def show(
         width: Characters of a line; those of the terminal by default, and in a file or pipe, where
             a row is a line, as many as it takes.
     """
-    console = Console(file=file, markup=False, width=width)
+    _escape(table)
+    console = Console(file=file, markup=False, emoji=False, width=width)
     if width is None and not console.is_terminal:
-        console = Console(file=file, markup=False, width=UNBOUNDED)
+        console = Console(file=file, markup=False, emoji=False, width=UNBOUNDED)
     for part in _parts(table, console, keys):
         console.print(part)
+
+
+def _escape(table: Table) -> None:
+    """Escape the texts of a table: names may be a stranger's."""
+    for part in ("title", "caption"):
+        if isinstance(text := getattr(table, part), str):
+            setattr(table, part, escaped(text))
+    for column in table.columns:
+        column.header = escaped(str(column.header))
+        column._cells = [escaped(cell) if isinstance(cell, str) else cell for cell in column.cells]
 
 
 def _parts(table: Table, console: Console, keys: int) -> Iterator[Table]:

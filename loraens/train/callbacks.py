@@ -14,12 +14,14 @@ import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
+from loraens.arrays import npz
+from loraens.data.imports import resume_options
 from loraens.data.modules import TextData
 from loraens.errors import InputError
 from loraens.members import OUT_OF_FOLD
 from loraens.model.weights import member_files
 from loraens.records import Epoch, EpochRecord, Manifest, Status
-from loraens.store import CHECKPOINT, LOGITS, MemberStore, in_16_bits, npz, write_examples
+from loraens.store import CHECKPOINT, LOGITS, MemberStore, in_16_bits, write_examples
 from loraens.train.checkpoints import WRITER
 from loraens.train.evaluation import combined_score, undefined_scores
 from loraens.train.failures import PopulationError
@@ -260,11 +262,10 @@ class MemberWriter(Callback):
             for index in range(len(self.progress)):
                 self._store(module, index).write({}, self._manifest(module, index, "failed"))
         checkpoint = self.directory / CHECKPOINT
-        if isinstance(exception, KeyboardInterrupt) and self.finish and checkpoint.is_file():
-            rank_zero_info(
-                f"to resume: loraens fit --config {self.directory / 'config.yaml'} --ckpt_path"
-                f" {checkpoint}"
-            )
+        stopped = isinstance(exception, (KeyboardInterrupt, SystemExit))
+        if stopped and self.finish and checkpoint.is_file():
+            options = resume_options(self.directory / "config.yaml")
+            rank_zero_info(f"to resume: loraens fit {options} --ckpt_path {checkpoint}")
 
 
 def _weights(module: Population) -> list[dict[str, bytes]]:

@@ -8,26 +8,105 @@ Shape letters: M members.
 
 from __future__ import annotations
 
+import errno
 import io
+import pickle
+import struct
 import warnings
-from collections.abc import Callable, Sequence
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch import Trainer
 from torch import Tensor
 
+from loraens.errors import InputError
+from loraens.files import write_atomically
 from loraens.members import Member
 from loraens.model.injection import padded_axis
-from loraens.store import write_atomically
 
 # keys of what our module and our member writer put into a checkpoint
 MODULE = "loraens"
 WRITER = "loraens.members"
+DAMAGED = (  # what reading a damaged file raises
+    *(zipfile.BadZipFile, zlib.error, struct.error, pickle.UnpicklingError, EOFError, OSError),
+    *(ValueError, LookupError, TypeError, AttributeError, OverflowError, RuntimeError),
+)
 _FAILURE_STEP = "failures.step"  # (M,) step at which a member failed; -1 where it has not
 _FAILURES = (_FAILURE_STEP, "failures.loss")
 Regroup = Callable[[str, Sequence[Tensor]], Tensor]  # name of a tensor, the checkpoints' tensors
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint without running any code in it.
+
+    Its file is a zip archive with a CRC-32 of each record, which `torch.load` does not compare.
+
+    Raises:
+        InputError: It is damaged, or no checkpoint of loraens.
+    """
+    content: Any = None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            whole = archive.testzip() is None
+        if whole:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                content = torch.load(path, map_location="cpu", weights_only=True)
+    except DAMAGED as error:
+        of_machine = isinstance(error, OSError) and error.errno != errno.EINVAL  # of a wrong offset
+        if of_machine or "alloc" in str(error):
+            raise
+    if (
+        not isinstance(content, dict)
+        or not {MODULE, "state_dict", "pytorch-lightning_version"} <= content.keys()
+    ):
+        raise InputError(f"{path} is not a whole checkpoint of loraens")
+    return content
+
+
+def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a checkpoint, all of it or nothing, with a CRC-32 of each record."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Lightning's checkpoints as all our files are written and verified: Lightning copies one over
+    its place where the temporary directory is on another device.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
+    ) -> None:
+        """Write a checkpoint, all of it or nothing."""
+        write_checkpoint(Path(path), checkpoint)
+
+    def load_checkpoint(
+        self,
+        path: str | Path,
+        map_location: Any | None = None,
+        weights_only: bool | None = None,
+    ) -> dict[str, Any]:
+        """Read a checkpoint without running any code in it.
+
+        Raises:
+            InputError: It is damaged, or no checkpoint of loraens.
+        """
+        return read_checkpoint(Path(path))
+
+
+def with_whole_checkpoints(trainer: Trainer) -> Trainer:
+    """The trainer, whose checkpoints are whole, unless it has a plugin of its own for them."""
+    if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+        trainer.strategy.checkpoint_io = WholeCheckpoints()
+    return trainer
 
 
 @dataclass(frozen=True)
@@ -76,16 +155,25 @@ class PackCheckpoint:
 
     @classmethod
     def load(cls, path: Path) -> PackCheckpoint:
-        """Read a pack's file, without running any code in it."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return cls(torch.load(path, map_location="cpu", weights_only=True))
+        """Read a pack's file, without running any code in it.
+
+        Raises:
+            InputError: It is damaged, or no checkpoint of a pack.
+        """
+        checkpoint = cls(read_checkpoint(path))
+        try:
+            members = len(checkpoint.members)
+            whole = members == len(checkpoint.progress) == len(checkpoint.failed) > 0
+            whole = whole and checkpoint.epochs_done > 0 and bool(checkpoint.adapter)
+        except (LookupError, TypeError, ValueError, AttributeError):
+            whole = False
+        if not whole:
+            raise InputError(f"{path} is no whole checkpoint of a pack")
+        return checkpoint
 
     def save(self, path: Path) -> None:
         """Write a pack's file, all of it or nothing."""
-        buffer = io.BytesIO()
-        torch.save(self.content, buffer)
-        write_atomically(path, buffer.getvalue())
+        write_checkpoint(path, self.content)
 
     @property
     def members(self) -> tuple[Member, ...]:

@@ -14,17 +14,18 @@ workers train the packs. Both write `examples/`, always with the same contents.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from loraens.data.imports import resume_options
 from loraens.data.modules import TextData
+from loraens.files import write_atomically
 from loraens.members import Member
 from loraens.members import packs as packs_of
 from loraens.records import Manifest
-from loraens.store import MemberStore, write_atomically
+from loraens.store import SWEEP, MemberStore
 from loraens.train.bar import SweepBar
 from loraens.train.callbacks import write_data_examples
 from loraens.train.checkpoints import PackCheckpoint
@@ -175,7 +176,7 @@ class Coordinator:
         """How to resume an interrupted sweep."""
         if self.config.train.data is None:
             return "the same program again"
-        return f"loraens sweep --config {self.directory / CONFIG}"
+        return f"loraens sweep {resume_options(self.directory / CONFIG)}"
 
     def run(self) -> dict[str, Manifest]:
         """Train what is missing.
@@ -188,15 +189,17 @@ class Coordinator:
                 other settings or data, or one member alone, or one configuration with its folds,
                 does not fit in memory.
         """
-        with locked(self.directory), quiet_trainers():
+        known = (self.directory / SWEEP).is_file()  # which is read before anything is written
+        with locked(self.directory, known), quiet_trainers():
             self._begin()
+            self.state.members = sorted({*(self.state.members or ()), *self.members})
             write_atomically(self.directory / CONFIG, self.config.text.encode())
             self.files.folder.mkdir(parents=True, exist_ok=True)
             # restored where they are not whole: no member need be trained again for that
             write_data_examples(self.worker.data, self.directory)
             self.ended, damaged = ended_members(self.directory, self.config.members)
             for name in damaged:
-                shutil.rmtree(self.directory / name)
+                MemberStore(self.directory / name).remove()
             self.files.clean(self.state.rung, damaged)
             if self.unit > 1:
                 self.ended = without_incomplete(
@@ -214,7 +217,7 @@ class Coordinator:
                 raise
             finally:
                 self._bar.close()
-            shutil.rmtree(self.files.folder)
+            self.files.remove()
         return {name: self.ended[name] for name in self.members}
 
     def _train_rungs(self) -> None:

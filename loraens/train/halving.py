@@ -71,7 +71,8 @@ def ranked_by_ensemble(standings: Sequence[Standing], directory: Path) -> list[S
     for standing in standings:
         units.setdefault(standing.member.configuration, []).append(standing)
     stores = [directory / standing.member.name for standing in standings]
-    pools = [members.dev for members in read_runs(stores, epoch="last").values()]
+    read = read_runs(stores, epoch="last", unfinished=True, report=lambda sentence: None)
+    pools = [members.dev for members in read.values()]
     tasks = [pool.task for pool in pools]
 
     def combined(utilities: Sequence[float]) -> float:

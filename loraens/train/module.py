@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
+import psutil
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
@@ -163,11 +164,29 @@ class Population(LightningModule):
                 f"at most {max_positions(encoder)} is expected",
                 option="data.max_length",
             )
+        self._check_memory(encoder.config)
         try:
             with torch.device("cpu"):  # whose random numbers are the same everywhere
                 self.model = MemberModel(encoder, self.tasks, self.members, **self.options)
         except ValueError as error:
             raise InputError(f"targets: {error}", option="model.targets") from None
+
+    def _check_memory(self, config: Any) -> None:
+        """Refuse a rank whose adapters can't be in memory: 16 bytes a number, of the weight, its
+        gradient and two moments.
+
+        Raises:
+            InputError: It says what the largest takes.
+        """
+        rank = max(member.rank for member in self.members)
+        layers = config.num_hidden_layers * len(self.options["targets"])
+        needed = 16 * rank * 2 * config.hidden_size * layers
+        if needed > (there := psutil.virtual_memory().total):
+            raise InputError(
+                f"rank {rank:,} takes {needed / 2**30:,.0f} GiB of memory a member, and this"
+                f" machine has {there / 2**30:,.0f}: give a lower one",
+                option="model.rank",
+            )
 
     def configure_optimizers(self) -> Any:
         """AdamW with the members' rates and decays, and the schedule stepped every batch."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -46,9 +47,9 @@ class SweepOptions:
                     f"{name} {value} is too small: at least {least} is expected",
                     option=f"sweep.{name}",
                 )
-        if self.halving_factor is not None and self.halving_factor <= 1:
+        if self.halving_factor is not None and not 1.01 <= self.halving_factor < math.inf:
             raise InputError(
-                f"halving_factor {self.halving_factor:g} must be above 1",
+                f"halving_factor {self.halving_factor:g} must be above 1, at least 1.01",
                 option="sweep.halving_factor",
             )
         if self.halving_by != "score" and self.halving_factor is None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from loraens.errors import InputError
+from loraens.files import PART, remove_files
 from loraens.members import Member, indices_of_configurations
 from loraens.members import packs as packs_of
 from loraens.train.checkpoints import PackCheckpoint, concatenate
 
 PACKS = "packs"
+NAMES = rf"\d+-.*\.(ckpt|part)|{PART}"  # of files in it
 FOLD_FAILED = "another fold of the configuration failed"
 
 Status = Literal["trained", "finished", "stopped", "failed", "population_failed", "out_of_memory"]
@@ -118,15 +121,20 @@ class PackFiles:
         return sorted(self.folder.glob(f"{rung}-*.ckpt"))
 
     def remove_others(self, rung: int) -> None:
-        """Remove all files but those of a rung."""
+        """Remove the files of all rungs but one, and half written ones."""
         current = set(self.paths(rung))
         for path in self.folder.glob("*"):
-            if path not in current:
+            if path not in current and re.fullmatch(NAMES, path.name):
                 path.unlink()
 
+    def remove(self) -> None:
+        """Remove all files, and their directory."""
+        remove_files(self.folder, NAMES)
+
     def clean(self, rung: int, damaged: Set[str]) -> None:
-        """Remove packs of another rung, half written ones, those with damaged members, and what was
-        written of a split that did not come to its end.
+        """Remove packs of another rung, half written ones, those with damaged members, what was
+        written of a split that did not come to its end, and damaged packs, which are reported:
+        their members begin again.
 
         A split writes the second half first, and replaces the whole pack by its first half last: so
         a pack whose members are all in a larger one is a second half whose first is missing.
@@ -134,12 +142,20 @@ class PackFiles:
         Args:
             rung: The current rung.
             damaged: Names of members whose files are not whole.
+
+        Raises:
+            InputError: The directory is a link.
         """
+        if self.folder.is_symlink():
+            raise InputError(f"{self.folder} is a link: remove it, or choose another directory")
         self.remove_others(rung)
-        names = {
-            path: {member.name for member in PackCheckpoint.load(path).members}
-            for path in self.paths(rung)
-        }
+        names = {}
+        for path in self.paths(rung):
+            try:
+                names[path] = {member.name for member in PackCheckpoint.load(path).members}
+            except InputError as error:
+                print(f"{error}: it is removed, and its members begin again", flush=True)
+                path.unlink()
         in_packs: set[str] = set()
         for path in sorted(names, key=lambda path: (-len(names[path]), path)):
             if names[path] & damaged or names[path] <= in_packs:

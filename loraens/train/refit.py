@@ -8,22 +8,23 @@ packs/<epochs>-<name>.ckpt members that are under way, after their last whole ep
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import groupby
 from pathlib import Path
 
+from loraens.data.imports import check_imports
 from loraens.data.modules import TextData
 from loraens.errors import InputError
 from loraens.members import Member
 from loraens.members import packs as packs_of
 from loraens.records import Epoch, Manifest
-from loraens.store import MANIFEST, MemberStore
+from loraens.store import MANIFEST, SWEEP, MemberStore
 from loraens.train.bar import SweepBar
 from loraens.train.checkpoints import PackCheckpoint
-from loraens.train.config import TrainConfig
+from loraens.train.config import CONFIG, TrainConfig
 from loraens.train.packs import Pack, PackFiles, PackResult, too_large
 from loraens.train.runs import quiet_trainers
-from loraens.train.state import SWEEP, SweepState, locked
+from loraens.train.state import SweepState, locked
 from loraens.train.worker import Worker
 
 REFIT = "refit"
@@ -53,6 +54,8 @@ def refit(
     """
     directory = run / REFIT
     config = TrainConfig.read(run)
+    named = None if config.data is None else asdict(config.data)
+    check_imports({"data": named, "trainer": config.trainer, "model": config.model}, run / CONFIG)
     backbone = configurations[0].settings.backbone  # which may have been moved
     config = replace(config, model={**config.model, "backbone": backbone})
     worker = Worker(directory, config, data)
@@ -60,7 +63,7 @@ def refit(
         replace(manifest.member, fold=None): _last_epoch(manifest, epoch)
         for manifest in configurations
     }
-    with locked(directory), quiet_trainers():
+    with locked(directory, known=True), quiet_trainers():
         _check_data(worker, configurations[0])
         files = PackFiles(directory.resolve())
         files.folder.mkdir(exist_ok=True)

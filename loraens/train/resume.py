@@ -8,10 +8,10 @@ from pathlib import Path
 from loraens.errors import InputError
 from loraens.members import Member, configurations
 from loraens.records import ENDED, Manifest
-from loraens.store import MANIFEST, MemberStore
+from loraens.store import MANIFEST, SWEEP, MemberStore
 from loraens.train.checkpoints import PackCheckpoint
 from loraens.train.packs import PackFiles
-from loraens.train.state import SWEEP, SweepState
+from loraens.train.state import SweepState
 
 
 def read_state(directory: Path, new: SweepState, rungs: int) -> SweepState:

@@ -5,8 +5,8 @@ default logger.
 from __future__ import annotations
 
 import logging
+import math
 import os
-import pickle
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +14,6 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
 
@@ -23,6 +22,7 @@ from loraens.store import CHECKPOINT, EXAMPLES
 from loraens.tasks import Task
 from loraens.train.account import run_options
 from loraens.train.callbacks import MemberWriter
+from loraens.train.checkpoints import read_checkpoint
 from loraens.train.device import check_device
 from loraens.train.evaluation import overall_score, undefined_scores
 from loraens.train.module import Population
@@ -38,6 +38,23 @@ TRAINER_DEFAULTS: dict[str, Any] = {
 
 # of weights: Lightning may round what is computed, but not what is kept
 PRECISIONS = ("None", "32-true", "bf16-mixed", "64-true", "32", "64", "bf16")
+STRATEGIES = ("auto", "single_device", "single_xla", "single_hpu")
+MINIMA = {  # of options of the trainer that are numbers
+    "accumulate_grad_batches": 1,
+    "check_val_every_n_epoch": 1,
+    "max_epochs": -1,
+    "max_steps": -1,
+    "min_epochs": 0,
+    "min_steps": 0,
+    "limit_train_batches": 0,
+    "limit_val_batches": 0,
+    "limit_test_batches": 0,
+    "val_check_interval": 1e-9,
+    "gradient_clip_val": 0,
+    "log_every_n_steps": 0,
+    "num_sanity_val_steps": -1,
+    "reload_dataloaders_every_n_epochs": 0,
+}
 NOISE = (
     r".*does not have many workers.*",  # batches are gathered from memory
     r".*The number of training batches .* is smaller than the logging interval.*",
@@ -98,6 +115,19 @@ def check_trainer(options: Mapping[str, Any]) -> None:
     for name in ("max_epochs", "max_steps", "limit_train_batches"):
         if options.get(name) == 0:
             refuse(name, "nothing would be trained, more than 0 is expected")
+    for name, least in MINIMA.items():
+        value = options.get(name)
+        if isinstance(value, (int, float)) and not least <= value < math.inf:
+            refuse(name, f"a number of at least {least:g} is expected")
+    devices = options.get("devices")
+    several = isinstance(devices, int) and devices not in (-1, 1)
+    if several or (isinstance(devices, (list, tuple)) and len(devices) != 1):
+        refuse("devices", "members are trained side by side on one, 1 is expected")
+    strategy = options.get("strategy")
+    if isinstance(strategy, str) and strategy not in STRATEGIES:
+        refuse("strategy", "members are trained side by side on one device, leave it out")
+    if options.get("num_nodes") not in (None, 1):
+        refuse("num_nodes", "members are trained side by side on one, 1 is expected")
     if options.get("limit_val_batches") == 0:
         refuse("limit_val_batches", "a member is written when dev is scored, leave it out")
     if str(options.get("precision")) not in PRECISIONS:
@@ -197,20 +227,11 @@ def check_checkpoint(path: str) -> None:
             f"ckpt_path {path} does not exist: give the {CHECKPOINT} of a run", option="ckpt_path"
         )
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError):
-        checkpoint = None
-    if (
-        not isinstance(checkpoint, dict)
-        or not {"loraens", "state_dict", "pytorch-lightning_version"} <= checkpoint.keys()
-    ):
+        read_checkpoint(Path(path))
+    except InputError as error:
         raise InputError(
-            f"ckpt_path {path} is not a whole checkpoint of loraens: give the {CHECKPOINT} of"
-            " a run",
-            option="ckpt_path",
-        )
+            f"ckpt_path {error}: give the {CHECKPOINT} of a run", "ckpt_path"
+        ) from None
 
 
 def default_logger(directory: Path, name: str | None = None, **options: Any) -> WandbLogger:

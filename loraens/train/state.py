@@ -13,10 +13,12 @@ from filelock import FileLock, Timeout
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from loraens.errors import InputError
-from loraens.records import OLDER_SETTINGS
-from loraens.store import write_atomically
+from loraens.files import make_directory, naming, write_atomically
+from loraens.records import OLDER_SETTINGS, read_signed, signed
+from loraens.store import SWEEP
 
-SWEEP = "sweep.json"
+LOCK = ".lock"
+MARK = ".loraens"  # marks a directory that runs are written to
 Positive = Annotated[int, Field(ge=1)]
 
 
@@ -30,6 +32,7 @@ class SweepState:
         fits: Most members of a pack for now, where memory ran out; None where it did not.
         rung: Halvings behind it.
         logged: Names of the members that are logged to the experiment tracker.
+        members: Names of all members; None in sweeps of older versions.
     """
 
     __pydantic_config__ = ConfigDict(strict=True)
@@ -39,6 +42,7 @@ class SweepState:
     fits: Positive | None
     rung: Annotated[int, Field(ge=0)]
     logged: list[str]
+    members: list[str] | None = None
 
     @classmethod
     def new(cls, settings: dict[str, Any]) -> SweepState:
@@ -56,15 +60,15 @@ class SweepState:
         Raises:
             InputError: A field is missing, of a wrong type or out of range.
         """
+        fix = "restore it, or choose another directory"
+        fields = read_signed(content, path, fix)
         try:
-            return TypeAdapter(cls).validate_json(content)
+            return TypeAdapter(cls).validate_json(json.dumps(fields))
         except ValidationError as error:
             first = error.errors()[0]
             location = ".".join(map(str, first["loc"]))
             reason = f"field {location!r}: {first['msg']}" if location else first["msg"]
-            raise InputError(
-                f"{path} cannot be read ({reason}): restore it, or choose another directory"
-            ) from None
+            raise InputError(f"{path} cannot be read ({reason}): {fix}") from None
 
     @classmethod
     def read(cls, path: Path, settings: dict[str, Any], rungs: int) -> SweepState:
@@ -94,7 +98,7 @@ class SweepState:
 
     def to_json(self) -> bytes:
         """The content of sweep.json."""
-        return (json.dumps(asdict(self), indent=2) + "\n").encode()
+        return signed(asdict(self))
 
     def write(self, directory: Path) -> None:
         """Replace sweep.json in a sweep's directory."""
@@ -124,22 +128,43 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 @contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """Keep others from sweeping in a directory; the operating system frees the lock when the
-    process ends, however it ends.
+def locked(directory: Path, known: bool = False) -> Iterator[None]:
+    """Keep others from training in a directory; the operating system frees the lock when the
+    process ends, however it ends. The directory is marked as ours.
+
+    Args:
+        directory: The directory; made where it is missing.
+        known: Whether it is known to be ours without the mark, which older versions did not leave.
 
     Raises:
-        InputError: Another sweep runs there.
+        InputError: Another training runs there, or it has something that is not ours.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(directory / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
+    if not (known or is_ours(directory)):
         raise InputError(
-            f"another sweep runs in {directory}: wait until it ends, or give another directory"
-        ) from None
+            f"run {directory} has something that loraens did not write: choose another name",
+            option="store.run",
+        )
+    make_directory(directory)
+    lock = FileLock(directory / LOCK)
+    with naming(directory / LOCK):
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise InputError(
+                f"another training runs in {directory}: wait until it ends, or give another"
+                " directory"
+            ) from None
     try:
+        if not (directory / MARK).is_file():
+            write_atomically(directory / MARK, b"loraens writes and removes files here\n")
         yield
     finally:
         lock.release()
+
+
+def is_ours(directory: Path) -> bool:
+    """Whether a directory may be written to: it is empty or not there, or has the mark."""
+    if not directory.is_dir():
+        return True
+    names = {path.name for path in directory.iterdir()}
+    return MARK in names or names <= {LOCK}

@@ -6,6 +6,7 @@ directories of the pack's members and, with the same contents as every other wor
 
 from __future__ import annotations
 
+import signal
 import time
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from loraens.data.modules import TextData
 from loraens.errors import InputError
@@ -22,7 +24,7 @@ from loraens.members import Member
 from loraens.model.device import allow_tf32
 from loraens.store import MemberStore
 from loraens.train.callbacks import MemberWriter
-from loraens.train.checkpoints import PackCheckpoint, Progress
+from loraens.train.checkpoints import PackCheckpoint, Progress, with_whole_checkpoints
 from loraens.train.config import CONFIG, SweepConfig, TrainConfig
 from loraens.train.device import accelerator_of
 from loraens.train.failures import PopulationError
@@ -72,9 +74,7 @@ class PackWatch(Callback):
         Validation has run, so the members' epoch is written: a checkpoint never is ahead of the
         members' files.
         """
-        beside = self.pack.checkpoint.with_suffix(".part")
-        trainer.save_checkpoint(beside, weights_only=False)
-        beside.replace(self.pack.checkpoint)
+        trainer.save_checkpoint(self.pack.checkpoint, weights_only=False)
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         writer = next(callback for callback in callbacks if isinstance(callback, MemberWriter))
         progress = map(Progress.of, writer.state_dict()["progress"])
@@ -182,7 +182,7 @@ class Worker:
         options["max_epochs"] = epochs or self.config.epochs
         options["accelerator"] = accelerator_of(options)
         with quiet_trainers():
-            trainer = Trainer(**options)
+            trainer = with_whole_checkpoints(Trainer(**options))
         allow_tf32(trainer.strategy.root_device)
         return trainer
 
@@ -239,6 +239,8 @@ class Worker:
         resumed = pack.checkpoint if pack.checkpoint.is_file() else None
         try:
             trainer.fit(module, self.data, ckpt_path=resumed, weights_only=True)
+        except SIGTERMException:  # whose exit code is that of success
+            raise SystemExit(128 + signal.SIGTERM) from None
         except PopulationError as error:
             return "population_failed", str(error)
         except (RuntimeError, MemoryError, OSError) as error:
