@@ -20,6 +20,7 @@ from loraens.model.device import allow_tf32
 from loraens.model.population import Mode
 from loraens.store import CHECKPOINT
 from loraens.tasks import Task
+from loraens.train.account import check_wandb
 from loraens.train.callbacks import MemberWriter
 from loraens.train.checkpoints import with_whole_checkpoints
 from loraens.train.device import accelerator_of, check_device, default_precision, in_words
@@ -174,6 +175,8 @@ class Cli(LightningCLI):
         if trainer_config.enable_checkpointing is False:
             callbacks.pop()
         by_default = trainer_config.logger in (None, True)
+        if by_default:
+            check_wandb("trainer.logger")
         logger = False if by_default else trainer_config.logger
         options = {"logger": logger, "callbacks": callbacks, **kwargs}
         trainer = with_whole_checkpoints(self._trainer(**options))
