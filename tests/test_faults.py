@@ -66,11 +66,14 @@ def training(tiny_bert, corpus, tmp_path):
 
 
 def start(arguments, **options):
-    """The command in a process of its own."""
+    """The command in a process of its own, which SIGINT reaches also where the tests run in the
+    background of a script.
+    """
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     call = [sys.executable, "-m", "loraens", *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(call, env=environment, **{**pipes, **options})
+    given = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **pipes, **options}
+    return subprocess.Popen(call, env=environment, **given)
 
 
 def wait_for(path, process):
