@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from loraens.errors import InputError
 from loraens.files import write_atomically
-from loraens.records import Record
+from loraens.records import Record, read_signed, signed
 from loraens.train.sizing import Size
 
 STATE = "build.json"
@@ -61,11 +59,8 @@ def read_state(directory: Path, asked: Asked) -> Measured | None:
         if directory.is_dir() and any(directory.iterdir()):
             raise InputError(f"out {directory} has something else: {fix}", option="out")
         return None
-    try:
-        fields: Any = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON ({error}): {fix}") from None
-    if not isinstance(fields, dict) or fields.get("format") != FORMAT:
+    fields = read_signed(path.read_bytes(), path, fix)
+    if fields.get("format") != FORMAT:
         raise InputError(f"{path} is not a build that this version reads: {fix}")
     before = Asked.from_json(fields.get("asked"), path, fix).to_json()
     for name, value in asked.to_json().items():
@@ -77,4 +72,4 @@ def read_state(directory: Path, asked: Asked) -> Measured | None:
 def write_state(directory: Path, asked: Asked, measured: Measured) -> None:
     """Note what was measured."""
     content = {"format": FORMAT, "asked": asked.to_json(), "measured": measured.to_json()}
-    write_atomically(directory / STATE, (json.dumps(content, indent=2) + "\n").encode())
+    write_atomically(directory / STATE, signed(content))

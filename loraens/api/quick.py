@@ -6,14 +6,12 @@ it, and each task is a sweep, as `loraens sweep` writes it.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 from loraens.api.sweep import Sweep
 from loraens.data import modules
@@ -21,7 +19,7 @@ from loraens.data.made_up import write_corpus
 from loraens.errors import InputError
 from loraens.files import write_atomically
 from loraens.members import Grid
-from loraens.records import Record
+from loraens.records import Record, read_signed, signed
 from loraens.train.options import SweepOptions
 from loraens.train.sizing import Size, largest, seconds
 
@@ -114,8 +112,7 @@ class QuickStart:
             self.report("That is more than was asked for, and the least that there is.")
         self.report("Interrupted, the same command resumes.")
         content = {"asked": self.asked.to_json(), "size": self.size.to_json()}
-        text = json.dumps({"format": FORMAT, **content}, indent=2) + "\n"
-        write_atomically(self.directory / STATE, text.encode())
+        write_atomically(self.directory / STATE, signed({"format": FORMAT, **content}))
 
     def sweep(self, name: str) -> Sweep:
         """The sweep of a task; the size is chosen."""
@@ -159,11 +156,8 @@ def _directory(root: Path, asked: Asked) -> tuple[Path, Size | None]:
                 break
             continue
         fix = f"delete {directory} to begin again"
-        try:
-            fields: Any = json.loads(state.read_bytes())
-        except ValueError as error:
-            raise InputError(f"{state} is not JSON ({error}): {fix}") from None
-        if not isinstance(fields, dict) or fields.get("format") != FORMAT:
+        fields = read_signed(state.read_bytes(), state, fix)
+        if fields.get("format") != FORMAT:
             raise InputError(f"{state} is not one that this version reads: {fix}")
         if Asked.from_json(fields.get("asked"), state, fix) == asked:
             return directory, Size.from_json(fields.get("size"), state, fix)
