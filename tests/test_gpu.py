@@ -35,9 +35,11 @@ TESTS = Path(__file__).parent
 @pytest.mark.parametrize("file", sorted(path.name for path in (TESTS / "gpu").glob("*.py")))
 def test_on_the_emulated_device(file):
     options = ["-p", "helpers.second_device", "-p", "no:cacheprovider", "-x", "-q"]
+    path = f"{TESTS}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options, str(TESTS / "gpu" / file)],
-        env={**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
+        # without options for all tests, such as coverage
+        env={**os.environ, "PYTHONPATH": path, "PYTEST_ADDOPTS": ""},
         cwd=TESTS.parent,
         capture_output=True,
         text=True,

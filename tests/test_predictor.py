@@ -150,7 +150,7 @@ def test_no_texts_give_no_rows(trained, run_command, tmp_path):
     name, sweep = trained
     blank = {"sst": "id\tsentence\n1\t\n", "sts": "id\tsentence1\tsentence2\n1\t\t\n"}
     (tmp_path / "blank.tsv").write_text(blank[name])
-    for folder in sorted((sweep / "ensembles").glob("*/")):
+    for folder in sorted((sweep / "ensembles").glob(f"{name}-*/")):
         assert loraens.Ensemble.load(folder).predict([]) == []
         given = ("--input", tmp_path / "blank.tsv", "--output", tmp_path / "out.csv")
         assert run_command("predict", "--model", folder, *given) == 0
