@@ -86,6 +86,29 @@ def test_offline_run_holds_settings_curves_scores_and_table(run):
     assert all(sum(row[4:]) == pytest.approx(1) for row in rows["data"])
 
 
+@pytest.mark.slow
+def test_fit_is_the_program_of_an_agent(tmp_path, tiny_bert, corpus):
+    """The command as W&B's agent words it, once for each of two trials of a sweep."""
+    from wandb.sdk.launch.sweeps import utils
+
+    fixed = [
+        *("fit", "--config", CONFIGS / "sst.yaml", "--model.backbone", tiny_bert),
+        *("--data.root", corpus, "--trainer.max_epochs", 1, "--store.root", tmp_path / "runs"),
+    ]
+    for trial, batch_size in (("first", 8), ("second", 16)):
+        parameters = {"model.rank": {"value": 2}, "data.batch_size": {"value": batch_size}}
+        parameters |= {"model.lr": {"value": 3e-4}, "data.pool_dev": {"value": False}}
+        words = utils.create_sweep_command_args({"args": parameters})["args"]
+        variables = {"WANDB_RUN_ID": trial, "WANDB_SWEEP_ID": "sweep"}
+        run = run_offline(tmp_path, *fixed, *words, **variables)
+        (offline,) = (run / "wandb").glob("offline-run-*")
+        found = read_run(offline)
+        assert found.run.run_id == trial
+        assert (found.config["rank"], found.config["batch_size"]) == (2, batch_size)
+        assert "best/sst/accuracy" in found.summary
+    assert len(list((tmp_path / "runs").iterdir())) == 2
+
+
 def sweep_command(tiny_bert, corpus, tmp_path, epochs):
     """A sweep of two members."""
     data = ("--config", CONFIGS / "sts.yaml", "--model.backbone", tiny_bert, "--data.root", corpus)

@@ -36,14 +36,16 @@ def records(path: Path):
             whole = b""
 
 
-def run_offline(home, *arguments):
-    """Runs a command as someone without an account would."""
+def run_offline(home, *arguments, **variables):
+    """Runs a command as someone without an account would, with further variables; its run is the
+    last one below `home / "runs"`.
+    """
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith(("WANDB", "NETRC"))
     }
     done = subprocess.run(
         [sys.executable, "-c", "from loraens.cli import main; main()", *map(str, arguments)],
-        env={**environment, "HOME": str(home)},
+        env={**environment, "HOME": str(home), **variables},
         cwd=home,
         stdin=subprocess.DEVNULL,  # a question would fail
         capture_output=True,
@@ -51,8 +53,7 @@ def run_offline(home, *arguments):
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    (directory,) = (home / "runs").iterdir()
-    return directory
+    return max((home / "runs").iterdir(), key=lambda directory: directory.stat().st_mtime)
 
 
 @dataclass
