@@ -58,6 +58,16 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "main",
         "score a trained member or an ensemble on a labelled file",
     ),
+    "export": (
+        "loraens.commands.export",
+        "main",
+        "write a member or an ensemble for another program, or to be moved",
+    ),
+    "serve": (
+        "loraens.commands.serve",
+        "main",
+        "answer requests for predictions over HTTP",
+    ),
     "wandb-sync": ("loraens.commands.wandb_sync", "main", "upload what was logged to W&B offline"),
 }
 OF_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)

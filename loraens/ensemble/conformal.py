@@ -91,6 +91,11 @@ class Conformal(Record):
             quantiles=tuple(float(scores[repeats * k - 1]) for k in positions if k <= count),
         )
 
+    @property
+    def highest(self) -> float | None:
+        """The highest coverage that the examples give; None if they give none."""
+        return LEVELS[len(self.quantiles) - 1] / 1000 if self.quantiles else None
+
     def at(self, coverage: float) -> Region:
         """The rule of the least of `LEVELS` that is not below a coverage.
 

@@ -12,6 +12,7 @@ from loraens.records import Manifest
 if TYPE_CHECKING:
     from loraens.model.population import MemberModel
 
+BUNDLED = "backbone"  # directory of the backbone in an exported ensemble
 SHARED = ("backbone_fingerprint", "pooling", "targets", "mode", "adapter", "max_length")
 
 

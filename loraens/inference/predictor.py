@@ -21,7 +21,7 @@ from loraens.ensemble.recommend import resolved
 from loraens.ensemble.record import EnsembleRecord
 from loraens.errors import InputError
 from loraens.inference.combination import Combination, thresholds_of
-from loraens.inference.loading import LoadedMember, load_members
+from loraens.inference.loading import BUNDLED, LoadedMember, load_members
 from loraens.records import Epoch
 from loraens.store import ENSEMBLE, MANIFEST, MemberStore, find_member
 from loraens.tasks import Task
@@ -55,6 +55,7 @@ class Predictor:
             examples have several labels.
         precision: Lightning's precision that the members were trained in, and are run in; float32
             where they were trained in different ones.
+        backbone: Name or directory of the backbone.
     """
 
     model: MemberModel
@@ -67,6 +68,7 @@ class Predictor:
     data: Mapping[str, str] = field(default_factory=dict)
     thresholds: np.ndarray | None = None
     precision: str = "32-true"
+    backbone: str = ""
 
     @classmethod
     def load(
@@ -95,6 +97,8 @@ class Predictor:
         """
         _check_device(device)
         path = resolved(Path(path))
+        if backbone is None and (path / BUNDLED).is_dir():
+            backbone = str(path / BUNDLED)
         record = EnsembleRecord.read(path) if (path / ENSEMBLE).is_file() else None
         # a soup is both, and is loaded as the one member that it is
         if record is None or (path / MANIFEST).is_file():
@@ -148,6 +152,7 @@ class Predictor:
             batch_size=batch_size,
             data=settings.data,
             precision=precisions.pop() if len(precisions) == 1 else "32-true",
+            backbone=settings.backbone,
         )
 
     def _fold(self) -> None:
@@ -282,10 +287,30 @@ class Predictor:
         Raises:
             InputError: A logit is not finite.
         """
-        if not texts:
+        return self.rows_of(self.logits(texts, task), task, region)
+
+    def rows_of(
+        self,
+        logits: np.ndarray,
+        task: Task,
+        region: Region | None = None,
+        members: bool = False,
+    ) -> list[Row]:
+        """The same of logits `(M, N, C)`.
+
+        Args:
+            logits: Of the members, as `logits` gives them.
+            task: The task.
+            region: As of `rows`.
+            members: Whether rows have a column `members`, a list of each member's prediction.
+
+        Raises:
+            InputError: A logit is not finite.
+        """
+        if not logits.shape[1]:
             return []
         combination = self.combined(task)
-        pool = self.pool(self.logits(texts, task), task)
+        pool = self.pool(logits, task)
         outcome = combination.outcome(pool)
         numbers = [] if outcome.probabilities is None else list(outcome.probabilities.T)
         if self.combination is not None:
@@ -302,6 +327,10 @@ class Predictor:
             radius = region.radius(combination.spread(pool))
             cells += task.label_kind.region(task, outcome, radius)
         columns = self.columns(task, region)
+        if members:
+            columns.append("members")
+            # (M, N), or (M, N, K) where examples have several labels
+            cells.append([[task.format_label(v) for v in of] for of in pool.predictions.swapaxes(0, 1)])
         return [dict(zip(columns, row, strict=True)) for row in zip(*cells, strict=True)]
 
     def evaluate(self, data: Any, task: str | None = None) -> Evaluation:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from loraens.errors import InputError
 from loraens.metrics import Metric, Outcome
 
 if TYPE_CHECKING:
@@ -231,6 +232,37 @@ class LabelKind(ABC):
     @abstractmethod
     def region(self, task: Task, outcome: Outcome, radius: np.ndarray) -> list[list[Any]]:
         """All labels within a distance `(N,)` of an outcome: N cells of each of `regions`."""
+
+    # The same of tensors, for graphs that are exported
+
+    def probability_tensor(self, task: Task, logits: Tensor) -> Tensor | None:
+        """`probabilities` `(..., K)` of logits `(..., C)`.
+
+        Raises:
+            InputError: The kind cannot be exported.
+        """
+        raise InputError(
+            f"task {task.name}: label kinds of the class {type(self).__name__} cannot be exported"
+            " as a graph"
+        )
+
+    def prediction_tensor(self, mean: Tensor) -> Tensor:
+        """Predictions of probabilities `(..., K)`, or of logits `(..., C)` where there are none, as
+        `outcome_of_mean`.
+        """
+        raise NotImplementedError
+
+    def spread_tensor(self, predictions: Tensor, shares: Tensor) -> Tensor:
+        """`spread` `(N,)` of predictions `(M, N)` and weights `(M,)` that sum to one."""
+        return shares.new_zeros(predictions.shape[1])
+
+    def region_tensors(
+        self, predictions: Tensor, probabilities: Tensor | None, radius: Tensor
+    ) -> dict[str, Tensor]:
+        """`region` as tensors by the names of its columns: bounds `(N,)`, or whether each class or
+        label is in it, `(N, K)`.
+        """
+        raise NotImplementedError
 
     # Pages
 

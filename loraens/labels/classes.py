@@ -236,6 +236,28 @@ class Classes(LabelKind):
         near[np.arange(len(near)), outcome.predictions.astype(np.int64)] = True
         return [[[task.class_names[k] for k in np.flatnonzero(row)] for row in near]]
 
+    def probability_tensor(self, task: Task, logits: Tensor) -> Tensor:
+        """Softmax, or sigmoid where a task of two classes has one logit."""
+        import torch
+
+        if task.loss == "binary_cross_entropy":
+            logits = torch.cat([torch.zeros_like(logits), logits], -1)
+        return torch.softmax(logits, -1)
+
+    def prediction_tensor(self, mean: Tensor) -> Tensor:
+        """The most probable class."""
+        return mean.argmax(-1)
+
+    def region_tensors(
+        self, predictions: Tensor, probabilities: Tensor | None, radius: Tensor
+    ) -> dict[str, Tensor]:
+        """`set`: whether each class is in the prediction set."""
+        import torch
+
+        assert probabilities is not None
+        predicted = torch.arange(probabilities.shape[1]) == predictions[:, None]
+        return {"set": (1 - probabilities <= radius[:, None] + 1e-9) | predicted}
+
     def describe(self, task: Task, predictions: np.ndarray) -> list[str]:
         """Each class with its share of the members, the largest first."""
         votes = vote_shares(predictions, np.ones(len(predictions)), len(task.class_names))

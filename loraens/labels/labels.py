@@ -259,6 +259,23 @@ class Labels(LabelKind):
         both = (present & ~absent, present)
         return [[self.format(task, row) for row in of_region] for of_region in both]
 
+    def probability_tensor(self, task: Task, logits: Tensor) -> Tensor:
+        """Sigmoid."""
+        return logits.sigmoid()
+
+    def prediction_tensor(self, mean: Tensor) -> Tensor:
+        """The labels whose probability is above 0.5."""
+        return (mean > 0.5).long()
+
+    def region_tensors(
+        self, predictions: Tensor, probabilities: Tensor | None, radius: Tensor
+    ) -> dict[str, Tensor]:
+        """`certain` and `possible`: whether each label is."""
+        assert probabilities is not None
+        absent = (probabilities <= radius[:, None]) | (predictions == 0)
+        possible = (1 - probabilities <= radius[:, None]) | (predictions == 1)
+        return {"certain": possible & ~absent, "possible": possible}
+
     def describe(self, task: Task, predictions: np.ndarray) -> list[str]:
         """Each label with the share of the members that predict it, the largest first."""
         texts = []

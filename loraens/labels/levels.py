@@ -93,6 +93,19 @@ class Levels(Classes):
         below = np.cumsum(mean, axis=1)[:, :-1]
         return Outcome((below < 0.5 - 1e-12).sum(axis=1), mean)  # 1e-12: sums are rounded
 
+    def probability_tensor(self, task: Task, logits: Tensor) -> Tensor:
+        """P(label = k) = P(label >= k) - P(label > k)."""
+        import torch
+
+        # ONNX has sums along an axis, and no products
+        reached = torch.exp(-torch.cumsum(torch.log1p(torch.exp(-logits.clamp_min(-700))), -1))
+        reached = torch.cat([torch.ones_like(reached[..., :1]), reached], -1)
+        return reached - torch.cat([reached[..., 1:], torch.zeros_like(reached[..., :1])], -1)
+
+    def prediction_tensor(self, mean: Tensor) -> Tensor:
+        """The median level."""
+        return (mean.cumsum(-1)[..., :-1] < 0.5 - 1e-12).sum(-1)
+
     def weight_loss(self, task: Task, logits: np.ndarray, labels: np.ndarray) -> WeightLoss:
         """Negative log likelihood of the weighted mean logit: convex, as each step's is."""
         flat = logits.reshape(len(logits), -1).astype(np.float64)

@@ -166,6 +166,24 @@ class Number(LabelKind):
         bounds = (outcome.predictions - radius, outcome.predictions + radius)
         return [[self.format(task, value) for value in bound] for bound in bounds]
 
+    def probability_tensor(self, task: Task, logits: Tensor) -> None:
+        """There are none."""
+
+    def prediction_tensor(self, mean: Tensor) -> Tensor:
+        """The logit."""
+        return mean[..., 0]
+
+    def spread_tensor(self, predictions: Tensor, shares: Tensor) -> Tensor:
+        """The members' weighted standard deviation."""
+        mean = shares @ predictions
+        return (shares @ (predictions - mean) ** 2).sqrt()
+
+    def region_tensors(
+        self, predictions: Tensor, probabilities: Tensor | None, radius: Tensor
+    ) -> dict[str, Tensor]:
+        """`low` and `high`."""
+        return {"low": predictions - radius, "high": predictions + radius}
+
     def describe(self, task: Task, predictions: np.ndarray) -> list[str]:
         """The range of the members' predictions."""
         bounds = zip(predictions.min(axis=0), predictions.max(axis=0), strict=True)

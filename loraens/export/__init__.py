@@ -1,0 +1,1 @@
+"""Trained members and ensembles in the formats of other programs."""

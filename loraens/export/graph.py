@@ -1,0 +1,185 @@
+"""A member or an ensemble as one module of padded token ids, for exporters: the stock encoder once,
+all members' adapters and heads inside, and how they are combined.
+
+Shape letters: M members, N texts, L tokens of the longest text, C outputs of a head, K classes or
+labels, D width of the encoder, I inputs and O outputs of an adapted layer, R largest rank.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from loraens.ensemble.conformal import Region
+from loraens.inference.combination import Combination
+from loraens.inference.predictor import Predictor
+from loraens.metrics import TINY
+from loraens.model.adapters import Adapter
+from loraens.model.backbone import load_encoder, pooler_of
+from loraens.tasks import Task
+
+
+class StackedLinear(nn.Module):
+    """A linear layer of M texts' copies, each with its member's low-rank change.
+
+    Args:
+        base: The frozen layer.
+        adapter: Its members' changes.
+    """
+
+    def __init__(self, base: nn.Linear, adapter: Adapter) -> None:
+        super().__init__()
+        self.base = base
+        members = len(adapter.ranks)
+        ones = torch.eye(members).tolist()
+        factors = [adapter.combined(one) for one in ones]
+        rank = max(len(down) for _, down in factors)
+        up = torch.zeros(members, rank, base.out_features)
+        down = torch.zeros(members, base.in_features, rank)
+        for index, (u, d) in enumerate(factors):
+            up[index, : len(d)] = u.T
+            down[index, :, : len(d)] = d.T
+        self.register_buffer("up", up)
+        self.register_buffer("down", down)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(M N, L, I)` -> `(M N, L, O)`, the texts of a member one after another."""
+        members = self.up.shape[0]
+        by_member = x.reshape(members, -1, x.shape[-1])
+        change = by_member @ cast(Tensor, self.down) @ cast(Tensor, self.up)
+        return cast(Tensor, self.base(x)) + change.reshape(*x.shape[:-1], -1)
+
+
+class Graph(nn.Module):
+    """From token ids to predictions.
+
+    Args:
+        predictor: The member or ensemble.
+        task: Its task.
+        region: The rule of prediction sets or intervals; none by default.
+
+    Raises:
+        InputError: The backbone cannot be had, or the label kind or the adapters cannot be written
+            as a graph.
+    """
+
+    def __init__(self, predictor: Predictor, task: Task, region: Region | None = None) -> None:
+        super().__init__()
+        model = predictor.model
+        self.task = task
+        self.kind = task.label_kind
+        self.combination: Combination = predictor.combined(task)
+        self.region = region
+        self.pooling = model.pooling
+        self.reads_token_types = model.architecture.reads_token_types(model.encoder.config)
+        encoder = load_encoder(predictor.backbone, pooler=model.pooling == "pooler")
+        encoder.set_attn_implementation("eager")
+        if model.adapters:
+            for name, adapter in model.adapters.items():
+                encoder.set_submodule(name, StackedLinear(encoder.get_submodule(name), adapter))
+        else:  # its only member is merged with the encoder
+            encoder.load_state_dict(model.encoder.state_dict())
+        self.encoder = encoder.eval()
+        head = model.heads[task.name]
+        self.register_buffer("weight", head.weight.detach().transpose(1, 2).clone())
+        self.register_buffer("bias", head.bias.detach()[:, None].clone())
+        weights = torch.from_numpy(self.combination.weights.astype("float64"))
+        self.register_buffer("weights", weights)
+        self.register_buffer("shares", weights / weights.sum())
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """What `Predictor.rows` gives, without the uncertainties.
+
+        Args:
+            input_ids: `(N, L)`.
+            attention_mask: `(N, L)`, 1 at tokens and 0 at padding.
+            token_type_ids: `(N, L)`, where the encoder reads them.
+
+        Returns:
+            `prediction`, `(N,)` or `(N, K)`; `probability`, `(N, K)`, where there are classes; and
+            what the label kind's `region_tensors` gives.
+        """
+        logits = self.logits(input_ids, attention_mask, token_type_ids).double()
+        kind = self.kind
+        each = kind.probability_tensor(self.task, logits)  # (M, N, K)
+        predictions = kind.prediction_tensor(logits if each is None else each)
+        weights = cast(Tensor, self.weights)
+        shares = cast(Tensor, self.shares)
+        probability: Tensor | None
+        if self.combination.rule == "vote":
+            assert each is not None
+            votes = nn.functional.one_hot(predictions, each.shape[2]).double()
+            probability = torch.tensordot(shares, votes, 1)
+            prediction = self._elected(predictions, votes)
+        elif self.combination.rule == "probs":
+            probability = torch.tensordot(shares, cast(Tensor, each), 1)
+            prediction = self._decided(probability)
+        else:
+            mean = torch.tensordot(weights, logits, 1)
+            probability = kind.probability_tensor(self.task, mean)
+            prediction = self._decided(mean if probability is None else probability)
+        outputs = {"prediction": prediction}
+        if probability is not None:
+            probability = self._scaled(probability, several=prediction.ndim == 2)
+            outputs["probability"] = probability
+        if self.region is not None:
+            spread = kind.spread_tensor(predictions, shares)
+            radius = self.region.quantile * (spread + self.region.offset)
+            outputs |= kind.region_tensors(prediction, probability, radius)
+        return outputs
+
+    def logits(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None
+    ) -> Tensor:
+        """`(M, N, C)` of token ids `(N, L)`."""
+        members = self.weight.shape[0]
+        given = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if self.reads_token_types:
+            assert token_type_ids is not None
+            given["token_type_ids"] = token_type_ids
+        if members > 1:
+            given = {name: ids.repeat(members, 1) for name, ids in given.items()}
+        hidden: Tensor = self.encoder(**given).last_hidden_state
+        if self.pooling == "mean":
+            real = given["attention_mask"][:, :, None].to(hidden.dtype)
+            pooled = (hidden * real).sum(1) / real.sum(1)
+        elif self.pooling == "cls":
+            pooled = hidden[:, 0]
+        else:
+            pooled = cast(nn.Module, pooler_of(self.encoder))(hidden)
+        pooled = pooled.reshape(members, -1, pooled.shape[-1])
+        return pooled @ cast(Tensor, self.weight) + cast(Tensor, self.bias)
+
+    def _decided(self, mean: Tensor) -> Tensor:
+        thresholds = self.combination.thresholds
+        if thresholds is None:
+            return self.kind.prediction_tensor(mean)
+        return (mean > torch.from_numpy(thresholds)).long()
+
+    def _elected(self, predictions: Tensor, votes: Tensor) -> Tensor:
+        """As `majority_vote`, of predictions `(M, N)` and one-hot votes `(M, N, K)`."""
+        weights = cast(Tensor, self.weights)
+        counts = torch.tensordot(weights, votes, 1)
+        tied = counts >= counts.amax(1, keepdim=True) - 1e-9 * weights.sum()
+        order = sorted(
+            range(len(predictions)),
+            key=lambda m: (-self.combination.ranks[m], self.combination.standings[m]),
+        )
+        by_rank = predictions[order].T  # (N, M), highest rank first
+        first = tied.gather(1, by_rank).long().argmax(1, keepdim=True)
+        return by_rank.gather(1, first)[:, 0]
+
+    def _scaled(self, probability: Tensor, several: bool) -> Tensor:
+        """As `ensemble.calibration.scaled`; shares of votes stay."""
+        temperature = self.combination.temperature
+        if temperature is None:
+            return probability
+        logs = probability.clamp_min(TINY).log()
+        if several:
+            others = (1 - probability).clamp_min(TINY).log()
+            return torch.sigmoid((logs - others) / temperature)
+        return torch.softmax(logs / temperature, 1)

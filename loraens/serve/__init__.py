@@ -1,0 +1,1 @@
+"""A trained member or an ensemble behind HTTP."""
