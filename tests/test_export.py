@@ -11,7 +11,6 @@ import torch
 from helpers.corpus import texts_of
 
 from loraens.ensemble.combine import majority_vote
-from loraens.ensemble.conformal import Region
 from loraens.export.graph import Graph
 from loraens.export.onnx import run, write_tokenizer
 from loraens.inference.combination import Combination
@@ -21,7 +20,9 @@ from loraens.metrics import Outcome
 from loraens.store import ENSEMBLE, find_members
 from loraens.tasks import SST, STS, Task
 
-LABELS = Task("tags", ("text",), "label", "labels", "binary_cross_entropy", "macro_f1", ("a", "b", "c"))
+LABELS = Task(
+    "tags", ("text",), "label", "labels", "binary_cross_entropy", "macro_f1", ("a", "b", "c")
+)
 LEVELS = Task("levels", ("text",), "label", "levels", "corn", "quadratic_kappa", tuple("abcd"))
 TASKS = {"classes": SST, "number": STS, "labels": LABELS, "levels": LEVELS}
 
@@ -175,7 +176,8 @@ def test_an_onnx_file_runs_without_loraens_or_torch(
             assert classes == [row["prediction"] for row in rows]
     moved = out.rename(tmp_path / "moved")
     blocked = "import sys; sys.modules['loraens'] = sys.modules['torch'] = None; import runpy;"
-    code = f"{blocked} sys.argv = ['run.py', *{texts[0]!r}]; runpy.run_path({str(moved / 'run.py')!r}, run_name='__main__')"
+    words = [str(moved / "run.py"), *texts[0]]
+    code = f"{blocked} sys.argv = {words!r}; runpy.run_path(sys.argv[0], run_name='__main__')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("prediction")
@@ -201,7 +203,10 @@ def test_a_moved_ensemble_predicts_alike(trained, corpus, run_command, tmp_path,
         assert regions[0] == regions[1]
         assert not list(out.rglob("*.part"))
         if (out / ENSEMBLE).is_file():
-            paths = [member["directory"] for member in json.loads((out / ENSEMBLE).read_text())["members"]]
+            paths = [
+                member["directory"]
+                for member in json.loads((out / ENSEMBLE).read_text())["members"]
+            ]
             assert all(path.startswith("members/") for path in paths)
 
 
@@ -225,3 +230,54 @@ def test_a_directory_that_exists_is_left_alone(trained, run_command, tmp_path, c
     assert run_command("export", find_members(trained[1])[0], "--out", tmp_path) == 2
     assert "exists: give a new directory" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+@pytest.mark.slow
+def test_peft_loads_exported_adapters(trained, corpus, run_command, tmp_path, tiny_bert):
+    from peft import PeftModel
+    from transformers import AutoModel
+
+    name, sweep = trained
+    ensemble = sorted((sweep / "ensembles").glob("*omni*"))[0]
+    out = tmp_path / "out"
+    assert run_command("export", ensemble, "--format", "peft", "--out", out) == 0
+    names = [member["name"] for member in json.loads((ensemble / ENSEMBLE).read_text())["members"]]
+    assert sorted(path.name for path in out.iterdir()) == sorted(names)
+    predictor = Predictor.load(ensemble)
+    task = predictor.task()
+    _, texts = texts_of(corpus, name)
+    given = arguments(predictor, tmp_path, texts)
+    features = predictor.features(texts, task)
+    for index, member in enumerate(names):
+        loaded = PeftModel.from_pretrained(AutoModel.from_pretrained(tiny_bert), out / member)
+        with torch.no_grad():
+            hidden = loaded.eval()(**given).last_hidden_state[:, 0]
+        np.testing.assert_allclose(hidden.numpy(), features[index], atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pooling", ["pooler", "mean"])
+def test_other_libraries_load_a_merged_member(
+    run_command, tmp_path, corpus, tiny_bert, pooling, capsys
+):
+    config = Path(__file__).parent.parent / "configs" / "sts.yaml"
+    fit = ("fit", "--config", config, "--data.root", corpus, "--model.backbone", tiny_bert)
+    fit += ("--model.pooling", pooling, "--trainer.max_epochs", 1, "--trainer.logger", "false")
+    fit += ("--trainer.enable_progress_bar", "false", "--store.root", tmp_path / "runs")
+    assert run_command(*fit) == 0
+    (run_directory,) = (tmp_path / "runs").iterdir()
+    out = tmp_path / "out"
+    options = ("--format", "transformers", "--out", out, "--texts", corpus / "sts-dev.csv")
+    assert run_command("export", run_directory, *options) == 0
+    said = capsys.readouterr().out
+    loader = {"pooler": "AutoModelForSequenceClassification", "mean": "SentenceTransformer"}
+    assert f"load it: {loader[pooling]}" in said
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_an_ensemble_of_several_is_not_one_model(trained, run_command, tmp_path, capsys):
+    ensemble = sorted((trained[1] / "ensembles").glob("*omni*"))[0]
+    options = ("--format", "transformers", "--out", tmp_path / "out")
+    assert run_command("export", ensemble, *options) == 2
+    assert "this ensemble runs 4" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -6,11 +6,20 @@ import sys
 from pathlib import Path
 from typing import Literal
 
+from jsonargparse import Namespace
+
 from loraens.commands.parser import Parser
 from loraens.errors import InputError
 
-ONNX = ("int8", "coverage", "texts", "task")
-BUNDLE = ("half", "with_backbone")
+OF_FORMATS = {  # options that not all formats have
+    "int8": ("onnx",),
+    "coverage": ("onnx",),
+    "texts": ("onnx", "transformers"),
+    "task": ("onnx", "transformers"),
+    "half": ("loraens",),
+    "with_backbone": ("loraens",),
+    "backbone": ("onnx", "transformers", "loraens"),
+}
 
 
 def main(args: list[str]) -> None:
@@ -26,10 +35,12 @@ def main(args: list[str]) -> None:
     parser.add_argument("--out", type=str, required=True, help="Directory to write; a new one.")
     parser.add_argument(
         "--format",
-        type=Literal["onnx", "loraens"],
+        type=Literal["onnx", "transformers", "peft", "loraens"],
         default="onnx",
         help="onnx: one graph of everything, its tokenizer, and a script that runs it without"
-        " loraens or torch. loraens: what `predict`, `evaluate` and `serve` need, movable.",
+        " loraens or torch. transformers: one member or soup merged with the backbone, a sequence"
+        " classifier or a SentenceTransformer whose embeddings are the logits. peft: the members'"
+        " adapters. loraens: what `predict`, `evaluate` and `serve` need, movable.",
     )
     parser.add_argument(
         "--epoch",
@@ -48,7 +59,7 @@ def main(args: list[str]) -> None:
         "--task",
         type=text,
         default=None,
-        help="With onnx: the task, where the member was trained on several.",
+        help="With onnx or transformers: the task, where the member was trained on several.",
     )
     parser.add_argument(
         "--coverage",
@@ -66,8 +77,8 @@ def main(args: list[str]) -> None:
         "--texts",
         type=text,
         default=None,
-        help="With onnx: file whose texts the graph is checked on, and with labels scored on; 200"
-        " texts of random words by default.",
+        help="With onnx or transformers: file whose texts it is checked on, and with labels scored"
+        " on; 200 texts of random words by default.",
     )
     parser.add_argument(
         "--half", action="store_true", help="With loraens: adapters and heads in float16."
@@ -78,24 +89,18 @@ def main(args: list[str]) -> None:
         help="With loraens: the backbone's files, too.",
     )
     given = parser.parse_args(args)
-    others = BUNDLE if given.format == "onnx" else ONNX
-    for name in others:
-        if given[name] not in (None, False):
+    for name, formats in OF_FORMATS.items():
+        if given.format not in formats and given[name] not in (None, False):
             raise InputError(f"--{name} is not an option of --format {given.format}: leave it out")
     out = Path(given.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"out {out} exists: give a new directory", option="out")
-    if given.format == "onnx":
-        _onnx(
-            model=given.model,
-            out=out,
-            epoch=given.epoch,
-            backbone=given.backbone,
-            task=given.task,
-            coverage=given.coverage,
-            int8=given.int8,
-            texts=given.texts,
-        )
+    if given.format in ("onnx", "transformers"):
+        _graph(given, out)
+    elif given.format == "peft":
+        from loraens.export.bundle import export_peft
+
+        export_peft(Path(given.model), out, given.epoch)
     else:
         from loraens.export.bundle import export_bundle
 
@@ -111,36 +116,34 @@ def main(args: list[str]) -> None:
         print(f"{path.stat().st_size:>12,} bytes  {path}")
 
 
-def _onnx(
-    model: str,
-    out: Path,
-    epoch: Literal["best", "last"],
-    backbone: str | None,
-    task: str | None,
-    coverage: float | None,
-    int8: bool,
-    texts: str | None,
-) -> None:
-    """Export to ONNX, and say how its predictions compare."""
+def _graph(given: Namespace, out: Path) -> None:
+    """Export to ONNX or `transformers`, and say how the predictions compare."""
     from loraens.data.splits import read_split
+    from loraens.export.merged import export_merged
     from loraens.export.onnx import check_packages, export_onnx, probes
     from loraens.inference.predictor import Predictor
 
-    check_packages()
-    predictor = Predictor.load(model, epoch, device="cpu", backbone=backbone)
-    chosen = predictor.task(task)
-    region = predictor.region(chosen, coverage)
-    split = None if texts is None else read_split(texts, "test", chosen)
-    checked = probes(predictor, chosen) if split is None else split.texts
-    labels = None if split is None else split.labels
-    check = export_onnx(predictor, chosen, out, checked, region, int8, labels)
+    if given.format == "onnx":
+        check_packages()
+    predictor = Predictor.load(given.model, given.epoch, device="cpu", backbone=given.backbone)
+    task = predictor.task(given.task)
+    region = predictor.region(task, given.coverage)
+    split = None if given.texts is None else read_split(given.texts, "test", task)
+    texts = probes(predictor, task) if split is None else split.texts
     kind = "texts of random words" if split is None else f"texts of {split.origin}"
-    quantity = "probability" if chosen.label_kind.categorical else "prediction"
+    if given.format == "transformers":
+        loads, apart = export_merged(predictor, task, out, texts)
+        print(f"logits of {len(texts)} {kind} differ by up to {apart:.2g} from those of `predict`")
+        print(f"load it: {loads}")
+        return
+    labels = None if split is None else split.labels
+    check = export_onnx(predictor, task, out, texts, region, given.int8, labels)
+    quantity = "probability" if task.label_kind.categorical else "prediction"
     print(
         f"{check.agreement:.1%} of {check.texts} {kind} are predicted as by `predict`; the largest"
         f" difference of a {quantity} is {check.largest:.2g}"
     )
     if check.scores is not None:
         before, after = check.scores
-        print(f"{chosen.metric}: {before:.4f} by `predict`, {after:.4f} by the exported graph")
+        print(f"{task.metric}: {before:.4f} by `predict`, {after:.4f} by the exported graph")
     print(f'try it: {Path(sys.executable).name} {out / "run.py"} "a text"')

@@ -90,6 +90,48 @@ def export_bundle(
         shutil.rmtree(work, ignore_errors=True)
 
 
+def export_peft(model: Path, directory: Path, epoch: Epoch = "best") -> None:
+    """Copy the adapters of a member, or of each member of an ensemble, as PEFT loads them.
+
+    Of models that pool over BERT's pooler they are classifiers, their heads in `modules_to_save`;
+    heads of others are in heads.safetensors beside the adapter, which PEFT does not read.
+
+    Args:
+        model: As of `export_bundle`.
+        directory: Where to write, `NAME/` for each member of an ensemble; it must be new.
+        epoch: Epoch of a member.
+
+    Raises:
+        InputError: There is no such model, its files were altered, or it has no adapters.
+    """
+    model = resolved(model)
+    record = EnsembleRecord.read(model) if (model / ENSEMBLE).is_file() else None
+    members: dict[str, tuple[Path, Manifest, str]] = {}
+    if record is None or (model / MANIFEST).is_file():
+        store = MemberStore(find_member(model))
+        manifest = store.manifest(examples=False)
+        members["."] = (store.directory, manifest, store.epoch(manifest, epoch).name)
+    else:
+        for member in record.members:
+            members[member.name] = (*record.member_store(model, member), member.epoch)
+    for at, manifest, _ in members.values():
+        if manifest.settings.mode != "lora":
+            raise InputError(
+                f"format peft is of adapters, and {at} was trained with mode"
+                f" {manifest.settings.mode}: give --format transformers or onnx",
+                option="format",
+            )
+    work = directory.with_name(f".{directory.name}.{os.getpid()}.part")
+    make_directory(work)
+    try:
+        for name, (at, _, folder) in members.items():
+            for file, content in _weights(at / folder, half=False).items():
+                write_atomically(work / name / file, content)
+        work.replace(directory)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
 def _weights(epoch: Path, half: bool) -> dict[str, bytes]:
     """The files of a member's weights, and what PEFT reads beside them."""
     import torch

@@ -32,7 +32,7 @@ class StackedLinear(nn.Module):
     def __init__(self, base: nn.Linear, adapter: Adapter) -> None:
         super().__init__()
         self.base = base
-        members = len(adapter.ranks)
+        members = self.members = len(adapter.ranks)
         ones = torch.eye(members).tolist()
         factors = [adapter.combined(one) for one in ones]
         rank = max(len(down) for _, down in factors)
@@ -46,8 +46,7 @@ class StackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(M N, L, I)` -> `(M N, L, O)`, the texts of a member one after another."""
-        members = self.up.shape[0]
-        by_member = x.reshape(members, -1, x.shape[-1])
+        by_member = x.reshape(self.members, -1, x.shape[-1])
         change = by_member @ cast(Tensor, self.down) @ cast(Tensor, self.up)
         return cast(Tensor, self.base(x)) + change.reshape(*x.shape[:-1], -1)
 
@@ -68,6 +67,7 @@ class Graph(nn.Module):
     def __init__(self, predictor: Predictor, task: Task, region: Region | None = None) -> None:
         super().__init__()
         model = predictor.model
+        self.members = len(model.members)
         self.task = task
         self.kind = task.label_kind
         self.combination: Combination = predictor.combined(task)
@@ -78,7 +78,8 @@ class Graph(nn.Module):
         encoder.set_attn_implementation("eager")
         if model.adapters:
             for name, adapter in model.adapters.items():
-                encoder.set_submodule(name, StackedLinear(encoder.get_submodule(name), adapter))
+                base = cast(nn.Linear, encoder.get_submodule(name))
+                encoder.set_submodule(name, StackedLinear(base, adapter))
         else:  # its only member is merged with the encoder
             encoder.load_state_dict(model.encoder.state_dict())
         self.encoder = encoder.eval()
@@ -136,7 +137,7 @@ class Graph(nn.Module):
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None
     ) -> Tensor:
         """`(M, N, C)` of token ids `(N, L)`."""
-        members = self.weight.shape[0]
+        members = self.members
         given = {"input_ids": input_ids, "attention_mask": attention_mask}
         if self.reads_token_types:
             assert token_type_ids is not None

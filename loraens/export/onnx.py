@@ -38,7 +38,7 @@ OPSET = 18
 TOLERANCE = 1e-3  # of probabilities, and of numbers in units of their range; float32 gives 1e-5
 PROBED = 200
 
-SOURCE = '''"""Predictions of model.onnx, without loraens: python run.py "a text", or two for a pair."""
+SOURCE = '''"""Predictions of model.onnx without loraens: python run.py TEXT, or two of a pair."""
 import json
 import sys
 from pathlib import Path

@@ -330,7 +330,9 @@ class Predictor:
         if members:
             columns.append("members")
             # (M, N), or (M, N, K) where examples have several labels
-            cells.append([[task.format_label(v) for v in of] for of in pool.predictions.swapaxes(0, 1)])
+            cells.append(
+                [[task.format_label(v) for v in of] for of in pool.predictions.swapaxes(0, 1)]
+            )
         return [dict(zip(columns, row, strict=True)) for row in zip(*cells, strict=True)]
 
     def evaluate(self, data: Any, task: str | None = None) -> Evaluation:

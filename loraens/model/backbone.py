@@ -90,7 +90,7 @@ def load_encoder(name: str, pooler: bool) -> PreTrainedModel:
     register_attention()
     location = locate(name)
     try:
-        with _no_progress_bar():
+        with quiet_loading():
             encoder: PreTrainedModel
             encoder, info = AutoModel.from_pretrained(
                 location,
@@ -124,15 +124,20 @@ def load_encoder(name: str, pooler: bool) -> PreTrainedModel:
 
 
 @contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """Without the bar that `transformers` shows for every load of weights, however short."""
+def quiet_loading() -> Iterator[None]:
+    """Without the bars that `transformers` shows for every load of weights, however short, and its
+    tables of weights that are not needed.
+    """
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
+    verbosity = logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()
 

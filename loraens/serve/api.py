@@ -37,7 +37,7 @@ class Limits:
     coverage: float | None = None
 
 
-class TooMuch(ValueError):
+class OverLimitError(ValueError):
     """A request that is over a limit of size."""
 
 
@@ -64,7 +64,9 @@ class PredictRequest(BaseModel):
         if not texts:
             raise ValueError("at least one text is expected")
         if len(texts) > limits.texts:
-            raise TooMuch(f"{len(texts)} texts: at most {limits.texts} a request are expected")
+            raise OverLimitError(
+                f"{len(texts)} texts: at most {limits.texts} a request are expected"
+            )
         for number, text in enumerate(texts):
             parts = (text,) if isinstance(text, str) else text
             if len(parts) != limits.texts_each:
@@ -73,7 +75,9 @@ class PredictRequest(BaseModel):
             if not all(part.strip() for part in parts):
                 raise ValueError(f"number {number} is blank")
             if max(map(len, parts)) > limits.characters:
-                raise TooMuch(f"number {number}: at most {limits.characters} characters are taken")
+                raise OverLimitError(
+                    f"number {number}: up to {limits.characters} characters are taken"
+                )
         return texts
 
     @field_validator("coverage")

@@ -24,7 +24,7 @@ from loraens import __version__
 from loraens.errors import InputError
 from loraens.inference.predictor import Predictor
 from loraens.records import Epoch
-from loraens.serve.api import Api, Limits, PredictRequest, TooMuch
+from loraens.serve.api import Api, Limits, OverLimitError, PredictRequest
 from loraens.tasks import Task
 
 PREDICT = "/predict"
@@ -200,7 +200,7 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     place = [str(part) for part in first["loc"][1:]]
-    too_much = isinstance(first.get("ctx", {}).get("error"), TooMuch)
+    too_much = isinstance(first.get("ctx", {}).get("error"), OverLimitError)
     reason = first["msg"].removeprefix("Value error, ")
     return _refusal(413 if too_much else 422, f"{'.'.join(place) or 'the body'}: {reason}")
 
