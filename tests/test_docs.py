@@ -68,15 +68,16 @@ def test_toys_are_short():
 @pytest.mark.slow
 def test_the_commands_of_the_start_run(run_command, directory, tiny_bert):
     """Those of the how-to pages go on from what these leave."""
+    pages = ("index", "how-to/sweep", "how-to/ensemble", "how-to/deploy", "how-to/wandb")
     (block,) = blocks(DOCS / "index.md", "yaml")
     Path("questions.yaml").write_text(block)
     shown = []
-    for name in ("index.md", "how-to/sweep.md", "how-to/ensemble.md", "how-to/wandb.md"):
-        for words in words_of(DOCS / name, tiny_bert):
+    for name in pages:
+        for words in words_of(DOCS / f"{name}.md", tiny_bert):
             if words[0] != "wandb-sync":  # there is nothing to upload; see test_wandb_sync.py
                 assert run_command(*words) == 0, words
                 shown.append(words[0])
-    commands = {"sweep", "ensemble", "evaluate", "predict", "report", "compare", "fit"}
+    commands = {"sweep", "ensemble", "evaluate", "predict", "report", "compare", "fit", "export"}
     assert commands == set(shown)
     assert len(Path("predictions.csv").read_text().splitlines()) == 37
 
