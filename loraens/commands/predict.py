@@ -34,6 +34,7 @@ def predict(
     device: str | None = None,
     coverage: float | None = None,
     backbone: str | None = None,
+    columns: list[str] | None = None,
 ) -> None:
     """Write predictions of a member or an ensemble for every row of a file, or print those of one
     text.
@@ -67,6 +68,9 @@ def predict(
             a JSON list of class names) or interval (columns low and high) that each row then has.
         backbone: Where the backbone is now, if it was moved: a directory or hub name of the same
             weights.
+        columns: Columns of predictions to write, such as [prediction]; all by default. Where it is
+            the prediction alone, members of a vote or of mean probabilities run one after another
+            on a CPU, and none on a text whose class is certain.
 
     Raises:
         InputError: An option or a file cannot be used.
@@ -82,10 +86,16 @@ def predict(
     load = partial(Predictor.load, model, epoch, batch_size, device, backbone)
     if input is None:
         texts = tuple(given for given in (text, text2) if given is not None)
-        _print_one(load(), task, texts, coverage)
+        _print_one(load(), task, texts, coverage, columns)
         return
+    loaded: list[Predictor] = []
+
+    def load_once() -> Predictor:
+        loaded.append(load())
+        return loaded[0]
+
     skipped = predict_file(
-        load=load,
+        load=load_once,
         input=input,
         output=output,
         task=task,
@@ -93,7 +103,15 @@ def predict(
         coverage=coverage,
         reading=Reading(encoding, quoting, flag=""),
         missing=missing or (),
+        columns=columns,
     )
+    in_turn = loaded[0].in_turn
+    if in_turn is not None and in_turn.texts:
+        print(
+            f"{in_turn.ran / in_turn.texts:.1f} of {len(in_turn.members)} members ran on a text, on"
+            " average: for the others its class was certain",
+            file=sys.stderr,
+        )
     if skipped:
         shown = line_of(*skipped[:5]) + (", ..." if len(skipped) > 5 else "")
         print(
@@ -103,7 +121,11 @@ def predict(
 
 
 def _print_one(
-    predictor: Predictor, task: str | None, texts: tuple[str, ...], coverage: float | None
+    predictor: Predictor,
+    task: str | None,
+    texts: tuple[str, ...],
+    coverage: float | None,
+    kept: list[str] | None,
 ) -> None:
     """Print the prediction of one text as JSON."""
     chosen = predictor.task(task)
@@ -111,7 +133,10 @@ def _print_one(
         options = " and ".join(("--text", "--text2")[: len(chosen.text_columns)])
         columns = ", ".join(chosen.text_columns)
         raise InputError(f"task {chosen.name} takes {options}, not blank: {columns}")
-    (row,) = predictor.rows([texts], chosen, predictor.region(chosen, coverage))
+    region = predictor.region(chosen, coverage)
+    if kept:
+        predictor.keep(kept, chosen, region)
+    (row,) = predictor.rows([texts], chosen, region)
     print(json.dumps(row, ensure_ascii=False))
 
 

@@ -61,6 +61,7 @@ def predict_file(
     coverage: float | None = None,
     reading: Reading | None = None,
     missing: Sequence[str | int | float] = (),
+    columns: Sequence[str] | None = None,
 ) -> list[Position]:
     """Write predictions for every row of a file.
 
@@ -73,6 +74,7 @@ def predict_file(
         coverage: Share of texts whose label is in the set or interval that rows then have.
         reading: Encoding and quotes of the input.
         missing: Further cells that are missing texts.
+        columns: Names of the predictions' columns to write; all by default.
 
     Returns:
         Positions of rows without a text, whose prediction is empty.
@@ -92,6 +94,8 @@ def predict_file(
         chosen = predictor.task(task)
         table.require(chosen.text_columns, f"the text columns of task {chosen.name}")
         region = predictor.region(chosen, coverage)
+        if columns:
+            predictor.keep(columns, chosen, region)
         columns = [*table.columns, *predictor.columns(chosen, region)]
         with _stream(output) as stream, _bar(input) as bar:
             return _write_rows(

@@ -22,6 +22,7 @@ from loraens.ensemble.record import EnsembleRecord
 from loraens.errors import InputError
 from loraens.inference.combination import Combination, thresholds_of
 from loraens.inference.loading import BUNDLED, LoadedMember, load_members
+from loraens.inference.rows import column_names, rows_of
 from loraens.records import Epoch
 from loraens.store import ENSEMBLE, MANIFEST, MemberStore, find_member
 from loraens.tasks import Task
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from loraens.ensemble.evaluation import Evaluation
+    from loraens.inference.early_stop import InTurn
     from loraens.model.batch import PackedBatch
     from loraens.model.population import MemberModel
 
@@ -56,6 +58,9 @@ class Predictor:
         precision: Lightning's precision that the members were trained in, and are run in; float32
             where they were trained in different ones.
         backbone: Name or directory of the backbone.
+        kept: Names of the columns that rows have; all by default.
+        in_turn: Runs members one after another; set where only predictions are kept and these can
+            be certain before all members ran.
     """
 
     model: MemberModel
@@ -69,6 +74,8 @@ class Predictor:
     thresholds: np.ndarray | None = None
     precision: str = "32-true"
     backbone: str = ""
+    kept: tuple[str, ...] | None = None
+    in_turn: InTurn | None = None
 
     @classmethod
     def load(
@@ -163,6 +170,34 @@ class Predictor:
 
         if self.precision != HALF:
             self.model.fold()
+
+    def keep(self, columns: Sequence[str], task: Task, region: Region | None = None) -> None:
+        """Give rows only some of their columns.
+
+        Where `prediction` is the only one, members of a vote or of mean probabilities run one after
+        another on a CPU, and none on a text whose class is certain; see `early_stop`.
+
+        Args:
+            columns: Names of the columns, in their order.
+            task: The task.
+            region: What `rows` will be given.
+
+        Raises:
+            InputError: There is no such column.
+        """
+        there = column_names(task, self.combination is not None, region)
+        for name in columns:
+            if name not in there:
+                raise InputError(
+                    f"columns {name}: one of {', '.join(there)} is expected", option="columns"
+                )
+        self.kept = tuple(columns)
+        if self.kept == ("prediction",) and self.model.mode == "lora":
+            from loraens.inference.early_stop import InTurn, stops_early
+
+            if stops_early(task, self.combined(task)) and self.precision == "32-true":
+                device = next(self.model.parameters()).device
+                self.in_turn = InTurn(self.model) if device.type == "cpu" else None
 
     def task(self, name: str | None = None) -> Task:
         """The task of that name, or the only one.
@@ -266,12 +301,9 @@ class Predictor:
 
     def columns(self, task: Task, region: Region | None = None) -> list[str]:
         """Names of the columns that predictions have."""
-        columns = ["prediction", *(f"probability_{name}" for name in task.class_names)]
-        if self.combination is not None:
-            columns += task.label_kind.uncertainties
-        if region is not None:
-            columns += task.label_kind.regions
-        return columns
+        if self.kept is not None:
+            return [*self.kept]
+        return column_names(task, self.combination is not None, region)
 
     def rows(
         self, texts: Sequence[tuple[str, ...]], task: Task, region: Region | None = None
@@ -287,6 +319,9 @@ class Predictor:
         Raises:
             InputError: A logit is not finite.
         """
+        if self.in_turn is not None:
+            predictions = self.in_turn.predictions(self, texts, task)
+            return [{"prediction": task.format_label(value)} for value in predictions]
         return self.rows_of(self.logits(texts, task), task, region)
 
     def rows_of(
@@ -309,31 +344,14 @@ class Predictor:
         """
         if not logits.shape[1]:
             return []
-        combination = self.combined(task)
-        pool = self.pool(logits, task)
-        outcome = combination.outcome(pool)
-        numbers = [] if outcome.probabilities is None else list(outcome.probabilities.T)
-        if self.combination is not None:
-            uncertainty = task.label_kind.uncertainty(
-                predictions=pool.predictions,
-                probabilities=pool.probabilities,
-                weights=combination.weights,
-                outcome=outcome,
-            )
-            numbers += uncertainty.values()
-        cells: list[list[Any]] = [[task.format_label(value) for value in outcome.predictions]]
-        cells += [[round(value, 6) for value in column.tolist()] for column in numbers]
-        if region is not None:
-            radius = region.radius(combination.spread(pool))
-            cells += task.label_kind.region(task, outcome, radius)
-        columns = self.columns(task, region)
-        if members:
-            columns.append("members")
-            # (M, N), or (M, N, K) where examples have several labels
-            cells.append(
-                [[task.format_label(v) for v in of] for of in pool.predictions.swapaxes(0, 1)]
-            )
-        return [dict(zip(columns, row, strict=True)) for row in zip(*cells, strict=True)]
+        return rows_of(
+            pool=self.pool(logits, task),
+            combination=self.combined(task),
+            ensemble=self.combination is not None,
+            region=region,
+            members=members,
+            kept=self.kept,
+        )
 
     def evaluate(self, data: Any, task: str | None = None) -> Evaluation:
         """Score labelled examples.

@@ -172,6 +172,10 @@ class MemberModel(nn.Module):
         nothing any more.
         """
         merge(self.encoder, 0)
+        self.become_one()
+
+    def become_one(self) -> None:
+        """For inference: be a model of one member that is merged with the encoder."""
         self.adapters = {}
         self.mode = "frozen"
         self.fast = self._fast_encoder()
