@@ -68,6 +68,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "main",
         "answer requests for predictions over HTTP",
     ),
+    "push": (
+        "loraens.commands.push",
+        "main",
+        "upload a member or an ensemble to the Hugging Face hub",
+    ),
     "wandb-sync": ("loraens.commands.wandb_sync", "main", "upload what was logged to W&B offline"),
 }
 OF_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)

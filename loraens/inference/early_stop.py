@@ -151,7 +151,8 @@ class InTurn:
 
         def logits_of(member: int, indices: np.ndarray) -> np.ndarray:
             self.choose(member)
-            return predictor.logits([texts[index] for index in indices], task)[0]
+            own: np.ndarray = predictor.logits([texts[index] for index in indices], task)[0]
+            return own
 
         def combine(logits: np.ndarray) -> np.ndarray:
             classes: np.ndarray = combination.outcome(predictor.pool(logits, task)).predictions

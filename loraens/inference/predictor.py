@@ -21,6 +21,7 @@ from loraens.ensemble.recommend import resolved
 from loraens.ensemble.record import EnsembleRecord
 from loraens.errors import InputError
 from loraens.inference.combination import Combination, thresholds_of
+from loraens.inference.hub import fetched
 from loraens.inference.loading import BUNDLED, LoadedMember, load_members
 from loraens.inference.rows import column_names, rows_of
 from loraens.records import Epoch
@@ -89,8 +90,9 @@ class Predictor:
         """Load a member of a run, or an ensemble.
 
         Args:
-            path: A member's directory, a run's that has one member, an ensemble's, or the file
-                `recommended` beside the ensembles.
+            path: A member's directory, a run's that has one member, an ensemble's, the file
+                `recommended` beside the ensembles, or `hub:OWNER/NAME` of the Hugging Face hub,
+                where `@REVISION` may follow.
             epoch: Epoch of a member; an ensemble names the epochs of its members.
             batch_size: Texts in one batch, those of all members together; by default 64 on a CPU,
                 and what an eighth of its memory holds on a GPU.
@@ -103,7 +105,7 @@ class Predictor:
                 had or is another.
         """
         _check_device(device)
-        path = resolved(Path(path))
+        path = resolved(fetched(path))
         if backbone is None and (path / BUNDLED).is_dir():
             backbone = str(path / BUNDLED)
         record = EnsembleRecord.read(path) if (path / ENSEMBLE).is_file() else None
