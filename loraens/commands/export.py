@@ -103,6 +103,8 @@ def main(args: list[str]) -> None:
         export_peft(Path(given.model), out, given.epoch)
     else:
         from loraens.export.bundle import export_bundle
+        from loraens.export.card import CARD, model_card
+        from loraens.files import write_atomically
 
         export_bundle(
             model=Path(given.model),
@@ -112,6 +114,7 @@ def main(args: list[str]) -> None:
             with_backbone=given.with_backbone,
             backbone=given.backbone,
         )
+        write_atomically(out / CARD, model_card(out, str(out)).encode())
     for path in sorted(path for path in out.rglob("*") if path.is_file()):
         print(f"{path.stat().st_size:>12,} bytes  {path}")
 

@@ -1,0 +1,29 @@
+"""The ensembles in checkpoints/pretrained predict what they did when they were made."""
+
+from pathlib import Path
+
+import pytest
+
+import loraens
+
+PRETRAINED = Path(__file__).parent.parent / "checkpoints" / "pretrained"
+EXPECTED = {
+    "sst": (
+        "a fine film",
+        {"prediction": "3", "probability_3": 0.474946, "probability_4": 0.460579},
+    ),
+}
+
+
+def test_all_are_expected():
+    assert {path.name for path in PRETRAINED.iterdir()} == set(EXPECTED)
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("name", EXPECTED)
+def test_an_ensemble_of_the_repository_predicts(name):
+    text, expected = EXPECTED[name]
+    (row,) = loraens.Ensemble.load(PRETRAINED / name).predict([text])
+    for column, value in expected.items():
+        near = pytest.approx(value, abs=1e-4) if isinstance(value, float) else value
+        assert row[column] == near
