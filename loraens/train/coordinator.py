@@ -32,14 +32,14 @@ from loraens.train.checkpoints import PackCheckpoint
 from loraens.train.config import CONFIG, SweepConfig
 from loraens.train.cost import choose_pack
 from loraens.train.device import in_words
-from loraens.train.executors import Executor, executor_named
+from loraens.train.executors import Executor, entered, executor_of
 from loraens.train.halving import halved
 from loraens.train.memory import PackLimit
 from loraens.train.packs import Pack, PackFiles, PackResult, regrouped, too_large
 from loraens.train.plan import Plan, count_in_words, planned
 from loraens.train.resume import ended_members, read_state, without_incomplete
 from loraens.train.runs import quiet_trainers
-from loraens.train.state import SweepState, locked
+from loraens.train.state import SweepState, locked, wait_for_workers
 from loraens.train.tracking import check_logger, log_member
 from loraens.train.worker import Worker
 
@@ -63,7 +63,7 @@ class Coordinator:
         self.config = config
         self.members = {member.name: member for member in config.members}
         if executor is None:
-            executor = executor_named(config.options.engine)
+            executor = executor_of(config.options)
         self.executor = executor
         if data is None and config.train.data is not None:
             data = config.train.data.build(config.train.backbone)
@@ -190,7 +190,8 @@ class Coordinator:
                 does not fit in memory.
         """
         known = (self.directory / SWEEP).is_file()  # which is read before anything is written
-        with locked(self.directory, known), quiet_trainers():
+        with locked(self.directory, known), quiet_trainers(), entered(self.executor):
+            wait_for_workers(self.files.folder)
             self._begin()
             self.state.members = sorted({*(self.state.members or ()), *self.members})
             write_atomically(self.directory / CONFIG, self.config.text.encode())
