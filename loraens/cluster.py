@@ -12,6 +12,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from types import TracebackType
 from typing import Any
 
@@ -56,7 +57,11 @@ def check_workers(
             )
     if engine != "in_process":
         return
-    given = {"workers": None if workers == 1 else workers, "address": address, "cpus": cpus}
+    given: dict[str, object] = {
+        "workers": None if workers == 1 else workers,
+        "address": address,
+        "cpus": cpus,
+    }
     for name, value in given.items():
         if value is not None:
             raise InputError(
@@ -85,7 +90,7 @@ def import_ray() -> Any:
 
 
 class Counts:
-    """What tasks have done since they were last asked, by name; an actor, which imports no torch."""
+    """What tasks have done since it was last asked, by name; an actor, which imports no torch."""
 
     def __init__(self) -> None:
         self.counts: Counter[Any] = Counter()
@@ -180,8 +185,10 @@ class Cluster:
             print(f"no machine of the cluster has {wanted}: Ray waits for one", flush=True)
 
     def put(self, value: Any) -> Any:
-        """Put a value into Ray's object store, once for all tasks; returns its reference."""
-        return self._ray.put(value)
+        """Put a value into Ray's object store, once for all tasks; returns its reference, which
+        `fetched` takes.
+        """
+        return self._ray.put(self._ray.cloudpickle.dumps(value))
 
     def actor(self, kind: type[Any]) -> Any:
         """A new object in a process of its own, whose methods any task may call."""
@@ -227,19 +234,31 @@ class Cluster:
     def in_order(
         self, function: Callable[..., Any], shared: Any, items: Iterable[Any]
     ) -> Iterator[Any]:
-        """Results of `function(shared, item)`, in the order of the items, of which only some are
-        taken ahead.
+        """Results of a function, in the order of the items, of which only some are taken ahead.
+
+        Args:
+            function: Is given a list of the reference of `shared`, and an item.
+            shared: A value for all.
+            items: The items.
         """
         pending: deque[Any] = deque()
+        reference = [self.put(shared)]  # in a list, as Ray would fetch a bare one for every task
         try:
             for item in items:
-                pending.append(self.submit(function, shared, item))
+                pending.append(self.submit(function, reference, item))
                 if len(pending) == AHEAD * self.workers:
                     yield self.result(pending.popleft())
             while pending:
                 yield self.result(pending.popleft())
         finally:
             self.cancel(pending)
+
+
+@lru_cache(maxsize=1)
+def fetched(reference: Any) -> Any:
+    """The value of a reference, which a worker's process keeps for the tasks that follow."""
+    ray = import_ray()
+    return ray.cloudpickle.loads(ray.get(reference))
 
 
 @contextmanager

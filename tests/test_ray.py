@@ -3,28 +3,33 @@ without a directory or texts that workers see.
 """
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
-from filelock import FileLock
+import torch
 from helpers.sweeps import contents
 
-from loraens.cluster import Cluster, check_workers, cores
-from loraens.data.modules import STS, TextData
+from loraens import cluster
+from loraens.cluster import Cluster, cores_of_worker
+from loraens.data.modules import TextData
 from loraens.data.sources import course_source
 from loraens.errors import InputError
+from loraens.inference import predict_file
 from loraens.members import Grid, Member
+from loraens.train import cost, on_ray, plan
 from loraens.train.checkpoints import PackCheckpoint
 from loraens.train.config import SweepConfig
 from loraens.train.coordinator import Coordinator
+from loraens.train.cost import Cost
 from loraens.train.options import SweepOptions
-from loraens.train.state import wait_for_workers
+from loraens.train.state import pack_locked, wait_for_workers
 
 ray = pytest.importorskip("ray", reason="the extra ray is not installed")
 ROOT = Path(__file__).parent.parent
@@ -90,6 +95,173 @@ def epochs_done(packs):
 def training(process):
     """The processes that train packs."""
     return [child for child in started(process) if child.name().startswith(TASK)]
+
+
+@pytest.fixture(scope="module")
+def ray_here():
+    """Ray in this process, which a command then does not end."""
+    with Cluster(2, cpus=1) as cluster:
+        yield cluster
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--sweep.workers", 2), "--sweep.workers 2 is of engine ray: give --sweep.engine ray too"),
+        (("--sweep.cpus", 2), "--sweep.cpus 2 is of engine ray"),
+        (("--sweep.address", "auto"), "--sweep.address auto is of engine ray"),
+        (("--sweep.shared", "false"), "--sweep.shared false is of engine ray"),
+        (("--sweep.engine", "ray", "--sweep.workers", 0), "--sweep.workers 0 is too small"),
+        (("--sweep.engine", "ray", "--sweep.cpus", -1), "--sweep.cpus -1 is too small"),
+        (("--trainer.devices", 2), "--sweep.engine ray --sweep.workers N"),
+        (("--trainer.num_nodes", 2), "--sweep.engine ray --sweep.workers N"),
+    ],
+)
+def test_wrong_combinations_are_refused(fails, arguments, tmp_path, options, message):
+    assert message in fails(*arguments("run", *options))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--workers", 2), "--workers 2 is of engine ray: give --engine ray too"),
+        (("--engine", "ray", "--workers", 0), "--workers 0 is too small"),
+        (("--engine", "ray", "--input", "-"), "engine ray is for --input"),
+    ],
+)
+def test_wrong_combinations_of_predict_are_refused(fails, tmp_path, options, message):
+    given = ("--text", "a") if "--input" in options else ("--input", tmp_path / "x.csv")
+    options = tuple(option for option in options if option not in ("--input", "-"))
+    assert message in fails("predict", "--model", tmp_path, *given, *options)
+
+
+def test_a_missing_extra_is_one_sentence(fails, arguments, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert "engine ray needs the package ray: pip install 'loraens[ray]'" in fails(
+        *arguments("run", "--sweep.engine", "ray")
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_cores_are_divided_among_workers(monkeypatch):
+    monkeypatch.setattr(cluster, "cores", lambda: 8)
+    assert [cores_of_worker(n, None) for n in (1, 3, 16)] == [8, 2, 1]
+    assert cores_of_worker(3, 5) == 5
+
+
+def test_a_worker_that_still_trains_is_waited_for(tmp_path):
+    checkpoint = tmp_path / "0-r1.ckpt"
+    with (
+        pack_locked(checkpoint),
+        pytest.raises(InputError, match=r"still trains .*0-r1\.lock"),
+    ):
+        wait_for_workers(tmp_path, seconds=0.1)
+    wait_for_workers(tmp_path, seconds=0)
+
+
+@pytest.mark.slow
+def test_predictions_of_ray_are_the_same_bytes(
+    ray_here, trained_sweep, run_command, corpus, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(predict_file, "CHUNK", 5)
+    run = trained_sweep("sts")
+    model = run / "ensembles" / "sts-omni-logits"
+    texts = tmp_path / "texts.csv"
+    lines = (corpus / "sts-dev.csv").read_text().splitlines()
+    lines.insert(8, "9\tx\t\t\t")  # a row without texts
+    texts.write_text("\n".join(lines))
+    given = ("predict", "--model", model, "--input", texts, "--coverage", 0.8)
+    here, there = tmp_path / "here.csv", tmp_path / "there.csv"
+    assert run_command(*given, "--output", here) == 0
+    two = ("--engine", "ray", "--workers", 2, "--cpus", 1)
+    assert run_command(*given, "--output", there, *two) == 0
+    assert there.read_bytes() == here.read_bytes()
+    assert len(here.read_text().splitlines()) == 26
+    bad = tmp_path / "bad.csv"
+    bad.write_text("\n".join([*lines, "a\tb"]))
+    given = ("predict", "--model", model, "--input", bad, "--output", tmp_path / "bad-out.csv")
+    assert run_command(*given, *two) == 2
+    assert not (tmp_path / "bad-out.csv").exists()
+
+
+@pytest.fixture
+def coordinator(tmp_path, corpus, tiny_bert):
+    """Makes the coordinator of a sweep of six members, of texts that are in memory only."""
+
+    class InMemory(TextData):
+        def __init__(self, source):
+            super().__init__([source])
+
+    def make(name, **options):
+        data = InMemory(course_source("sts", str(corpus)))
+        config = SweepConfig.from_objects(
+            data,
+            Grid(rank=[1, 8, 29], scale=[1.0, 3.0]),
+            tmp_path / name,
+            backbone=str(tiny_bert),
+            epochs=4,
+            base=Member(8, 1.0, lr=1e-2),
+            options=SweepOptions(pack_size=2, patience=1, halving_factor=2, **options),
+            model={"pooling": "mean"},
+            trainer={"enable_progress_bar": False},
+        )
+        return Coordinator(config, data)
+
+    return make
+
+
+@pytest.mark.slow
+def test_texts_in_memory_and_members_as_bytes(ray_here, coordinator, monkeypatch):
+    here = coordinator("here")
+    manifests = here.run()
+    assert {manifest.status for manifest in manifests.values()} == {"finished", "stopped"}
+    two = {"engine": "ray", "workers": 2, "cpus": 1}
+    there = coordinator("there", **two)
+    there.run()
+    assert contents(there.directory) == contents(here.directory)
+    assert ray.is_initialized()  # it was before
+    monkeypatch.setattr(on_ray, "train_here", None)  # workers see no directory
+    apart = coordinator("apart", shared=False, **two)
+    apart.run()
+    assert contents(apart.directory) == contents(here.directory)
+    assert not (apart.directory / "packs").exists()
+
+
+@pytest.mark.slow
+def test_the_plan_is_of_all_workers(run_command, arguments, capsys, tmp_path, monkeypatch):
+    costs = Cost(size=2, seconds=5.0, member_bytes=3 * 2**19, backbone_bytes=2**21)
+    monkeypatch.setattr(plan, "measure", lambda **options: costs)
+    printed = {}
+    for workers in (1, 2):
+        engine = () if workers == 1 else TWO
+        assert run_command(*arguments("run", "--dry-run", *engine, epochs=10)) == 0
+        printed[workers] = capsys.readouterr().out
+    assert "3 packs of at most 2 members" in printed[1]
+    assert "core" not in printed[1]
+    minutes = [int(re.search(r"about (\d+) min", printed[n])[1]) for n in (1, 2)]
+    assert abs(3 * minutes[1] - 2 * minutes[0]) <= 3  # the second worker has one pack, not two
+    assert "member-steps a second each, with 2 workers of 1 core, if" in printed[2]
+    assert (
+        "5 MiB for a pack: 2 a member at the longest texts, 2 for the backbone; 10 MiB for all"
+        in (printed[2])
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_pack_is_left_for_every_worker():
+    members = [Member(rank, 1.0) for rank in (1, 2, 3, 4)]
+    sizes = []
+
+    def measure(build, members, data, trainer):
+        sizes.append(len(members))
+        return Cost(len(members), 1 / 4 ** len(members), 1, 1)
+
+    trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cpu")))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cost, "measure", measure)
+        chosen = cost.choose_pack(None, members, None, trainer, print, workers=2)
+    assert (chosen.size, sizes) == (2, [1, 2])
 
 
 @pytest.mark.slow

@@ -42,6 +42,7 @@ from loraens.train.runs import quiet_trainers
 from loraens.train.state import SweepState, locked, wait_for_workers
 from loraens.train.tracking import check_logger, log_member
 from loraens.train.worker import Worker
+from loraens.train.workers import Workers
 
 
 class Coordinator:
@@ -69,6 +70,7 @@ class Coordinator:
             data = config.train.data.build(config.train.backbone)
         tasks = [] if data is None else [task.name for task in data.tasks]
         self.directory = config.directory(tasks)
+        self.workers = Workers.of(config.options, config.train.trainer)
         self.worker = Worker(self.directory, config.train, data)
         # absolute: a worker may train a pack in another working directory
         self.files = PackFiles(self.directory.resolve())
@@ -125,13 +127,16 @@ class Coordinator:
         size = self.config.options.pack_size
         if size == "auto":
             if self.state.measured is None:
-                self.state.measured = choose_pack(
-                    build=self.worker.build,
-                    members=self.config.members,
-                    data=self.worker.data,
-                    trainer=self.worker.trainer(),
-                    report=print,
-                ).size
+                with self.workers.as_one():
+                    self.state.measured = choose_pack(
+                        build=self.worker.build,
+                        members=self.config.members,
+                        data=self.worker.data,
+                        trainer=self.worker.trainer(),
+                        report=print,
+                        workers=self.workers.count,
+                        beside=self.workers.beside,
+                    ).size
             size = self.state.measured
         return size
 
@@ -167,6 +172,7 @@ class Coordinator:
                 pack_size=size,
                 steps_of_epoch=self.steps_of_epoch(),
                 folds=self.config.train.folds,
+                workers=self.workers,
             )
 
     # Run

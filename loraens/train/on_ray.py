@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -11,8 +12,7 @@ from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any
 
-from loraens.cluster import Cluster, Counts, import_ray
-from loraens.data.modules import TextData
+from loraens.cluster import Cluster, Counts, fetched, import_ray
 from loraens.train.callbacks import write_data_examples
 from loraens.train.config import CONFIG, SweepConfig
 from loraens.train.device import on_gpu
@@ -31,13 +31,15 @@ class Job:
 
     Args:
         directory: The sweep's directory.
-        text: Content of its config.yaml.
+        cwd: The coordinator's working directory, which relative paths in settings start from.
+        text: Content of config.yaml.
         data: Reference of the pickled data module in Ray's object store; None where every worker
             reads the texts itself.
         steps: The actor of `Counts` that is told the member-steps of packs.
     """
 
     directory: Path
+    cwd: Path
     text: str
     data: Any
     steps: Any
@@ -45,7 +47,7 @@ class Job:
     def worker(self, directory: Path) -> Worker:
         """A worker of the sweep that writes to a directory."""
         config = SweepConfig.from_yaml(self.text, str(self.directory / CONFIG)).train
-        return Worker(directory, config, None if self.data is None else _fetched(self.data))
+        return Worker(directory, config, None if self.data is None else fetched(self.data))
 
     def report(self) -> Report:
         """Tells the steps of a pack about once a second."""
@@ -63,14 +65,6 @@ class Job:
 
 
 @lru_cache(maxsize=1)
-def _fetched(reference: Any) -> TextData:
-    """The data module, which a process keeps for the packs that follow."""
-    ray = import_ray()
-    data: TextData = ray.cloudpickle.loads(ray.get(reference))
-    return data
-
-
-@lru_cache(maxsize=1)
 def _worker(job: Job) -> Worker:
     """The worker of a sweep, which a process keeps with its texts for the packs that follow."""
     return job.worker(job.directory)
@@ -79,8 +73,10 @@ def _worker(job: Job) -> Worker:
 def train_here(job: Job, pack: Pack) -> PackResult:
     """Train a pack in the sweep's directory, which this machine sees; a task of Ray.
 
-    A worker that was taken for dead may still train the pack: its end is waited for.
+    Relative paths are of the coordinator's working directory. A worker that was taken for dead may
+    still train the pack: its end is waited for.
     """
+    os.chdir(job.cwd)
     with pack_locked(pack.checkpoint):
         return _worker(job).train(pack, job.report())
 
@@ -154,7 +150,7 @@ class RayPacks:
             self._cluster.__enter__()
             self._steps = self._cluster.actor(Counts)
             if worker.config.data is None or not given.shared:
-                self._data = self._cluster.put(import_ray().cloudpickle.dumps(worker.data))
+                self._data = self._cluster.put(worker.data)
         return self._cluster
 
     def run(self, worker: Worker, packs: Iterator[Pack], report: Report) -> Iterator[PackResult]:
@@ -164,7 +160,7 @@ class RayPacks:
             return
         cluster = self._joined(worker)
         text = (worker.directory / CONFIG).read_text()
-        job = Job(worker.directory.resolve(), text, self._data, self._steps)
+        job = Job(worker.directory.resolve(), Path.cwd(), text, self._data, self._steps)
         running = {self._submit(cluster, job, first): first}
         try:
             while running:
