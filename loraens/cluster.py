@@ -191,8 +191,11 @@ class Cluster:
         return self._ray.put(self._ray.cloudpickle.dumps(value))
 
     def actor(self, kind: type[Any]) -> Any:
-        """A new object in a process of its own, whose methods any task may call."""
-        return self._ray.remote(num_cpus=0)(kind).remote()
+        """A new object in a process of its own, whose methods any task may call; begun again if
+        that dies.
+        """
+        options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
+        return self._ray.remote(**options)(kind).remote()
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Have Ray run a function; returns the reference of its result."""

@@ -52,9 +52,9 @@ def arguments(tmp_path, corpus, tiny_bert):
     return make
 
 
-def start(arguments):
-    """The command in a process of its own."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+def start(arguments, **variables):
+    """The command in a process of its own, with further variables of the environment."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **variables}
     call = [sys.executable, "-m", "loraens", *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     # as where SIGINT is ignored, in the background of a script, commands ignore it too
@@ -134,6 +134,17 @@ def test_wrong_combinations_of_predict_are_refused(fails, tmp_path, options, mes
     given = ("--text", "a") if "--input" in options else ("--input", tmp_path / "x.csv")
     options = tuple(option for option in options if option not in ("--input", "-"))
     assert message in fails("predict", "--model", tmp_path, *given, *options)
+
+
+def test_a_run_names_no_cluster(fails, arguments, tmp_path):
+    """Its config.yaml may be a stranger's, and a cluster's answers run code."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".loraens").touch()
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text("sweep: {engine: ray, address: '192.0.2.1:6379'}\n")
+    assert "if you trust it, give --sweep.address 192.0.2.1:6379" in fails(
+        "sweep", "--config", config
+    )
 
 
 def test_a_missing_extra_is_one_sentence(fails, arguments, monkeypatch, tmp_path):
@@ -314,3 +325,21 @@ def test_a_signal_ends_in_its_code_and_leaves_no_process(arguments, tmp_path, nu
     assert "to resume: loraens sweep --config" in out
     _, alive = psutil.wait_procs(family, timeout=60)
     assert not alive
+
+
+@pytest.mark.slow
+def test_a_pack_that_ray_ends_for_memory_is_split(arguments):
+    always = {"RAY_memory_usage_threshold": "0.01", "RAY_memory_monitor_refresh_ms": "100"}
+    process = start(arguments("run", *TWO, epochs=500), **always)
+    out, err = process.communicate(timeout=400)
+    assert process.returncode == 2
+    assert "out of memory with 2 members: continuing with 1" in out + err
+    assert re.search(r"loraens: member \S+ alone does not fit in memory \(.*killed", err)
+
+
+@pytest.mark.slow
+def test_no_cluster_at_an_address_is_one_sentence(arguments, tmp_path):
+    process = start(arguments("run", "--sweep.engine", "ray", "--sweep.address", "127.0.0.1:1"))
+    _, err = process.communicate(timeout=400)
+    assert process.returncode == 2
+    assert "loraens: --sweep.address 127.0.0.1:1: no cluster of Ray can be joined" in err

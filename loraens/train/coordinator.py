@@ -14,6 +14,7 @@ workers train the packs. Both write `examples/`, always with the same contents.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -182,7 +183,9 @@ class Coordinator:
         """How to resume an interrupted sweep."""
         if self.config.train.data is None:
             return "the same program again"
-        return f"loraens sweep {resume_options(self.directory / CONFIG)}"
+        address = self.config.options.address
+        of_cluster = "" if address is None else f" --sweep.address {shlex.quote(address)}"
+        return f"loraens sweep {resume_options(self.directory / CONFIG)}{of_cluster}"
 
     def run(self) -> dict[str, Manifest]:
         """Train what is missing.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -162,15 +162,15 @@ class RayPacks:
         text = (worker.directory / CONFIG).read_text()
         job = Job(worker.directory.resolve(), Path.cwd(), text, self._data, self._steps)
         running = {self._submit(cluster, job, first): first}
+        steps = self._steps.take.remote()
         try:
             while running:
                 while len(running) < cluster.workers and (pack := next(packs, None)) is not None:
                     running[self._submit(cluster, job, pack)] = pack
                 done = cluster.done(list(running), PAUSE)
-                by_file = {pack.checkpoint: pack for pack in running.values()}
-                for path, steps in cluster.result(self._steps.take.remote()).items():
-                    if path in by_file:
-                        report(by_file[path], steps)
+                if cluster.done([steps], 0):
+                    _tell(report, cluster.result(steps), running.values())
+                    steps = self._steps.take.remote()
                 for reference in done:
                     result = self._result(worker, reference, running[reference])
                     del running[reference]
@@ -200,3 +200,10 @@ class RayPacks:
         state.write(worker.directory, pack.checkpoint)
         done: PackResult = outcome
         return done
+
+
+def _tell(report: Report, counts: Mapping[Path, int], running: Iterable[Pack]) -> None:
+    """Tell the steps of the packs that are not done."""
+    for pack in running:
+        if pack.checkpoint in counts:
+            report(pack, counts[pack.checkpoint])
