@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -143,8 +144,13 @@ class Cluster:
         Raises:
             InputError: No cluster answers at the address.
         """
-        if self._ray.is_initialized():
-            return self
+        if not self._ray.is_initialized():
+            self._start()
+        self._say_what_is_missing()
+        return self
+
+    def _start(self) -> None:
+        """Start or join Ray, whose handlers of signals and lines of its log are not wanted."""
         where: dict[str, Any] = {"address": self.address}
         if self.address is None:
             cpus = max(cores(), self.workers * self.cpus)
@@ -153,8 +159,9 @@ class Cluster:
         self._started = True
         with _own_signals():
             try:
+                _probe(self.address or "")
                 self._ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
-            except (ConnectionError, RuntimeError, ValueError) as error:
+            except (OSError, RuntimeError, ValueError) as error:
                 if self.address is None:
                     raise
                 reason = " ".join(str(error).split())[:200]
@@ -162,8 +169,6 @@ class Cluster:
                     f"address {self.address}: no cluster of Ray can be joined there ({reason})",
                     option=f"{self.section}address",
                 ) from None
-        self._say_what_is_missing()
-        return self
 
     def __exit__(
         self,
@@ -255,6 +260,18 @@ class Cluster:
                 yield self.result(pending.popleft())
         finally:
             self.cancel(pending)
+
+
+def _probe(address: str) -> None:
+    """Notice at once that nothing listens at HOST:PORT, for which Ray would wait minutes.
+
+    Raises:
+        OSError: Nothing does.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        with socket.create_connection((host, int(port)), timeout=10):
+            pass
 
 
 @lru_cache(maxsize=1)

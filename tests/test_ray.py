@@ -147,6 +147,20 @@ def test_a_run_names_no_cluster(fails, arguments, tmp_path):
     )
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])
+def test_no_cluster_at_an_address_is_one_sentence(address):
+    before = signal.getsignal(signal.SIGTERM)
+    with (
+        pytest.raises(
+            InputError, match=f"^address {address}: no cluster of Ray can be joined"
+        ) as e,
+        Cluster(1, address, section="sweep."),
+    ):
+        pass
+    assert e.value.in_command().startswith(f"--sweep.address {address}: no cluster")
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 def test_a_missing_extra_is_one_sentence(fails, arguments, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "ray", None)
     assert "engine ray needs the package ray: pip install 'loraens[ray]'" in fails(
@@ -335,11 +349,3 @@ def test_a_pack_that_ray_ends_for_memory_is_split(arguments):
     assert process.returncode == 2
     assert "out of memory with 2 members: continuing with 1" in out + err
     assert re.search(r"loraens: member \S+ alone does not fit in memory \(.*killed", err)
-
-
-@pytest.mark.slow
-def test_no_cluster_at_an_address_is_one_sentence(arguments, tmp_path):
-    process = start(arguments("run", "--sweep.engine", "ray", "--sweep.address", "127.0.0.1:1"))
-    _, err = process.communicate(timeout=400)
-    assert process.returncode == 2
-    assert "loraens: --sweep.address 127.0.0.1:1: no cluster of Ray can be joined" in err
