@@ -135,7 +135,7 @@ def main() -> None:
         Arm("ray, 1 worker of 1 thread", "ray", 1, 1),
         Arm(f"ray, {n} workers of 1 thread", "ray", n, 1),
     ]
-    packs, steps = (4, 4) if args.quick else (64, 40)
+    packs, steps = (4, 4) if args.quick else (64, 20)
     minilm = Path(locate("minilm"))
     times: dict[Arm, list[tuple[float, float]]] = {arm: [] for arm in (*whole, *small)}
     with tempfile.TemporaryDirectory() as name:

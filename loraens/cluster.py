@@ -63,10 +63,10 @@ def check_workers(
         "address": address,
         "cpus": cpus,
     }
-    for name, value in given.items():
-        if value is not None:
+    for name, wanted in given.items():
+        if wanted is not None:
             raise InputError(
-                f"{name} {value} is of engine {RAY}: give --{section}engine {RAY} too",
+                f"{name} {wanted} is of engine {RAY}: give --{section}engine {RAY} too",
                 option=f"{section}{name}",
             )
 
@@ -224,7 +224,7 @@ class Cluster:
         try:
             return self._ray.get(reference)
         except errors.RayTaskError as error:
-            raise error.cause from None
+            raise error.cause from error  # which has the traceback there
         except errors.OutOfMemoryError as error:
             raise MemoryError(str(error).strip().partition("\n")[0]) from None
         except (errors.WorkerCrashedError, errors.NodeDiedError, errors.ObjectLostError) as error:
@@ -258,6 +258,10 @@ class Cluster:
                     yield self.result(pending.popleft())
             while pending:
                 yield self.result(pending.popleft())
+        except MemoryError as error:
+            raise InputError(
+                f"a worker's memory ran out ({error}): give fewer workers", f"{self.section}workers"
+            ) from None
         finally:
             self.cancel(pending)
 

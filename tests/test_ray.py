@@ -290,6 +290,21 @@ def test_a_pack_is_left_for_every_worker():
 
 
 @pytest.mark.slow
+def test_errors_of_tasks_and_tasks_that_always_die(ray_here):
+    def refuse(option):
+        raise InputError(f"{option} 1 is bad", option=f"sweep.{option}")
+
+    def die():
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(InputError) as refusal:
+        ray_here.result(ray_here.submit(refuse, "cpus"))
+    assert refusal.value.in_command() == "--sweep.cpus 1 is bad"
+    with pytest.raises(InputError, match="begun 4 times, and its process died each time"):
+        ray_here.result(ray_here.submit(die))
+
+
+@pytest.mark.slow
 def test_killed_workers_and_coordinators_change_no_bit(arguments, run_command, tmp_path):
     epochs = 60
     assert run_command(*arguments("here", epochs=epochs)) == 0
