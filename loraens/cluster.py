@@ -21,6 +21,7 @@ from loraens.errors import InputError
 
 RETRIES = 3  # of a task whose process or machine died
 AHEAD = 2  # tasks a worker whose results are waited for in order
+PAUSE = 0.5  # seconds between looks at signals and progress
 RAY = "ray"  # name of the engine
 
 
@@ -157,7 +158,7 @@ class Cluster:
             where = {"address": "local", "num_cpus": cpus, "include_dashboard": False}
             where["num_gpus"] = None if self.gpus else 0
         self._started = True
-        with _own_signals():
+        with _signals_after():
             try:
                 _probe(self.address or "")
                 self._ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
@@ -209,7 +210,8 @@ class Cluster:
 
     def done(self, references: Sequence[Any], seconds: float) -> list[Any]:
         """The references whose results are there, waited for that long at most."""
-        ready: list[Any] = self._ray.wait(list(references), timeout=seconds)[0]
+        with _signals_after():
+            ready: list[Any] = self._ray.wait(list(references), timeout=seconds)[0]
         return ready
 
     def result(self, reference: Any) -> Any:
@@ -221,8 +223,12 @@ class Cluster:
             Exception: What the function raised.
         """
         errors = self._ray.exceptions
+        while not self.done([reference], PAUSE):
+            pass
         try:
-            return self._ray.get(reference)
+            with _signals_after():
+                value = self._ray.get(reference)
+            return value
         except errors.RayTaskError as error:
             raise error.cause from error  # which has the traceback there
         except errors.OutOfMemoryError as error:
@@ -286,12 +292,26 @@ def fetched(reference: Any) -> Any:
 
 
 @contextmanager
-def _own_signals() -> Iterator[None]:
-    """Keep the handlers of signals, in place of which Ray sets its own."""
+def _signals_after() -> Iterator[None]:
+    """Have signals handled after a call of Ray, which sets a handler of its own, and in place of
+    what ours raises exits with a code of its own.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received: list[int] = []
     kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number, handler in kept.items():
+        if callable(handler):
+            signal.signal(number, lambda number, frame: received.append(number))
     try:
         yield
+    except SystemExit as stop:
+        if stop.code != signal.SIGTERM:  # of Ray's own handler
+            raise
+        received.append(signal.SIGTERM)
     finally:
-        if threading.current_thread() is threading.main_thread():
-            for number, handler in kept.items():
-                signal.signal(number, handler)
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+    for number in received:
+        signal.raise_signal(number)

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any
 
-from loraens.cluster import Cluster, Counts, fetched, import_ray
+from loraens.cluster import PAUSE, Cluster, Counts, fetched, import_ray
 from loraens.train.callbacks import write_data_examples
 from loraens.train.config import CONFIG, SweepConfig
 from loraens.train.device import on_gpu
@@ -21,8 +21,6 @@ from loraens.train.packs import MemberResult, Pack, PackResult, Report
 from loraens.train.state import pack_locked
 from loraens.train.transfer import PackState
 from loraens.train.worker import Worker
-
-PAUSE = 0.5  # seconds between looks at the steps that packs have done
 
 
 @dataclass(frozen=True)
