@@ -313,5 +313,5 @@ def _signals_after() -> Iterator[None]:
     finally:
         for number, handler in kept.items():
             signal.signal(number, handler)
-    for number in received:
-        signal.raise_signal(number)
+    for pending in received:
+        signal.raise_signal(pending)
