@@ -11,6 +11,7 @@ import yaml
 from helpers.pages import DOCS, PAGES, README, ROOT, blocks, run_python, words_of, write_questions
 
 import loraens
+from loraens.cluster import Cluster
 from loraens.registry import Registry
 
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
@@ -88,6 +89,19 @@ def test_the_commands_of_one_command_run(run_command, directory, tiny_bert):
     assert [words[0] for words in shown] == ["build", "predict", "evaluate"]
     for words in shown:
         assert run_command(*words) == 0, words
+
+
+@pytest.mark.slow
+def test_the_commands_of_many_devices_run(run_command, directory, tiny_bert):
+    pytest.importorskip("ray", reason="the extra ray is not installed")
+    (block,) = blocks(DOCS / "index.md", "yaml")
+    Path("questions.yaml").write_text(block)
+    with Cluster(2, cpus=1):  # once for all commands
+        shown = words_of(DOCS / "how-to" / "many.md", tiny_bert)
+        assert [words[0] for words in shown] == ["sweep", "sweep", "predict"]
+        for words in shown:
+            assert run_command(*words) == 0, words
+    assert len(Path("predictions.csv").read_text().splitlines()) == 37
 
 
 @pytest.mark.slow

@@ -1,6 +1,5 @@
 """Sweeps made in Python, and executors added from outside: the bits are those of one process."""
 
-import json
 import multiprocessing
 import pickle
 from concurrent.futures import ProcessPoolExecutor
@@ -9,13 +8,14 @@ from itertools import islice
 import pytest
 import torch
 import yaml
+from helpers.sweeps import contents
 
 from loraens.data.config import DataConfig
 from loraens.data.modules import STS, TextData
 from loraens.data.sources import course_source
 from loraens.errors import InputError
 from loraens.members import Grid, Member
-from loraens.store import MANIFEST, MemberStore, find_members
+from loraens.store import MemberStore
 from loraens.train.config import SweepConfig, TrainConfig
 from loraens.train.coordinator import Coordinator
 from loraens.train.executors import EXECUTORS, InProcess
@@ -70,19 +70,6 @@ def coordinator(tmp_path, corpus, tiny_bert):
         return Coordinator(config, data, executor)
 
     return make
-
-
-def contents(run):
-    """Every file of the members; of a manifest all but the seconds that it took."""
-    files = {}
-    for member in find_members(run):
-        for path in sorted(member.rglob("*")):
-            if path.is_file():
-                name = path.relative_to(run).as_posix()
-                files[name] = path.read_bytes()
-                if path.name == MANIFEST:
-                    files[name] = {**json.loads(files[name]), "seconds": None, "sha256": None}
-    return files
 
 
 @pytest.mark.slow
@@ -151,8 +138,8 @@ def reversed_executor():
 def test_an_executor_is_chosen_by_name(coordinator, reversed_executor):
     assert isinstance(coordinator("named", engine=reversed_executor).executor, Reversed)
     assert isinstance(coordinator("default").executor, InProcess)
-    with pytest.raises(InputError, match=r"engine 'ray' is none of in_process, reversed"):
-        coordinator("other", engine="ray")
+    with pytest.raises(InputError, match=r"engine 'dask' is none of in_process, ray, reversed"):
+        coordinator("other", engine="dask")
 
 
 @pytest.mark.slow

@@ -7,8 +7,10 @@ from __future__ import annotations
 import json
 import sys
 from functools import partial
+from pathlib import Path
 from typing import Literal
 
+from loraens.cluster import RAY, Cluster, check_workers
 from loraens.commands.parser import call
 from loraens.data.tables import Quoting, Reading, line_of
 from loraens.ensemble.conformal import check_coverage
@@ -35,6 +37,10 @@ def predict(
     coverage: float | None = None,
     backbone: str | None = None,
     columns: list[str] | None = None,
+    engine: Literal["in_process", "ray"] = "in_process",
+    workers: int = 1,
+    address: str | None = None,
+    cpus: int | None = None,
 ) -> None:
     """Write predictions of a member or an ensemble for every row of a file, or print those of one
     text.
@@ -71,6 +77,13 @@ def predict(
         columns: Columns of predictions to write, such as [prediction]; all by default. Where it is
             the prediction alone, members of a vote or of mean probabilities run one after another
             on a CPU, and none on a text whose class is certain.
+        engine: Where the parts of a file are predicted: in this process, or by "ray", several at
+            a time, on several GPUs or machines.
+        workers: Parts of the file that Ray has predicted at a time, each on one GPU, or on some
+            cores of a CPU.
+        address: Address of a running Ray cluster, such as auto or HOST:6379; by default Ray is
+            started on this machine.
+        cpus: Cores of each worker; by default its part of those of this machine.
 
     Raises:
         InputError: An option or a file cannot be used.
@@ -83,6 +96,14 @@ def predict(
         raise InputError(f"batch_size {batch_size}: at least 1 is expected", option="batch_size")
     if coverage is not None:
         check_coverage(coverage)
+    check_workers(engine, workers, address, cpus)
+    if engine == RAY:
+        if input is None:
+            raise InputError("engine ray is for --input, not for --text", option="engine")
+        # workers on other machines have other working directories
+        model = str(Path(model).absolute())
+        if backbone is not None and Path(backbone).exists():
+            backbone = str(Path(backbone).absolute())
     load = partial(Predictor.load, model, epoch, batch_size, device, backbone)
     if input is None:
         texts = tuple(given for given in (text, text2) if given is not None)
@@ -94,8 +115,9 @@ def predict(
         loaded.append(load())
         return loaded[0]
 
+    cluster = None if engine != RAY else _cluster(workers, address, cpus, device)
     skipped = predict_file(
-        load=load_once,
+        load=load_once if cluster is None else load,
         input=input,
         output=output,
         task=task,
@@ -104,8 +126,9 @@ def predict(
         reading=Reading(encoding, quoting, flag=""),
         missing=missing or (),
         columns=columns,
+        cluster=cluster,
     )
-    in_turn = loaded[0].in_turn
+    in_turn = loaded[0].in_turn if loaded else None
     if in_turn is not None and in_turn.texts:
         print(
             f"{in_turn.ran / in_turn.texts:.1f} of {len(in_turn.members)} members ran on a text, on"
@@ -118,6 +141,14 @@ def predict(
             f"{len(skipped)} rows have no text and got an empty prediction: {shown}",
             file=sys.stderr,
         )
+
+
+def _cluster(workers: int, address: str | None, cpus: int | None, device: str | None) -> Cluster:
+    """Ray, which is not started yet."""
+    import torch
+
+    gpus = torch.cuda.is_available() and (device is None or device.startswith("cuda"))
+    return Cluster(workers, address, cpus, int(gpus))
 
 
 def _print_one(

@@ -50,6 +50,10 @@ def plan_text(plan: Plan) -> str:
     mib = 2**20
     steps = " or ".join(f"{plan.steps_of_epoch * epochs:,}" for epochs in plan.epochs)
     epochs = " or ".join(map(str, plan.epochs))
+    each = together = ""
+    if plan.workers.threads is not None:
+        each = f" each, with {plan.workers.in_words}"
+        together = f"; {plan.total_bytes / mib:,.0f} MiB for all packs at a time"
     return "\n".join(
         [
             f"{plan.count}, of which {plan.ended} have ended",
@@ -59,12 +63,13 @@ def plan_text(plan: Plan) -> str:
                 f" {plan.steps_of_epoch:,}), {plan.member_steps:,} member-steps"
             ),
             (
-                f"{_duration(plan.seconds)} at {1 / cost.seconds:.1f} member-steps a second, if"
-                " nothing stops early"
+                f"{_duration(plan.seconds)} at {1 / cost.seconds:.1f} member-steps a second{each},"
+                " if nothing stops early"
             ),
             (
                 f"{cost.total_bytes / mib:,.0f} MiB for a pack: {cost.member_bytes / mib:,.0f} a"
                 f" member at the longest texts, {cost.backbone_bytes / mib:,.0f} for the backbone"
+                f"{together}"
             ),
         ]
     )

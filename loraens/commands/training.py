@@ -55,6 +55,7 @@ def main(args: list[str]) -> None:
         for file in _configs(rest):
             if of_run(Path(file)):
                 check_imports(_settings(file), file)
+                _check_address(file, rest)
         rest = ["--help" if argument == "--help-all" else argument for argument in rest]
         module = import_module(f"loraens.commands.{'sweep' if command == 'sweep' else 'fit'}")
         module.main(rest if command == "sweep" else [command, *rest])
@@ -247,6 +248,22 @@ def check(command: str, args: list[str]) -> None:
         except InputError:
             if not Path(value).is_file():  # which may have it
                 raise
+
+
+def _check_address(file: str, args: list[str]) -> None:
+    """Refuse the cluster that the settings of a run name, unless it is given anew: what its workers
+    answer is unpickled, which runs code.
+
+    Raises:
+        InputError: It names the address.
+    """
+    section = _settings(file).get("sweep")
+    address = section.get("address") if isinstance(section, dict) else None
+    if address is not None and not any(name == "sweep.address" for name, _ in _pairs(args)):
+        raise InputError(
+            f"{file} names the Ray cluster {address}, which could run code here: if you trust it,"
+            f" give --sweep.address {address}"
+        )
 
 
 def _check_seed(seed: Any) -> None:

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import lru_cache
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
+from loraens.cluster import Cluster, fetched
 from loraens.data.files import SUFFIXES, RowWriter, open_table
 from loraens.data.splits import row_texts
 from loraens.data.tables import Format, Position, Reading, Row, Table
 from loraens.data.values import cell_text
-from loraens.ensemble.conformal import Region
 from loraens.errors import InputError
 from loraens.files import replacing
 from loraens.inference.predictor import Predictor
@@ -26,6 +28,7 @@ from loraens.tasks import Task
 WRITTEN: dict[Format, Format] = {"csv": "csv", "tsv": "tsv", "jsonl": "jsonl", "json": "jsonl"}
 CHUNK = 2048  # rows that are tokenised, ordered by length and predicted together
 MAX_CHARACTERS = 2**24  # of the rows of a chunk
+Texts = list[tuple[str, ...]]  # of a chunk
 
 
 def check_output(input: str, output: str) -> Format | None:
@@ -62,6 +65,7 @@ def predict_file(
     reading: Reading | None = None,
     missing: Sequence[str | int | float] = (),
     columns: Sequence[str] | None = None,
+    cluster: Cluster | None = None,
 ) -> list[Position]:
     """Write predictions for every row of a file.
 
@@ -75,6 +79,8 @@ def predict_file(
         reading: Encoding and quotes of the input.
         missing: Further cells that are missing texts.
         columns: Names of the predictions' columns to write; all by default.
+        cluster: Predicts several chunks at a time, if given, and is entered for that; its workers
+            load the predictor, too.
 
     Returns:
         Positions of rows without a text, whose prediction is empty.
@@ -97,16 +103,37 @@ def predict_file(
         if columns:
             predictor.keep(columns, chosen, region)
         columns = [*table.columns, *predictor.columns(chosen, region)]
-        with _stream(output) as stream, _bar(input) as bar:
+
+        def predict(chunks: Iterator[Texts]) -> Iterator[list[Row]]:
+            if cluster is None:
+                return (predictor.rows(texts, chosen, region) for texts in chunks)
+            return cluster.in_order(_predict_chunk, (load, chosen.name, region, columns), chunks)
+
+        with _stream(output) as stream, _bar(input) as bar, cluster or nullcontext():
             return _write_rows(
-                predictor=predictor,
+                predict=predict,
+                columns=predictor.columns(chosen, region),
                 task=chosen,
                 table=table,
                 missing=frozenset(map(cell_text, missing)),
                 writer=RowWriter(stream, WRITTEN[written], columns),
                 bar=bar,
-                region=region,
             )
+
+
+def _predict_chunk(shared: list[Any], texts: Texts) -> list[Row]:
+    """Predictions of a chunk, of whose predictor the process keeps one; a task of Ray."""
+    load, name, region, columns = fetched(shared[0])
+    predictor = _loaded(load)
+    task = predictor.task(name)
+    if columns and predictor.kept is None:
+        predictor.keep(columns, task, region)
+    return predictor.rows(texts, task, region)
+
+
+@lru_cache(maxsize=1)
+def _loaded(load: Callable[[], Predictor]) -> Predictor:
+    return load()
 
 
 def _bar(input: str) -> Any:
@@ -125,26 +152,29 @@ def _bar(input: str) -> Any:
 
 
 def _write_rows(
-    predictor: Predictor,
+    predict: Callable[[Iterator[Texts]], Iterator[list[Row]]],
+    columns: Sequence[str],
     task: Task,
     table: Table,
     missing: frozenset[str],
     writer: RowWriter,
     bar: Any,
-    region: Region | None,
 ) -> list[Position]:
     """Predict and write all rows, chunk by chunk; returns the positions of rows without a text."""
     skipped: list[Position] = []
-    blank = dict.fromkeys(predictor.columns(task, region))
-    for chunk in iter(lambda: _chunk(table.rows), []):
-        rows = [_whole(row, position, table) for position, row in chunk]
-        texts = [
-            _texts(row, position, table, task, missing)
-            for (position, _), row in zip(chunk, rows, strict=True)
-        ]
-        given = [text for text in texts if text is not None]
-        predictions = iter(predictor.rows(given, task, region))
-        for (position, _), row, text in zip(chunk, rows, texts, strict=True):
+    blank = dict.fromkeys(columns)
+    read: deque[list[tuple[Position, Row, tuple[str, ...] | None]]] = deque()
+
+    def chunks() -> Iterator[Texts]:
+        for chunk in iter(lambda: _chunk(table.rows), []):
+            rows = [(position, _whole(row, position, table)) for position, row in chunk]
+            read.append([(at, row, _texts(row, at, table, task, missing)) for at, row in rows])
+            yield [text for _, _, text in read[-1] if text is not None]
+
+    for predicted in predict(chunks()):
+        chunk = read.popleft()
+        predictions = iter(predicted)
+        for position, row, text in chunk:
             if text is None:
                 skipped.append(position)
             if taken := row.keys() & blank.keys():

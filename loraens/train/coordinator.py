@@ -14,6 +14,7 @@ workers train the packs. Both write `examples/`, always with the same contents.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -32,16 +33,17 @@ from loraens.train.checkpoints import PackCheckpoint
 from loraens.train.config import CONFIG, SweepConfig
 from loraens.train.cost import choose_pack
 from loraens.train.device import in_words
-from loraens.train.executors import Executor, executor_named
+from loraens.train.executors import Executor, entered, executor_of
 from loraens.train.halving import halved
 from loraens.train.memory import PackLimit
 from loraens.train.packs import Pack, PackFiles, PackResult, regrouped, too_large
 from loraens.train.plan import Plan, count_in_words, planned
 from loraens.train.resume import ended_members, read_state, without_incomplete
 from loraens.train.runs import quiet_trainers
-from loraens.train.state import SweepState, locked
+from loraens.train.state import SweepState, locked, wait_for_workers
 from loraens.train.tracking import check_logger, log_member
 from loraens.train.worker import Worker
+from loraens.train.workers import Workers
 
 
 class Coordinator:
@@ -63,12 +65,13 @@ class Coordinator:
         self.config = config
         self.members = {member.name: member for member in config.members}
         if executor is None:
-            executor = executor_named(config.options.engine)
+            executor = executor_of(config.options)
         self.executor = executor
         if data is None and config.train.data is not None:
             data = config.train.data.build(config.train.backbone)
         tasks = [] if data is None else [task.name for task in data.tasks]
         self.directory = config.directory(tasks)
+        self.workers = Workers.of(config.options, config.train.trainer)
         self.worker = Worker(self.directory, config.train, data)
         # absolute: a worker may train a pack in another working directory
         self.files = PackFiles(self.directory.resolve())
@@ -125,13 +128,16 @@ class Coordinator:
         size = self.config.options.pack_size
         if size == "auto":
             if self.state.measured is None:
-                self.state.measured = choose_pack(
-                    build=self.worker.build,
-                    members=self.config.members,
-                    data=self.worker.data,
-                    trainer=self.worker.trainer(),
-                    report=print,
-                ).size
+                with self.workers.as_one():
+                    self.state.measured = choose_pack(
+                        build=self.worker.build,
+                        members=self.config.members,
+                        data=self.worker.data,
+                        trainer=self.worker.trainer(),
+                        report=print,
+                        workers=self.workers.count,
+                        beside=self.workers.beside,
+                    ).size
             size = self.state.measured
         return size
 
@@ -167,6 +173,7 @@ class Coordinator:
                 pack_size=size,
                 steps_of_epoch=self.steps_of_epoch(),
                 folds=self.config.train.folds,
+                workers=self.workers,
             )
 
     # Run
@@ -176,7 +183,9 @@ class Coordinator:
         """How to resume an interrupted sweep."""
         if self.config.train.data is None:
             return "the same program again"
-        return f"loraens sweep {resume_options(self.directory / CONFIG)}"
+        address = self.config.options.address
+        of_cluster = "" if address is None else f" --sweep.address {shlex.quote(address)}"
+        return f"loraens sweep {resume_options(self.directory / CONFIG)}{of_cluster}"
 
     def run(self) -> dict[str, Manifest]:
         """Train what is missing.
@@ -190,7 +199,8 @@ class Coordinator:
                 does not fit in memory.
         """
         known = (self.directory / SWEEP).is_file()  # which is read before anything is written
-        with locked(self.directory, known), quiet_trainers():
+        with locked(self.directory, known), quiet_trainers(), entered(self.executor):
+            wait_for_workers(self.files.folder)
             self._begin()
             self.state.members = sorted({*(self.state.members or ()), *self.members})
             write_atomically(self.directory / CONFIG, self.config.text.encode())

@@ -188,6 +188,8 @@ def choose_pack(
     data: TextData,
     trainer: Trainer,
     report: Callable[[str], None],
+    workers: int = 1,
+    beside: int = 1,
 ) -> Cost:
     """The cost of the pack size that is best: doubled while that makes it faster, and memory and
     patience allow it, from one configuration on.
@@ -200,14 +202,16 @@ def choose_pack(
         data: The texts, set up.
         trainer: Gives the device and the precision.
         report: Is told each size's cost in words.
+        workers: Packs that are trained at a time: there shall be one for each.
+        beside: How many of them share the device's memory.
 
     Raises:
         InputError: One member alone, or one configuration, does not fit in memory.
     """
     best: Cost | None = None
     size = least = len(configurations(members)[0])
-    most = max(map(len, packs(members, len(members))))
-    free = free_memory(trainer.strategy.root_device)
+    most = max(map(len, packs(members, -(-len(members) // workers))))
+    free = free_memory(trainer.strategy.root_device) / beside
     started = time.monotonic()
     while True:
         begun = time.monotonic()

@@ -25,6 +25,11 @@ def accelerator_of(options: Mapping[str, Any]) -> Any:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def on_gpu(options: Mapping[str, Any]) -> bool:
+    """Whether a trainer of these options computes on a GPU."""
+    return accelerator_of(options) in ("cuda", "gpu")
+
+
 def check_device(options: Mapping[str, Any]) -> None:
     """Refuse several devices, for which Lightning would start further processes, and devices on
     which no member can be trained.
@@ -41,7 +46,7 @@ def check_device(options: Mapping[str, Any]) -> None:
             f"accelerator {accelerator}: members are trained on a CUDA GPU or on the CPU, give cpu",
             option="trainer.accelerator",
         )
-    if accelerator in ("cuda", "gpu") and not torch.cuda.is_available():
+    if on_gpu(options) and not torch.cuda.is_available():
         raise InputError(
             f"accelerator {accelerator}: there is no CUDA GPU that PyTorch can use, give cpu",
             option="trainer.accelerator",
@@ -49,13 +54,15 @@ def check_device(options: Mapping[str, Any]) -> None:
     devices = options.get("devices")
     if _count(devices, accelerator) > 1:
         raise InputError(
-            f"devices {devices}: members are trained side by side on one device, give 1",
+            f"devices {devices}: members are trained side by side on one device, give 1; `sweep`"
+            " trains packs on several by --sweep.engine ray --sweep.workers N",
             option="trainer.devices",
         )
     nodes = options.get("num_nodes") or 1
     if nodes > 1:
         raise InputError(
-            f"num_nodes {nodes}: members are trained side by side on one device, give 1",
+            f"num_nodes {nodes}: members are trained side by side on one device, give 1; `sweep`"
+            " trains packs on several by --sweep.engine ray --sweep.workers N",
             option="trainer.num_nodes",
         )
 
@@ -80,8 +87,8 @@ def default_precision(options: Mapping[str, Any]) -> str | None:
     """
     if options.get("plugins"):
         return None
-    on_gpu = accelerator_of(options) in ("cuda", "gpu")
-    return HALF if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+    bf16 = on_gpu(options) and torch.cuda.is_bf16_supported(including_emulation=False)
+    return HALF if bf16 else "32-true"
 
 
 def in_words(trainer: Trainer) -> str | None:

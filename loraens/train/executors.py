@@ -9,16 +9,23 @@ entry point of the group `loraens.executors`; `--sweep.engine name` chooses it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
 
 from loraens.errors import InputError
 from loraens.registry import Registry
+from loraens.train.on_ray import RayPacks
+from loraens.train.options import SweepOptions
 from loraens.train.packs import Pack, PackResult, Report
 from loraens.train.worker import Worker
 
 
 class Executor(Protocol):
-    """Trains packs."""
+    """Trains packs.
+
+    One that is a context manager is entered for the time of a sweep. A class is called without
+    arguments, or its `of_options` with the `SweepOptions`, where it has that.
+    """
 
     def run(self, worker: Worker, packs: Iterator[Pack], report: Report) -> Iterator[PackResult]:
         """Train packs.
@@ -44,18 +51,28 @@ class InProcess:
             yield worker.train(pack, report)
 
 
-EXECUTORS: Registry[Callable[[], Executor]] = Registry("executors")
+EXECUTORS: Registry[Any] = Registry("executors")  # classes of executors
 EXECUTORS.register("in_process", InProcess)
+EXECUTORS.register("ray", RayPacks)
 
 
-def executor_named(name: str) -> Executor:
-    """A new executor.
+def executor_of(options: SweepOptions) -> Executor:
+    """The executor that a sweep's options name.
 
     Raises:
-        InputError: None has that name.
+        InputError: None has that name, or it cannot be used.
     """
+    name = options.engine
     if name not in EXECUTORS:
         raise InputError(
             f"engine {name!r} is none of {', '.join(EXECUTORS)}", option="sweep.engine"
         )
-    return EXECUTORS[name]()
+    kind = EXECUTORS[name]
+    of_options: Callable[[SweepOptions], Executor] | None = getattr(kind, "of_options", None)
+    executor: Executor = kind() if of_options is None else of_options(options)
+    return executor
+
+
+def entered(executor: Executor) -> AbstractContextManager[Any]:
+    """What is entered for the time of a sweep."""
+    return executor if isinstance(executor, AbstractContextManager) else nullcontext()

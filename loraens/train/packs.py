@@ -16,7 +16,7 @@ from loraens.members import packs as packs_of
 from loraens.train.checkpoints import PackCheckpoint, concatenate
 
 PACKS = "packs"
-NAMES = rf"\d+-.*\.(ckpt|part)|{PART}"  # of files in it
+NAMES = rf"\d+-.*\.(ckpt|part|lock)|{PART}"  # of files in it
 FOLD_FAILED = "another fold of the configuration failed"
 
 Status = Literal["trained", "finished", "stopped", "failed", "population_failed", "out_of_memory"]

@@ -11,8 +11,10 @@ from loraens.members import packs as packs_of
 from loraens.train.cost import Cost, measure
 from loraens.train.memory import is_out_of_memory
 from loraens.train.worker import Worker
+from loraens.train.workers import Workers, busiest
 
 FORWARD = 0.45  # of a step's time; measured
+ONE = Workers()
 
 
 @dataclass(frozen=True)
@@ -28,9 +30,10 @@ class Plan:
             smallest first; of all members where none is left.
         steps_of_epoch: Batches of one member and epoch.
         member_steps: Training steps that are left, of all members.
-        seconds: Of all, if nothing stops early.
+        seconds: Until the last worker ends, if nothing stops early and none slows another.
         cost: Of a pack.
         folds: Members of each configuration; None without folds.
+        workers: That train packs at a time.
     """
 
     members: int
@@ -43,6 +46,12 @@ class Plan:
     seconds: float
     cost: Cost
     folds: int | None = None
+    workers: Workers = ONE
+
+    @property
+    def total_bytes(self) -> int:
+        """Memory of all packs that are trained at a time."""
+        return min(self.workers.count, self.packs) * self.cost.total_bytes
 
     @property
     def count(self) -> str:
@@ -68,6 +77,7 @@ def planned(
     pack_size: int,
     steps_of_epoch: int,
     folds: int | None = None,
+    workers: Workers = ONE,
 ) -> Plan:
     """Measure a pack, and multiply.
 
@@ -78,17 +88,19 @@ def planned(
         pack_size: Most members of a pack.
         steps_of_epoch: Batches of one member and epoch.
         folds: Members of each configuration; None without folds.
+        workers: That train packs at a time.
 
     Raises:
         InputError: A pack does not fit in memory.
     """
     try:
-        cost = measure(
-            build=worker.build,
-            members=by_rank(members)[-pack_size:],
-            data=worker.data,
-            trainer=worker.trainer(),
-        )
+        with workers.as_one():
+            cost = measure(
+                build=worker.build,
+                members=by_rank(members)[-pack_size:],
+                data=worker.data,
+                trainer=worker.trainer(),
+            )
     except (RuntimeError, MemoryError, OSError) as error:
         if not is_out_of_memory(error):
             raise
@@ -104,16 +116,18 @@ def planned(
     test = tokens["test"] if worker.data.test_logits else 0
     evaluated = (part + tokens["dev"] + test) / (tokens["train"] - part)
     epochs_of = worker.config.epochs_of
-    steps = sum(map(epochs_of, left)) * steps_of_epoch
+    packs = packs_of(left, pack_size) if left else []
+    loads = [sum(map(epochs_of, pack)) * steps_of_epoch for pack in packs]
     return Plan(
         members=len(members),
         ended=len(members) - len(left),
-        packs=len(packs_of(left, pack_size)) if left else 0,
+        packs=len(packs),
         pack_size=pack_size,
         epochs=tuple(sorted(set(map(epochs_of, left or members)))),
         steps_of_epoch=steps_of_epoch,
-        member_steps=steps,
-        seconds=steps * cost.seconds * (1 + evaluated * FORWARD),
+        member_steps=sum(loads),
+        seconds=busiest(loads, workers.count) * cost.seconds * (1 + evaluated * FORWARD),
         cost=cost,
         folds=folds,
+        workers=workers,
     )

@@ -122,7 +122,11 @@ def check_trainer(options: Mapping[str, Any]) -> None:
     devices = options.get("devices")
     several = isinstance(devices, int) and devices not in (-1, 1)
     if several or (isinstance(devices, (list, tuple)) and len(devices) != 1):
-        refuse("devices", "members are trained side by side on one, 1 is expected")
+        refuse(
+            "devices",
+            "members are trained side by side on one, 1 is expected; `sweep` trains packs on"
+            " several by --sweep.engine ray --sweep.workers N",
+        )
     strategy = options.get("strategy")
     if isinstance(strategy, str) and strategy not in STRATEGIES:
         refuse("strategy", "members are trained side by side on one device, leave it out")

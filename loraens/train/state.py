@@ -162,6 +162,38 @@ def locked(directory: Path, known: bool = False) -> Iterator[None]:
         lock.release()
 
 
+def pack_locked(checkpoint: Path, seconds: float = -1) -> FileLock:
+    """A lock, to be entered, that keeps others from training a pack.
+
+    Args:
+        checkpoint: The pack's file.
+        seconds: How long another worker's end is waited for; -1 is for ever.
+    """
+    path = checkpoint.with_suffix(".lock")
+    make_directory(path.parent)
+    return FileLock(path, timeout=seconds)
+
+
+def wait_for_workers(packs: Path, seconds: float = 60) -> None:
+    """Wait for workers of a coordinator that was killed, which soon end too.
+
+    Args:
+        packs: Directory of the packs' checkpoints.
+        seconds: How long.
+
+    Raises:
+        InputError: One has not ended.
+    """
+    for path in packs.glob("*.lock"):
+        try:
+            with pack_locked(path, seconds):
+                pass
+        except Timeout:
+            raise InputError(
+                f"a worker of this sweep's last start still trains ({path}): end it first, or wait"
+            ) from None
+
+
 def is_ours(directory: Path) -> bool:
     """Whether a directory may be written to: it is empty or not there, or has the mark."""
     if not directory.is_dir():

@@ -22,7 +22,8 @@ from loraens.data.modules import TextData
 from loraens.errors import InputError
 from loraens.members import Member
 from loraens.model.device import allow_tf32
-from loraens.store import MemberStore
+from loraens.records import ENDED
+from loraens.store import MANIFEST, MemberStore
 from loraens.train.callbacks import MemberWriter
 from loraens.train.checkpoints import PackCheckpoint, Progress, with_whole_checkpoints
 from loraens.train.config import CONFIG, SweepConfig, TrainConfig
@@ -205,12 +206,10 @@ class Worker:
             What became of each member; it is marked in the manifests of those that are done.
         """
         started = time.monotonic()
-        results: list[MemberResult] = []  # of members that are done
-        members = pack.members
-        epochs = 0
+        results, members, epochs = self.resumed(pack)
         problem: tuple[Status, str] | None = None
         with quiet_trainers():
-            while problem is None:
+            while problem is None and members:
                 if pack.checkpoint.is_file():
                     members, epochs = self._drop_stopped(pack, results)
                 if not members or epochs >= pack.until:
@@ -224,6 +223,31 @@ class Worker:
             results += self._close(pack)
         seconds = time.monotonic() - started
         return PackResult(pack, tuple(results), seconds, problem[1] if problem else None)
+
+    def resumed(self, pack: Pack) -> tuple[list[MemberResult], tuple[Member, ...], int]:
+        """How far a pack is, of which another worker may have trained a part before it died.
+
+        Returns:
+            The results of members that have ended; the members that are left, and the epochs that
+            these are trained.
+        """
+        left: tuple[Member, ...] = ()
+        epochs = 0
+        if pack.checkpoint.is_file():
+            checkpoint = PackCheckpoint.load(pack.checkpoint)
+            left, epochs = checkpoint.members, checkpoint.epochs_done
+        ended = []
+        for member in pack.members:
+            store = MemberStore(self.directory / member.name)
+            if member not in left and (store.directory / MANIFEST).is_file():
+                manifest = store.read()
+                if manifest.status in ENDED:
+                    last = manifest.history[-1].epoch if manifest.history else 0
+                    status = cast(Status, manifest.status)
+                    ended.append(MemberResult(member.name, status, last))
+        if not left and len(ended) < len(pack.members):
+            return [], pack.members, 0
+        return ended, left, epochs
 
     def _fit(
         self, pack: Pack, members: Sequence[Member], report: Report | None
