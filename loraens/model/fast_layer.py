@@ -40,6 +40,8 @@ class SavedLayer:
     kv: Tensor = field(init=False)  # (2, H P, K)
     weights: list[Tensor] = field(default_factory=list)  # of each group (s H, Lq, L)
     masks: list[Tensor | None] = field(default_factory=list)  # likewise
+    context: Tensor = field(init=False)  # (Q, D), of the kernels, as is
+    lse: Tensor = field(init=False)  # (Q, H)
     adapted: dict[str, Tensor] = field(default_factory=dict)  # what each add_delta returned
     first: SavedNorm = field(init=False)
     wide: Tensor = field(init=False)  # (Q, F) before the activation

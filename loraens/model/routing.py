@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from loraens.model.upload import upload
+
 
 class MemberRows:
     """Rows of concatenated members `(N, *)` and the same rows with padding, `(M, n, *)`.
@@ -25,10 +27,9 @@ class MemberRows:
         column = torch.arange(int(counts_.max()))
         starts = counts_.cumsum(0) - counts_
         real = column < counts_[:, None]
-        self._real = real.to(device)
-        self._index = torch.where(real, starts[:, None] + column, 0).to(device)
+        index = torch.where(real, starts[:, None] + column, 0)
         slots = torch.arange(len(counts))[:, None] * len(column) + column
-        self._slots = slots[real].to(device)
+        self._real, self._index, self._slots = upload([real, index, slots[real]], device)
 
     def pad(self, x: Tensor) -> Tensor:
         """`(N, I)` -> `(M, n, I)`, zero at padding."""

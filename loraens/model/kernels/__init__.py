@@ -1,0 +1,29 @@
+"""Fused operations of a training step on CUDA GPUs, as Triton kernels behind PyTorch operators.
+
+The eager path is the reference, and what every other device takes. Importing this package needs no
+Triton; `operators` and the modules of kernels do.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+
+SWITCH = "LORAENS_KERNELS"  # 0 switches the kernels off
+TYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@cache
+def why_not() -> str | None:
+    """Why PyTorch's own operators are used on a GPU; None where the kernels are."""
+    if os.environ.get(SWITCH) == "0":
+        return f"{SWITCH} is 0"
+    return "the package triton is missing" if find_spec("triton") is None else None
+
+
+def usable(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the kernels are used for tensors of a device and a type."""
+    return device.type == "cuda" and dtype in TYPES and why_not() is None
