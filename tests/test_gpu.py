@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,16 +31,36 @@ from loraens.train.module import Population
 TESTS = Path(__file__).parent
 
 
+EAGER = {"LORAENS_KERNELS": "0"}
+KERNELS = {"TRITON_INTERPRET": "1"}
+ON_EMULATED = [
+    pytest.param("autocast.py", EAGER, "", id="autocast"),
+    pytest.param("autocast.py", KERNELS, "equals_stock", id="autocast, kernels"),
+    pytest.param("compiled.py", {}, "", id="compiled kernels"),
+    pytest.param("kernels.py", KERNELS, "", id="kernels"),
+    pytest.param("masks.py", EAGER, "", id="masks"),
+    pytest.param("steps.py", EAGER, "", id="steps"),
+    pytest.param("steps.py", KERNELS, "", id="steps, kernels"),
+]
+
+
+def test_every_file_is_run():
+    files = {case.values[0] for case in ON_EMULATED}
+    assert files == {path.name for path in (TESTS / "gpu").glob("*.py")}
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="the emulated device needs g++")
-@pytest.mark.parametrize("file", sorted(path.name for path in (TESTS / "gpu").glob("*.py")))
-def test_on_the_emulated_device(file):
-    options = ["-p", "helpers.second_device", "-p", "no:cacheprovider", "-x", "-q"]
+@pytest.mark.parametrize(("file", "variables", "chosen"), ON_EMULATED)
+def test_on_the_emulated_device(file, variables, chosen):
+    if variables is not EAGER and find_spec("triton") is None:
+        pytest.skip("triton is not installed")
+    options = ["-p", "helpers.second_device", "-p", "no:cacheprovider", "-x", "-q", "-k", chosen]
     path = f"{TESTS}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options, str(TESTS / "gpu" / file)],
         # without options for all tests, such as coverage
-        env={**os.environ, "PYTHONPATH": path, "PYTEST_ADDOPTS": ""},
+        env={**os.environ, "PYTHONPATH": path, "PYTEST_ADDOPTS": "", **variables},
         cwd=TESTS.parent,
         capture_output=True,
         text=True,

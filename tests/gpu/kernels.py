@@ -9,6 +9,8 @@ from helpers.kernels import LENGTHS, seeded
 
 from loraens.model.dropout import attention_coordinates, drop
 from loraens.model.kernels import operators
+from loraens.model.lora import LoRALinear
+from loraens.model.routing import Routing
 from loraens.train.optimizer import BETAS, EPS, MemberAdamW, gradient_norms, scale_gradients
 
 HEADS = 3
@@ -175,3 +177,32 @@ def test_adamw(number):
     for a, b in zip(ours, eager, strict=True):
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
         assert torch.equal(a[1], b[1])
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_low_rank(dtype, wanted):
+    """Against the products member by member, of ranks that are padded."""
+    tokens, ranks, scales = [40, 1, 70], [5, 20, 3], [3.0, 1.0, 0.5]
+    routing = Routing()
+    layers = [
+        LoRALinear(torch.nn.Linear(D, 40), ranks, scales, routing if fused else Routing())
+        for fused in (True, False)
+    ]
+    for layer in layers:
+        for index, rank in enumerate(ranks):
+            layer.lora_A.data[index, :rank] = random(rank, D, seed=index)
+            layer.lora_B.data[index, :, :rank] = random(40, rank, seed=index + 9)
+    routing.route(tokens, torch.tensor(tokens), torch.zeros(sum(tokens)))
+    x = random(sum(tokens), D, dtype=dtype)
+    wide = random(sum(tokens), 80, dtype=dtype, seed=1)
+    grad = random(sum(tokens), 80, dtype=dtype, seed=2)[:, 40:]
+    found = []
+    for layer in layers:
+        layer._fused = lambda x, fused=layer is layers[0]: fused
+        out, x_grad = wide.clone()[:, 40:], x.clone() if wanted else None
+        down = layer.add_delta(out, x, tokens)
+        grads = layer.add_delta_backward(grad, x, down, tokens, x_grad)
+        found.append([out, down, *grads, *([x_grad] if wanted else [])])
+    close = {"rtol": 1e-5 if dtype is torch.float32 else 3e-2, "atol": 20 * TOLERANCE[dtype]}
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, **close)

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 import torch
 
 SWITCH = "LORAENS_KERNELS"  # 0 switches the kernels off
+MOST_RANKS = 64  # that the kernels of low rank hold at once
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -27,3 +28,8 @@ def why_not() -> str | None:
 def usable(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the kernels are used for tensors of a device and a type."""
     return device.type == "cuda" and dtype in TYPES and why_not() is None
+
+
+def low_rank_usable(device: torch.device, dtype: torch.dtype, ranks: int) -> bool:
+    """Whether the kernels of low rank are used; higher ranks take padded products."""
+    return ranks <= MOST_RANKS and usable(device, dtype)

@@ -21,7 +21,7 @@ def _tile(x, rows, start, length, stride, head, WIDTH: tl.constexpr, BLOCK_W: tl
 
 
 @triton.jit
-def _product(a, b, PRECISION: tl.constexpr):
+def product(a, b, PRECISION: tl.constexpr):
     """Matrix product in float32; Triton's interpreter knows none of other types ("cpu")."""
     if PRECISION == "cpu":
         return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
@@ -77,7 +77,7 @@ def attend(
         columns = begin + tl.arange(0, BLOCK)
         at, there = _tile(k, columns, k_start, k_length, kv_stride, head, WIDTH, BLOCK_W)
         keys = tl.load(at, mask=there, other=0.0)
-        scores = _product(queries, tl.trans(keys), PRECISION) * factor
+        scores = product(queries, tl.trans(keys), PRECISION) * factor
         scores = tl.where(columns[None, :] < k_length, scores, float("-inf"))
         higher = tl.maximum(top, tl.max(scores, 1))
         weights = tl.exp(scores - higher[:, None])
@@ -89,7 +89,7 @@ def attend(
         at, there = _tile(v, columns, k_start, k_length, kv_stride, head, WIDTH, BLOCK_W)
         values = tl.load(at, mask=there, other=0.0)
         mixed = mixed * shrink[:, None]
-        mixed += _product(weights.to(values.dtype), values, PRECISION)
+        mixed += product(weights.to(values.dtype), values, PRECISION)
         top = higher
     at, there = _tile(out, rows, q_start, q_length, stride, head, WIDTH, BLOCK_W)
     tl.store(at, (mixed * (scale / total)[:, None]).to(out.dtype.element_ty), mask=there)
@@ -104,10 +104,10 @@ def _gradients(
     """Of one block of queries and one of keys: weights as they were applied to the values, and the
     gradient of the scores before their factor.
     """
-    scores = _product(queries, tl.trans(keys), PRECISION) * factor
+    scores = product(queries, tl.trans(keys), PRECISION) * factor
     weights = tl.exp(scores - lse[:, None])
     weights = tl.where(columns[None, :] < k_length, weights, 0.0)
-    weights_grad = _product(grad, tl.trans(values), PRECISION)
+    weights_grad = product(grad, tl.trans(values), PRECISION)
     used = weights
     if DROP:
         used = _dropped(weights, rows, columns, head, first, second, threshold) * scale
@@ -156,8 +156,8 @@ def attend_backward_kv(
             queries, keys, values, o, g, of_rows, rows, columns, k_length, head, first_key,
             second_key, factor, threshold, scale, DROP, PRECISION,
         )  # fmt: skip
-        v_sum += _product(tl.trans(used.to(g.dtype)), g, PRECISION)
-        k_sum += _product(tl.trans(scores_grad.to(g.dtype)), queries, PRECISION)
+        v_sum += product(tl.trans(used.to(g.dtype)), g, PRECISION)
+        k_sum += product(tl.trans(scores_grad.to(g.dtype)), queries, PRECISION)
     at, there = _tile(kv_grad, columns, k_start, k_length, 2 * stride, head, WIDTH, BLOCK_W)
     tl.store(at, k_sum.to(kv_grad.dtype.element_ty), mask=there)
     tl.store(at + stride, v_sum.to(kv_grad.dtype.element_ty), mask=there)
@@ -200,6 +200,6 @@ def attend_backward_q(
             queries, keys, values, o, g, of_rows, rows, columns, k_length, head, first_key,
             second_key, factor, threshold, scale, DROP, PRECISION,
         )  # fmt: skip
-        q_sum += _product(scores_grad.to(keys.dtype), keys, PRECISION)
+        q_sum += product(scores_grad.to(keys.dtype), keys, PRECISION)
     at, there = _tile(q_grad, rows, q_start, q_length, stride, head, WIDTH, BLOCK_W)
     tl.store(at, q_sum.to(q_grad.dtype.element_ty), mask=there)

@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from loraens.model.dropout import threshold_of
-from loraens.model.kernels import attention, norm, optimiser
+from loraens.model.kernels import attention, low_rank, norm, optimiser
 from loraens.model.upload import upload
 
 _LIBRARY = torch.library.Library("loraens", "DEF")
@@ -136,6 +136,13 @@ def block_of(longest: int, width: int, itemsize: int) -> int:
     return min(most, max(16, int(triton.next_power_of_2(longest))))
 
 
+def _precision(x: Tensor) -> str:
+    """How kernels multiply float32."""
+    if x.device.type == "cpu":
+        return "cpu"
+    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+
+
 def _attention(
     kernel: Any,
     tensors: Sequence[Tensor],
@@ -153,13 +160,12 @@ def _attention(
     q, k = tensors[:2]
     width = q.shape[1] // heads
     block = block_of(longest, width, q.element_size())
-    precision = "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
     kernel[(len(offsets[0]) - 1, heads, triton.cdiv(blocks_of, block))](
         *tensors, *offsets,
         offsets[0] if first is None else first, offsets[0] if second is None else second,
         k.stride(0), heads, width**-0.5, threshold_of(p), 1 / (1 - p) if first is not None else 1.0,
         WIDTH=width, BLOCK=block, BLOCK_W=max(16, triton.next_power_of_2(width)),
-        DROP=first is not None, PRECISION="cpu" if q.device.type == "cpu" else precision,
+        DROP=first is not None, PRECISION=_precision(q),
     )  # fmt: skip
 
 
@@ -273,4 +279,59 @@ def adamw(
     optimiser.adamw[(triton.cdiv(most, 1024), len(parameters), members)](
         table, divisors, rates, decays, factors, active,
         EPS=eps, BETA1=beta1, BETA2=beta2, BLOCK=1024, NUMBER=_FLOATS[rates.dtype],
+    )  # fmt: skip
+
+
+def _of_low_rank(x: Tensor, ranks: int) -> dict[str, Any]:
+    """Constants of the kernels of low rank."""
+    return {
+        "RANK": max(16, triton.next_power_of_2(ranks)),
+        "BLOCK": 64,
+        "COLUMNS": 64 if x.element_size() == 2 else 32,
+        "PRECISION": _precision(x),
+    }
+
+
+@_operator(
+    "add_low_rank(Tensor x, Tensor(a!) inner, Tensor(b!)? out, Tensor first, Tensor second,"
+    " Tensor scales, int scaled, Tensor ends, int longest)"
+)
+def add_low_rank(
+    x: Tensor,
+    inner: Tensor,
+    out: Tensor | None,
+    first: Tensor,
+    second: Tensor,
+    scales: Tensor,
+    scaled: int,
+    ends: Tensor,
+    longest: int,
+) -> None:
+    """Inner products `(N, R)` of x `(N, I)` and each member's first matrix, of `(M, R, I)`, and
+    those with its second one, of `(M, O, R)`, added to `out` `(N, O)`, if it is given; one of the
+    matrices (`scaled` is 1 or 2) times the scales `(M,)`. A member has at most `longest` rows.
+    """
+    ranks, inputs = first.shape[1:]
+    outputs = second.shape[1]
+    constants = _of_low_rank(x, ranks)
+    low_rank.add_product[(len(scales), triton.cdiv(longest, constants["BLOCK"]))](
+        x, inner, inner if out is None else out, first, second, scales, ends,
+        inputs, outputs, ranks, x.stride(0), 0 if out is None else out.stride(0),
+        first.stride(1), first.stride(2), second.stride(1), second.stride(2),
+        SCALED=scaled, ADD=out is not None, **constants,
+    )  # fmt: skip
+
+
+@_operator(
+    "low_rank_gradient(Tensor inner, Tensor x, Tensor(a!) grad, Tensor? scales, Tensor ends)"
+)
+def low_rank_gradient(
+    inner: Tensor, x: Tensor, grad: Tensor, scales: Tensor | None, ends: Tensor
+) -> None:
+    """Inner^T x of the rows of each member, `(M, R, I)`, times its scale where those are given."""
+    members, ranks, inputs = grad.shape
+    constants = _of_low_rank(x, ranks)
+    low_rank.inner_gradient[(members, triton.cdiv(inputs, constants["COLUMNS"]))](
+        inner, x, grad, ends if scales is None else scales, ends, inputs, ranks, x.stride(0),
+        grad.stride(1), grad.stride(2), SCALED=scales is not None, **constants,
     )  # fmt: skip
