@@ -1,13 +1,15 @@
 """Launches, bytes and host waits of one training step on a GPU, counted without one.
 
-    python benchmarks/count.py [--members 1 --members 186] [--out DIR]
+    python benchmarks/count.py [--shape MiniLM] [--members 186] [--out DIR]
 
 The step is that of a population in bfloat16 under autocast: upload of the batch, forward, backward,
 clipping and AdamW, on tests/helpers/second_device.py, which runs every operator on shapes without
 numbers. A launch is an operator that computes or copies: views and allocations are none. Bytes are
 those that a launch has to read and to write, each once, whatever the caches do. A wait is where the
-host waits for the device, beside those of Lightning's loop. Members are of the paper's grid for
-STS, of rank 1 to 31, the sequences made up, of 9 to 80 tokens, 28 on average.
+host waits for the device, beside those of Lightning's loop. Where Triton is installed, the step is
+counted with kernels, too. Members are of the paper's grid for STS, of rank 1 to 31, the sequences
+made up, of 9 to 80 tokens, 28 on average. results/count-before.json has the counts before
+there were kernels and uploads in one copy, by this script.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ from torch.utils._pytree import tree_flatten
 from transformers import BertConfig, BertModel
 
 from loraens.members import Member
+from loraens.model import kernels
 from loraens.model.batch import PackedBatch, pack
 from loraens.tasks import STS
 from loraens.train.module import Population
@@ -57,6 +60,8 @@ PHASES = ("forward", "backward", "optimiser")
 aten = torch.ops.aten
 # operators that only make a tensor, or another view of one
 FREE = {"_unsafe_view", "alias", "detach", "empty", "empty_like", "empty_strided", "new_empty"}
+# operators of several launches: attention's backward is two kernels, and addresses are uploaded
+SEVERAL = {"attend_backward": 2, "adamw": 2, "gradient_squares": 2}
 GATHERS = {"index", "index_select", "embedding", "gather"}
 
 
@@ -78,7 +83,7 @@ class Count:
         if name in GATHERS or func in INDEXING:
             read = [x for x in read if x.numel() <= made[0].numel()] + made[:1]
         new = [x for x in made if not any(x is other for other in written)]
-        self.launches[self.phase, name] += 1
+        self.launches[self.phase, name] += SEVERAL.get(name, 1)
         self.bytes[self.phase, name] += sum(map(_nbytes, [*read, *written, *new]))
 
     def total(self, counter: Counter[tuple[str, str]], phase: str | None = None) -> int:
@@ -136,8 +141,10 @@ def made_up_batch(members: int) -> PackedBatch:
     )
 
 
-def count_step(shape: str, members: int, scratch: Path) -> dict[str, Any]:
+def count_step(shape: str, members: int, by_kernels: bool, scratch: Path) -> dict[str, Any]:
     """The second step of a population, in which all that is made once is there."""
+    if not by_kernels:
+        kernels.usable = lambda device, dtype: False  # those with kernels are counted before
     directory = scratch / shape
     if not directory.exists():
         BertModel(SHAPES[shape]).save_pretrained(directory)
@@ -167,6 +174,7 @@ def count_step(shape: str, members: int, scratch: Path) -> dict[str, Any]:
             optimizer.zero_grad()
         Device.watch = None
     return {
+        "step": "with kernels" if by_kernels else "without kernels",
         "shape": shape,
         "members": members,
         "launches": {phase: count.total(count.launches, phase) for phase in PHASES},
@@ -182,13 +190,13 @@ def count_step(shape: str, members: int, scratch: Path) -> dict[str, Any]:
 def as_table(results: list[dict[str, Any]]) -> str:
     """The counts as a Markdown table."""
     lines = [
-        "| shape | members | launches: forward | backward | optimiser | all | GB moved: forward"
+        "| | shape | members | launches: forward | backward | optimiser | all | GB moved: forward"
         " | backward | optimiser | all | host waits |",
-        f"| {' | '.join(['---'] * 11)} |",
+        f"| {' | '.join(['---'] * 12)} |",
     ]
     for result in results:
         launches, moved = (list(result[name].values()) for name in ("launches", "bytes"))
-        cells = [result["shape"], result["members"]]
+        cells = [result["step"], result["shape"], result["members"]]
         cells += [f"{number:,}" for number in (*launches, sum(launches))]
         cells += [f"{number / 1e9:,.2f}" for number in (*moved, sum(moved))]
         lines.append(f"| {' | '.join(map(str, [*cells, len(result['waits'])]))} |")
@@ -210,9 +218,15 @@ def main() -> None:
         if arguments.shape in (None, shape)
         and (arguments.members is None or members in arguments.members)
     ]
+    ways = (True, False) if kernels.why_not() is None else (False,)
     with tempfile.TemporaryDirectory() as scratch:
-        results = [count_step(shape, members, Path(scratch)) for shape, members in steps]
-    table = as_table(results)
+        results = [
+            count_step(shape, members, by_kernels, Path(scratch))
+            for by_kernels in ways
+            for shape, members in steps
+        ]
+    before = json.loads((ROOT / "benchmarks" / "results" / "count-before.json").read_text())
+    table = as_table([r for r in before if (r["shape"], r["members"]) in steps] + results)
     print(table)
     if arguments.out is not None:
         arguments.out.mkdir(parents=True, exist_ok=True)

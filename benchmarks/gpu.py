@@ -12,8 +12,8 @@ fit. Each part is a process of its own, and gpu.json and gpu.md are written afte
 It needs PyTorch, Lightning, `transformers` and `peft`, and no network. What else is missing comes
 from a folder of wheels, filled on another machine with the same Python by
 
-    pip download -d DIR --no-deps -c constraints.txt 'jsonargparse' typeshed_client docstring_parser \
-        pydantic pydantic_core annotated_types typing_inspection scikit-learn joblib threadpoolctl
+    pip download -d DIR --no-deps -c constraints.txt jsonargparse typeshed_client \
+        docstring_parser pydantic pydantic_core annotated_types typing_inspection scikit-learn joblib threadpoolctl
 """
 
 from __future__ import annotations

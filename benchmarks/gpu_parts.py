@@ -313,7 +313,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
-    if CUDA != (arguments.device == "cuda"):
+    if (arguments.device == "cuda") != CUDA:
         sys.exit(f"device {arguments.device} is not what PyTorch finds here")
     quiet()
     warnings.filterwarnings("ignore")

@@ -185,9 +185,7 @@ def memories(
     return found
 
 
-def prepare(
-    model: str, data: str | None, scratch: Path, backbone: str = "minilm"
-) -> Bench:
+def prepare(model: str, data: str | None, scratch: Path, backbone: str = "minilm") -> Bench:
     """The backbone, made if it is BERT-base's shape, and the texts."""
     tokenizer = AutoTokenizer.from_pretrained(locate(backbone))
     if model == "bert-base":

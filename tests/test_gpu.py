@@ -22,6 +22,7 @@ from loraens.data.modules import SST
 from loraens.errors import InputError
 from loraens.inference.predictor import Predictor
 from loraens.members import Member
+from loraens.model import kernels
 from loraens.model.device import allow_tf32, records_together, usable_device
 from loraens.store import MemberStore, find_members
 from loraens.train.config import SweepConfig
@@ -40,7 +41,7 @@ ON_EMULATED = [
     pytest.param("kernels.py", KERNELS, "", id="kernels"),
     pytest.param("masks.py", EAGER, "", id="masks"),
     pytest.param("steps.py", EAGER, "", id="steps"),
-    pytest.param("steps.py", KERNELS, "", id="steps, kernels"),
+    pytest.param("steps.py", KERNELS, "sts", id="steps, kernels"),  # the interpreter is slow
 ]
 
 
@@ -235,8 +236,32 @@ def test_what_it_computes_on_is_said(monkeypatch):
         return in_words(SimpleNamespace(strategy=strategy, precision=precision))
 
     assert said("cpu", "32-true") is None
-    assert said("cuda:0", "32-true") == "on H100, precision 32-true"
-    assert said("cuda:0", "bf16-mixed").endswith("(--trainer.precision 32-true for float32)")
+    by_kernels = "precision 32-true, with Triton kernels"
+    monkeypatch.setattr(kernels, "why_not", lambda: None)
+    assert said("cuda:0", "32-true") == f"on H100, {by_kernels}"
+    assert "(--trainer.precision 32-true for float32)" in said("cuda:0", "bf16-mixed")
+    monkeypatch.setattr(kernels, "why_not", lambda: "the package triton is missing")
+    without = ", without kernels: the package triton is missing"
+    assert said("cuda:0", "32-true") == f"on H100, precision 32-true{without}"
+
+
+def test_when_kernels_are_used(monkeypatch):
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    monkeypatch.setattr(kernels, "why_not", lambda: None)
+    assert kernels.usable(gpu, torch.bfloat16)
+    assert not kernels.usable(cpu, torch.bfloat16)
+    assert not kernels.usable(gpu, torch.float64)
+    assert kernels.low_rank_usable(gpu, torch.float32, 64)
+    assert not kernels.low_rank_usable(gpu, torch.float32, 65)
+    monkeypatch.undo()
+    reasons = []
+    for value, there in (("0", True), ("1", True), ("1", False)):
+        monkeypatch.setenv(kernels.SWITCH, value)
+        monkeypatch.setattr(kernels, "find_spec", lambda name, there=there: there or None)
+        kernels.why_not.cache_clear()
+        reasons.append(kernels.why_not())
+    kernels.why_not.cache_clear()
+    assert reasons == ["LORAENS_KERNELS is 0", None, "the package triton is missing"]
 
 
 def test_tf32_is_for_gpus_only():

@@ -57,9 +57,7 @@ class FusedRun(Run):
         saved.context = self._new("context", layer, saved.xq.shape, x)
         saved.lse = self._new("lse", layer, (len(saved.xq), layer.heads), x, torch.float32)
         key, value = saved.kv[:, :width], saved.kv[:, width:]
-        operators.attend(
-            saved.q, key, value, saved.context, saved.lse, *self._spans(layer, slots)
-        )
+        operators.attend(saved.q, key, value, saved.context, saved.lse, *self._spans(layer, slots))
         return saved.context
 
     def _spans(self, layer: FastLayer, slots: Rows) -> tuple[Any, ...]:
@@ -104,9 +102,7 @@ class FusedRun(Run):
         if keys[0] is not None:
             g = self._scratch("norm grad", residual.shape, residual)
         of_norm = (saved.x, saved.mean, saved.rstd, part.LayerNorm.weight)
-        operators.add_norm_backward(
-            grad.contiguous(), *of_norm, residual, g, *keys, part.dropout.p
-        )
+        operators.add_norm_backward(grad.contiguous(), *of_norm, residual, g, *keys, part.dropout.p)
         return residual, residual if g is None else g
 
     def _attention_backward(

@@ -78,7 +78,6 @@ class Heads(nn.Module):
                 )
             return torch.baddbmm(self.bias[:, None], pooled, self.weight.transpose(1, 2))
 
-
     def _rates(self, pooled: Tensor) -> Tensor:
         """`(M, 1, 1)` the members' rates of dropout, in the type and on the device of features."""
         made = self._made

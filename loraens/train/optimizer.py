@@ -19,6 +19,7 @@ from loraens.model import kernels
 
 BETAS = (0.9, 0.999)
 EPS = 1e-8
+_PARTS = 8  # of a parameter, whose squares are summed side by side
 
 
 class MemberAdamW(torch.optim.Optimizer):
@@ -68,7 +69,7 @@ class MemberAdamW(torch.optim.Optimizer):
 
     def _next_state(self, parameter: Tensor) -> dict[str, Any]:
         """Moments of a parameter, zero before its first step, and the number of the step."""
-        state = self.state[parameter]
+        state: dict[str, Any] = self.state[parameter]
         if not state:
             state.update(
                 step=0, exp_avg=torch.zeros_like(parameter), exp_avg_sq=torch.zeros_like(parameter)
@@ -131,9 +132,9 @@ def gradient_norms(parameters: Sequence[Tensor], members: int) -> Tensor:
         from loraens.model.kernels import operators
 
         of_all = [p.grad for p in parameters if p.grad is not None]
-        sums = of_all[0].new_empty(len(of_all), members)
+        sums = of_all[0].new_empty(len(of_all), _PARTS, members)
         operators.gradient_squares(of_all, sums)
-        return sums.sum(0).sqrt()
+        return sums.sum((0, 1)).sqrt()
     grads = [p.grad.view(members, -1) for p in parameters if p.grad is not None]
     norms = torch.stack([torch.linalg.vector_norm(grad, dim=1) for grad in grads])
     total: Tensor = torch.linalg.vector_norm(norms, dim=0)

@@ -43,7 +43,7 @@ KERNELS = [
     (low_rank.add_product, {**OF_LOW_RANK, "SCALED": 1, "ADD": True}),
     (low_rank.add_product, {**OF_LOW_RANK, "SCALED": 2, "ADD": False, "RANK": 16}),
     (low_rank.inner_gradient, {**OF_LOW_RANK, "SCALED": True}),
-    (optimiser.squares, OF_ADAMW),
+    (optimiser.squares, {**OF_ADAMW, "PARTS": 8}),
     (optimiser.adamw, {**OF_ADAMW, "EPS": 1e-8, "BETA1": 0.9, "BETA2": 0.999}),
 ]
 

@@ -86,9 +86,7 @@ def naive(q, k, v, masks, site, first_only):
         rows = slice(start, start + length)
         start += length
         queries = slice(number, number + 1) if first_only else rows
-        heads = [
-            x.view(-1, HEADS, WIDTH).transpose(0, 1) for x in (q[queries], k[rows], v[rows])
-        ]
+        heads = [x.view(-1, HEADS, WIDTH).transpose(0, 1) for x in (q[queries], k[rows], v[rows])]
         weights = (heads[0] @ heads[1].mT * WIDTH**-0.5).softmax(-1)
         if masks is not None:
             grid = attention_coordinates(HEADS, weights.shape[1], length, q.device)
@@ -162,9 +160,9 @@ def test_adamw(number):
         for parameter, grad in zip(eager, grads, strict=True):
             parameter.grad = grad.clone()
         norms = gradient_norms(eager, 3)
-        sums = torch.empty(3, 3, dtype=number)
+        sums = torch.empty(3, 2, 3, dtype=number)
         operators.gradient_squares(grads, sums)
-        torch.testing.assert_close(sums.sum(0).sqrt(), norms, rtol=tolerance, atol=0)
+        torch.testing.assert_close(sums.sum((0, 1)).sqrt(), norms, rtol=tolerance, atol=0)
         factors = (0.5 / norms).clamp(max=1)
         scale_gradients(eager, factors, active)
         optimizer.step()

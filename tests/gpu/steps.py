@@ -29,6 +29,7 @@ def stepped(tiny_bert, monkeypatch, task, device, half=False):
     if device != "cpu":
         to_second_device(module)
         module._device = DEVICE
+    module._trainer = trainer  # without one its step is always 0
     optimizer = module.configure_optimizers()
     waits = []
     module.model.train()

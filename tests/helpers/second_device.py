@@ -3,8 +3,8 @@
 
 Dispatch is real (CUDA's autocast lists, autograd's device thread, every branch on the device's
 type); kernels, streams, memory and Lightning's Trainer are not. It finds tensors of different
-devices and types in one operator, and notes where a GPU's host would wait for it. It must be imported before
-torch, in a process of its own, as PyTorch looks for its device hooks once.
+devices and types in one operator, and notes where a GPU's host would wait for it. It must be
+imported before torch, in a process of its own, as PyTorch looks for its device hooks once.
 """
 
 from __future__ import annotations
@@ -231,7 +231,7 @@ class _Lists(TorchFunctionMode):
 
 @contextmanager
 def second_device(place: str = "cpu"):
-    """Within it tensors may be on `cuda:0`, with their numbers on the CPU or, on "meta", without."""
+    """Within it tensors may be on `cuda:0`, their numbers on the CPU or, on "meta", nowhere."""
     Device.place = place
     try:
         with _Dispatch(), _Lists():

@@ -14,6 +14,7 @@ import torch
 
 SWITCH = "LORAENS_KERNELS"  # 0 switches the kernels off
 MOST_RANKS = 64  # that the kernels of low rank hold at once
+OLDEST = 8  # compute capability of GPUs that multiply bfloat16 and TF32
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -22,7 +23,13 @@ def why_not() -> str | None:
     """Why PyTorch's own operators are used on a GPU; None where the kernels are."""
     if os.environ.get(SWITCH) == "0":
         return f"{SWITCH} is 0"
-    return "the package triton is missing" if find_spec("triton") is None else None
+    if find_spec("triton") is None:
+        return "the package triton is missing"
+    if torch.cuda.is_available() and torch.version.cuda:
+        major, minor = torch.cuda.get_device_capability()
+        if major < OLDEST:
+            return f"the GPU's compute capability is {major}.{minor}, and {OLDEST}.0 is needed"
+    return None
 
 
 def usable(device: torch.device, dtype: torch.dtype) -> bool:

@@ -35,7 +35,7 @@ def add_product(
     COLUMNS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """inner = x first^T, and out += inner second^T; a program is one block of rows of a member."""
+    """Inner = x first^T, and out += inner second^T; a program is one block of rows of a member."""
     member = tl.program_id(0)
     end = tl.load(ends + member + 1)
     rows = tl.load(ends + member) + tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -93,7 +93,7 @@ def inner_gradient(
     COLUMNS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """inner^T x of each member's rows; a program is one block of columns of a member."""
+    """Inner^T x of each member's rows; a program is one block of columns of a member."""
     member = tl.program_id(0)
     start = tl.load(ends + member)
     end = tl.load(ends + member + 1)

@@ -25,6 +25,7 @@ _LIBRARY = torch.library.Library("loraens", "DEF")
 _KEYS = "Tensor? first, Tensor? second"
 _ROWS = f"{_KEYS}, Tensor? sequence, Tensor? position"
 _SPANS = f"Tensor q_offsets, Tensor k_offsets, int longest, int heads, {_KEYS}, float p"
+_BLOCK = 1024  # numbers of a program of the optimiser
 _FLOATS = {torch.float32: tl.float32, torch.float64: tl.float64}
 
 
@@ -170,8 +171,7 @@ def _attention(
 
 
 @_operator(
-    "attend(Tensor q, Tensor k, Tensor v, Tensor(a!) out, Tensor(b!) lse,"
-    f" {_SPANS}, int queries)"
+    f"attend(Tensor q, Tensor k, Tensor v, Tensor(a!) out, Tensor(b!) lse, {_SPANS}, int queries)"
 )
 def attend(
     q: Tensor,
@@ -233,19 +233,25 @@ def attend_backward(
 def _table(members: int, *columns: Sequence[Tensor]) -> Tensor:
     """Addresses `(P, 5)` of parameters, gradients and moments, or of gradients alone, and the
     numbers of a member.
+
+    Raises:
+        ValueError: A tensor is not contiguous.
     """
+    if not all(tensor.is_contiguous() for column in columns for tensor in column):
+        raise ValueError("kernels read and change contiguous parameters and gradients only")
     addresses = [[tensor.data_ptr() for tensor in column] for column in columns]
     addresses += [addresses[0]] * (4 - len(addresses))
-    return torch.tensor([*addresses, [tensor.numel() // members for tensor in columns[0]]]).T
+    numbers = [tensor.numel() // members for tensor in columns[0]]
+    return torch.tensor([*addresses, numbers]).T.contiguous()
 
 
 @_operator("gradient_squares(Tensor[] grads, Tensor(a!) sums)")
 def gradient_squares(grads: list[Tensor], sums: Tensor) -> None:
-    """Sums `(P, M)` of the squares of each member's gradients of each parameter."""
-    members = sums.shape[1]
-    (table,) = upload([_table(members, grads).contiguous()], sums.device)
-    optimiser.squares[(len(grads), members)](
-        table, sums, members, BLOCK=1024, NUMBER=_FLOATS[sums.dtype]
+    """Sums `(P, parts, M)` of the squares of each member's gradients of each parameter."""
+    _, parts, members = sums.shape
+    (table,) = upload([_table(members, grads)], sums.device)
+    optimiser.squares[(len(grads), members, parts)](
+        table, sums, members, BLOCK=_BLOCK, PARTS=parts, NUMBER=_FLOATS[sums.dtype]
     )
 
 
@@ -273,12 +279,12 @@ def adamw(
     1 - beta2 ** t.
     """
     members = len(rates)
-    table = _table(members, parameters, grads, firsts, seconds).contiguous()
+    table = _table(members, parameters, grads, firsts, seconds)
     table, divisors = upload([table, torch.tensor(corrections, dtype=rates.dtype)], rates.device)
     most = max(parameter.numel() for parameter in parameters) // members
-    optimiser.adamw[(triton.cdiv(most, 1024), len(parameters), members)](
+    optimiser.adamw[(triton.cdiv(most, _BLOCK), len(parameters), members)](
         table, divisors, rates, decays, factors, active,
-        EPS=eps, BETA1=beta1, BETA2=beta2, BLOCK=1024, NUMBER=_FLOATS[rates.dtype],
+        EPS=eps, BETA1=beta1, BETA2=beta2, BLOCK=_BLOCK, NUMBER=_FLOATS[rates.dtype],
     )  # fmt: skip
 
 

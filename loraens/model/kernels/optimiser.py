@@ -23,17 +23,20 @@ def _row(table, parameter, NUMBER: tl.constexpr):
 
 
 @triton.jit
-def squares(table, sums, members, BLOCK: tl.constexpr, NUMBER: tl.constexpr):
-    """Sum of the squares of one member's gradients of one parameter, into `sums` `(P, M)`."""
+def squares(table, sums, members, BLOCK: tl.constexpr, PARTS: tl.constexpr, NUMBER: tl.constexpr):
+    """Sums of the squares of one member's gradients of one parameter in several parts, into `sums`
+    `(P, parts, M)`.
+    """
     parameter = tl.program_id(0)
     member = tl.program_id(1)
+    part = tl.program_id(2)
     _, grad, _, _, n = _row(table, parameter, NUMBER)
     total = tl.zeros([BLOCK], NUMBER)
-    for begin in range(0, n, BLOCK):
+    for begin in range(part * BLOCK, n, PARTS * BLOCK):
         at = begin + tl.arange(0, BLOCK)
         g = tl.load(grad + member * n + at, mask=at < n, other=0.0)
         total += g * g
-    tl.store(sums + parameter * members + member, tl.sum(total, 0))
+    tl.store(sums + (parameter * PARTS + part) * members + member, tl.sum(total, 0))
 
 
 @triton.jit
@@ -55,6 +58,8 @@ def adamw(
     member = tl.program_id(2)
     value, grad, first, second, n = _row(table, parameter, NUMBER)
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    if tl.program_id(0) * BLOCK >= n:
+        return
     inside = at < n
     at += member * n
     moves = tl.load(active + member) != 0
