@@ -230,7 +230,8 @@ def main() -> None:
     print(table)
     if arguments.out is not None:
         arguments.out.mkdir(parents=True, exist_ok=True)
-        (arguments.out / "count.json").write_text(json.dumps(results, indent=1) + "\n")
+        lines = ",\n".join(map(json.dumps, results))
+        (arguments.out / "count.json").write_text(f"[\n{lines}\n]\n")
         (arguments.out / "count.md").write_text(table + "\n")
 
 

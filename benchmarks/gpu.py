@@ -12,8 +12,10 @@ fit. Each part is a process of its own, and gpu.json and gpu.md are written afte
 It needs PyTorch, Lightning, `transformers` and `peft`, and no network. What else is missing comes
 from a folder of wheels, filled on another machine with the same Python by
 
-    pip download -d DIR --no-deps -c constraints.txt jsonargparse typeshed_client \
-        docstring_parser pydantic pydantic_core annotated_types typing_inspection scikit-learn joblib threadpoolctl
+    pip download -d DIR --no-deps -c constraints.txt PACKAGES
+
+These are docstring_parser, jsonargparse, scipy and typeshed_client. What is installed already is
+left as it is.
 """
 
 from __future__ import annotations
