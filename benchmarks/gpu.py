@@ -14,8 +14,8 @@ from a folder of wheels, filled on another machine with the same Python by
 
     pip download -d DIR --no-deps -c constraints.txt PACKAGES
 
-These are docstring_parser, jsonargparse, scipy and typeshed_client. What is installed already is
-left as it is.
+These are annotated_types, docstring_parser, jsonargparse, pydantic, pydantic_core, scipy,
+typeshed_client and typing_inspection. What is installed already is left as it is.
 """
 
 from __future__ import annotations

@@ -153,6 +153,12 @@ def test_masks_and_start_are_the_same_bits_on_a_gpu(monkeypatch, tmp_path, half)
     assert all(map(torch.equal, found, expected))
 
 
+def test_kernels_that_cannot_be_launched():
+    """As tensors are on the CPU and there is no interpreter."""
+    pytest.importorskip("triton")
+    assert kernels.failure(torch.device("cpu")).startswith("Triton cannot launch them here (")
+
+
 @pytest.mark.parametrize("command", ["sweep", "fit", "validate"])
 @pytest.mark.parametrize(
     ("option", "value", "message"),

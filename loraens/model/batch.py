@@ -44,7 +44,7 @@ class PackedBatch:
     split: str
     weights: Tensor | None = None
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> PackedBatch:
+    def to(self, device: torch.device | str) -> PackedBatch:
         """The batch with its tensors on a device, on a GPU in one copy that is not waited for."""
         there = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
         moved: dict[str, Any] = dict(zip(there, upload([*there.values()], device), strict=True))

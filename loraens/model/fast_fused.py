@@ -37,7 +37,8 @@ class FusedRun(Run):
         offsets = torch.from_numpy(np.cumsum([0, *lengths]))
         numbers = torch.arange(len(offsets), dtype=torch.int32)
         first, ends, numbers = upload([offsets[:-1], offsets.to(torch.int32), numbers], device)
-        masks = self.masks.rows() if self.training else None
+        rates = [d.p for layer in self.layers for d in layer.dropouts()]
+        masks = self.masks.rows() if self.training and any(rates) else None
         longest = max(lengths)
         others = Rows(None, ends, ends, longest, longest, masks)
         if not first_only:

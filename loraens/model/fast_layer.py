@@ -85,6 +85,10 @@ class FastLayer:
         self.weight = torch.empty(0)
         self.bias = torch.empty(0)
 
+    def dropouts(self) -> tuple[Any, Any, Any]:
+        """Of attention's weights, of attention's output and of the feed-forward part's."""
+        return self.attention_dropout, self.attention_output.dropout, self.output.dropout
+
     def trained_parameters(self) -> list[nn.Parameter]:
         """Those of the layer's adapters, in the order of query, key and value."""
         return list(chain.from_iterable(a.own_parameters() for a in self.adapters.values()))

@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers.kernels import LENGTHS, seeded
 
+from loraens.model import kernels
 from loraens.model.dropout import attention_coordinates, drop
 from loraens.model.kernels import operators
 from loraens.model.lora import LoRALinear
@@ -16,7 +17,7 @@ from loraens.train.optimizer import BETAS, EPS, MemberAdamW, gradient_norms, sca
 HEADS = 3
 WIDTH = 8  # of a head
 D = HEADS * WIDTH
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
+TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 3e-2}
 P = 0.3
 
 
@@ -32,6 +33,12 @@ def random(*shape, dtype=torch.float32, seed=0):
 
 def rows_of(masks, site):
     return *masks.keys(site), *masks.rows()
+
+
+def test_a_kernel_is_tried(monkeypatch):
+    assert kernels.failure(torch.device("cpu")) is None
+    monkeypatch.setattr(operators, "keep", lambda *args: torch.zeros(64))
+    assert kernels.failure(torch.device("cpu")).endswith("(masks are not those of the CPU)")
 
 
 @pytest.mark.parametrize("p", [0.0, 0.1, 0.9])
@@ -62,7 +69,7 @@ def test_add_and_norm(dtype, dropped):
     keys = rows_of(masks, site) if dropped else (None,) * 4
     out, moments = torch.empty_like(y), [torch.empty(tokens) for _ in range(2)]
     operators.add_norm(y, residual, weight, bias, out, *moments, *keys, P, 1e-5)
-    close = {"rtol": 1e-5 if dtype is torch.float32 else 1e-2, "atol": TOLERANCE[dtype]}
+    close = {"rtol": 1e-6 if dtype is torch.float32 else 1e-2, "atol": TOLERANCE[dtype]}
     torch.testing.assert_close(y, total, **close)
     torch.testing.assert_close(out, expected, **close)
     torch.testing.assert_close(moments[1][:, None], rstd.float(), rtol=1e-2, atol=0)
@@ -116,7 +123,7 @@ def test_attention(dtype, dropped, first_only):
     operators.attend(q, kv[:, :D], kv[:, D:], out, lse, *spans)
     found = torch.full_like(q, float("nan")), torch.full_like(kv, float("nan"))
     operators.attend_backward(q, kv[:, :D], kv[:, D:], out, lse, grad, *found, *spans)
-    close = {"rtol": 1e-4 if dtype is torch.float32 else 3e-2, "atol": TOLERANCE[dtype]}
+    close = {"rtol": 1e-5 if dtype is torch.float32 else 3e-2, "atol": TOLERANCE[dtype]}
     for a, b in zip((out, *found), (expected, *wanted), strict=True):
         torch.testing.assert_close(a.double(), b.detach(), **close)
 

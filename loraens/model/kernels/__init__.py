@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from functools import cache
 from importlib.util import find_spec
+from subprocess import SubprocessError
 
 import torch
 
@@ -29,6 +30,21 @@ def why_not() -> str | None:
         major, minor = torch.cuda.get_device_capability()
         if major < OLDEST:
             return f"the GPU's compute capability is {major}.{minor}, and {OLDEST}.0 is needed"
+        return failure(torch.device("cuda"))
+    return None
+
+
+def failure(device: torch.device) -> str | None:
+    """Why Triton cannot launch a kernel on a device, or gets other numbers there; None where it
+    can. It needs a C compiler and Python's headers, for example.
+    """
+    try:
+        from loraens.model.kernels import operators
+
+        operators.trial(device)
+    except (ImportError, OSError, RuntimeError, SubprocessError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return f"Triton cannot launch them here ({reason})"
     return None
 
 

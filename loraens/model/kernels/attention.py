@@ -2,8 +2,8 @@
 al. 2022), and dropout by the names of values, whose mask is made again in the backward.
 
 Shape letters: S sequences, N tokens, Q query tokens, D width, H heads, K head width. A program of
-the forward is one block of queries of one head and sequence. One of the backward is a block of keys
-and values, and the block of queries with its number.
+the forward is one block of queries of one head and sequence; one of the backward a block of keys
+and values, or of queries.
 """
 
 import triton

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from loraens.model.dropout import threshold_of
+from loraens.model.dropout import COLUMN_BITS, coordinates, keep, threshold_of
 from loraens.model.kernels import attention, low_rank, norm, optimiser
 from loraens.model.upload import upload
 
@@ -127,6 +127,24 @@ def drop_tokens(
         x, out, first, second, sequence, position, x.shape[1], threshold_of(p), 1 / (1 - p),
         BLOCK=block, num_warps=_warps(block),
     )  # fmt: skip
+
+
+def trial(device: torch.device) -> None:
+    """Launch one kernel, and compare its numbers with those of the CPU.
+
+    Raises:
+        RuntimeError: They differ, or it cannot be launched.
+    """
+    width = 64
+    first, second = (torch.tensor([number], dtype=torch.int32) for number in (12345, -678))
+    index = coordinates(width, bits=(COLUMN_BITS,), device=first.device)
+    expected = keep(index, (first, second), 0.3, torch.empty_like(index), torch.empty_like(index))
+    ones = torch.ones(1, width, device=device)
+    out = torch.empty_like(ones)
+    row = torch.zeros(1, dtype=torch.int64, device=device)
+    drop_tokens(ones, out, first.to(device), second.to(device), row, row, 0.3)
+    if not torch.equal(out[0].cpu() != 0, expected != 0):
+        raise RuntimeError("masks are not those of the CPU")
 
 
 def block_of(longest: int, width: int, itemsize: int) -> int:
