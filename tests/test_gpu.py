@@ -53,15 +53,16 @@ def test_every_file_is_run():
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="the emulated device needs g++")
 @pytest.mark.parametrize(("file", "variables", "chosen"), ON_EMULATED)
-def test_on_the_emulated_device(file, variables, chosen):
+def test_on_the_emulated_device(tmp_path, file, variables, chosen):
     if variables is not EAGER and find_spec("triton") is None:
         pytest.skip("triton is not installed")
     options = ["-p", "helpers.second_device", "-p", "no:cacheprovider", "-x", "-q", "-k", chosen]
+    cache = {"TRITON_CACHE_DIR": str(tmp_path)}
     path = f"{TESTS}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options, str(TESTS / "gpu" / file)],
         # without options for all tests, such as coverage
-        env={**os.environ, "PYTHONPATH": path, "PYTEST_ADDOPTS": "", **variables},
+        env={**os.environ, "PYTHONPATH": path, "PYTEST_ADDOPTS": "", **cache, **variables},
         cwd=TESTS.parent,
         capture_output=True,
         text=True,
