@@ -41,7 +41,7 @@ ON_EMULATED = [
     pytest.param("kernels.py", KERNELS, "", id="kernels"),
     pytest.param("masks.py", EAGER, "", id="masks"),
     pytest.param("steps.py", EAGER, "", id="steps"),
-    pytest.param("steps.py", KERNELS, "sts", id="steps, kernels"),  # the interpreter is slow
+    pytest.param("steps.py", KERNELS, "[sts]", id="steps, kernels"),  # the interpreter is slow
 ]
 
 
