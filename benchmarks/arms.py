@@ -40,11 +40,13 @@ class Bench:
     Args:
         backbone: Name or directory.
         texts: The texts, set up.
+        root: The directory that they are from.
     """
 
-    def __init__(self, backbone: str, texts: TextData) -> None:
+    def __init__(self, backbone: str, texts: TextData, root: str) -> None:
         self.backbone = backbone
         self.texts = texts
+        self.root = root
         (self.split,) = texts.of("train")
 
     def rows(self, members: int, steps: int, start: int) -> np.ndarray:
@@ -107,6 +109,7 @@ class Bench:
         seed: int = 0,
         decay: float = 0.01,
         compiled: bool = False,
+        half: bool = CUDA,
     ) -> tuple[Any, list[float]]:
         """Arm A: the trained model, and the seconds of each step."""
         clock = _HubClock()
@@ -120,7 +123,8 @@ class Bench:
                 weight_decay=decay,
                 max_grad_norm=0.0,
                 optim="adamw_torch_fused",
-                bf16=CUDA,
+                bf16=half,
+                tf32=True if CUDA and not half else None,
                 torch_compile=compiled,
                 report_to="none",
                 save_strategy="no",

@@ -185,20 +185,20 @@ def memories(
     return found
 
 
-def prepare(model: str, data: str | None, scratch: Path) -> Bench:
+def prepare(model: str, data: str | None, scratch: Path, backbone: str = "minilm") -> Bench:
     """The backbone, made if it is BERT-base's shape, and the texts."""
-    backbone = "minilm"
+    tokenizer = AutoTokenizer.from_pretrained(locate(backbone))
     if model == "bert-base":
         backbone = str(scratch / "bert-base")
         torch.manual_seed(0)
         BertModel(BertConfig()).save_pretrained(backbone)
-        AutoTokenizer.from_pretrained(locate("minilm")).save_pretrained(backbone)
+        tokenizer.save_pretrained(backbone)
     if data is None:
         write_corpus(scratch / "texts")
         data = str(scratch / "texts")
     texts = modules.STS(data, backbone=backbone, batch_size=BATCH)
     texts.setup("fit")
-    return Bench(backbone, texts)
+    return Bench(backbone, texts, data)
 
 
 def as_table(result: dict[str, Any]) -> str:

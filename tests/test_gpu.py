@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +22,7 @@ from loraens.data.modules import SST
 from loraens.errors import InputError
 from loraens.inference.predictor import Predictor
 from loraens.members import Member
+from loraens.model import kernels
 from loraens.model.device import allow_tf32, records_together, usable_device
 from loraens.store import MemberStore, find_members
 from loraens.train.config import SweepConfig
@@ -30,16 +32,37 @@ from loraens.train.module import Population
 TESTS = Path(__file__).parent
 
 
+EAGER = {"LORAENS_KERNELS": "0"}
+KERNELS = {"TRITON_INTERPRET": "1"}
+ON_EMULATED = [
+    pytest.param("autocast.py", EAGER, "", id="autocast"),
+    pytest.param("autocast.py", KERNELS, "equals_stock", id="autocast, kernels"),
+    pytest.param("compiled.py", {}, "", id="compiled kernels"),
+    pytest.param("kernels.py", KERNELS, "", id="kernels"),
+    pytest.param("masks.py", EAGER, "", id="masks"),
+    pytest.param("steps.py", EAGER, "", id="steps"),
+    pytest.param("steps.py", KERNELS, "[sts]", id="steps, kernels"),  # the interpreter is slow
+]
+
+
+def test_every_file_is_run():
+    files = {case.values[0] for case in ON_EMULATED}
+    assert files == {path.name for path in (TESTS / "gpu").glob("*.py")}
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="the emulated device needs g++")
-@pytest.mark.parametrize("file", sorted(path.name for path in (TESTS / "gpu").glob("*.py")))
-def test_on_the_emulated_device(file):
-    options = ["-p", "helpers.second_device", "-p", "no:cacheprovider", "-x", "-q"]
+@pytest.mark.parametrize(("file", "variables", "chosen"), ON_EMULATED)
+def test_on_the_emulated_device(tmp_path, file, variables, chosen):
+    if variables is not EAGER and find_spec("triton") is None:
+        pytest.skip("triton is not installed")
+    options = ["-p", "helpers.second_device", "-p", "no:cacheprovider", "-x", "-q", "-k", chosen]
+    cache = {"TRITON_CACHE_DIR": str(tmp_path)}
     path = f"{TESTS}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options, str(TESTS / "gpu" / file)],
         # without options for all tests, such as coverage
-        env={**os.environ, "PYTHONPATH": path, "PYTEST_ADDOPTS": ""},
+        env={**os.environ, "PYTHONPATH": path, "PYTEST_ADDOPTS": "", **cache, **variables},
         cwd=TESTS.parent,
         capture_output=True,
         text=True,
@@ -131,6 +154,12 @@ def test_masks_and_start_are_the_same_bits_on_a_gpu(monkeypatch, tmp_path, half)
     assert all(map(torch.equal, found, expected))
 
 
+def test_kernels_that_cannot_be_launched():
+    """As tensors are on the CPU and there is no interpreter."""
+    pytest.importorskip("triton")
+    assert kernels.failure(torch.device("cpu")).startswith("Triton cannot launch them here (")
+
+
 @pytest.mark.parametrize("command", ["sweep", "fit", "validate"])
 @pytest.mark.parametrize(
     ("option", "value", "message"),
@@ -214,8 +243,32 @@ def test_what_it_computes_on_is_said(monkeypatch):
         return in_words(SimpleNamespace(strategy=strategy, precision=precision))
 
     assert said("cpu", "32-true") is None
-    assert said("cuda:0", "32-true") == "on H100, precision 32-true"
-    assert said("cuda:0", "bf16-mixed").endswith("(--trainer.precision 32-true for float32)")
+    by_kernels = "precision 32-true, with Triton kernels"
+    monkeypatch.setattr(kernels, "why_not", lambda: None)
+    assert said("cuda:0", "32-true") == f"on H100, {by_kernels}"
+    assert "(--trainer.precision 32-true for float32)" in said("cuda:0", "bf16-mixed")
+    monkeypatch.setattr(kernels, "why_not", lambda: "the package triton is missing")
+    without = ", without kernels: the package triton is missing"
+    assert said("cuda:0", "32-true") == f"on H100, precision 32-true{without}"
+
+
+def test_when_kernels_are_used(monkeypatch):
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    monkeypatch.setattr(kernels, "why_not", lambda: None)
+    assert kernels.usable(gpu, torch.bfloat16)
+    assert not kernels.usable(cpu, torch.bfloat16)
+    assert not kernels.usable(gpu, torch.float64)
+    assert kernels.low_rank_usable(gpu, torch.float32, 64)
+    assert not kernels.low_rank_usable(gpu, torch.float32, 65)
+    monkeypatch.undo()
+    reasons = []
+    for value, there in (("0", True), ("1", True), ("1", False)):
+        monkeypatch.setenv(kernels.SWITCH, value)
+        monkeypatch.setattr(kernels, "find_spec", lambda name, there=there: there or None)
+        kernels.why_not.cache_clear()
+        reasons.append(kernels.why_not())
+    kernels.why_not.cache_clear()
+    assert reasons == ["LORAENS_KERNELS is 0", None, "the package triton is missing"]
 
 
 def test_tf32_is_for_gpus_only():

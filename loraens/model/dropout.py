@@ -18,7 +18,9 @@ from zlib import crc32
 import torch
 from torch import Tensor, nn
 
+from loraens.model import kernels
 from loraens.model.routing import Routing
+from loraens.model.upload import upload
 from loraens.seeding import derive_seed
 
 _INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16}  # of the same size as a float
@@ -33,11 +35,11 @@ def _signed(value: int, bits: int) -> int:
     return ((value + (1 << bits - 1)) % (1 << bits)) - (1 << bits - 1)
 
 
-_STRIDE, _FIRST, _SECOND = (_signed(value, 32) for value in (0x9E3779B1, 0x7FEB352D, 0x846CA68B))
+STRIDE, FIRST, SECOND = (_signed(value, 32) for value in (0x9E3779B1, 0x7FEB352D, 0x846CA68B))
 _WIDE = tuple(
     _signed(value, 64) for value in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 )
-_COLUMN_BITS = 12  # of the coordinates of a token vector: column, then position above it
+COLUMN_BITS = 12  # of the coordinates of a token vector: column, then position above it
 
 
 def _mix64(x: Tensor) -> Tensor:
@@ -59,7 +61,7 @@ def coordinates(*sizes: int, bits: Sequence[int], device: torch.device) -> Tenso
         total -= width
         index = index[..., None] + (torch.arange(size, device=device) << total)
     # an odd stride maps the 2 ** 32 indices one to one; the conversion keeps the lowest 32 bits
-    return (index * _STRIDE).to(torch.int32)
+    return (index * STRIDE).to(torch.int32)
 
 
 def attention_coordinates(heads: int, queries: int, length: int, device: torch.device) -> Tensor:
@@ -84,16 +86,21 @@ def keep(
     """
     # every operation writes into `out` or `scratch`: the masks are the largest tensors of a step
     x = torch.add(inputs, keys[0], out=out)
-    x.bitwise_xor_(torch.bitwise_right_shift(x, 15, out=scratch)).mul_(_FIRST).add_(keys[1])
-    x.bitwise_xor_(torch.bitwise_right_shift(x, 14, out=scratch)).mul_(_SECOND)
+    x.bitwise_xor_(torch.bitwise_right_shift(x, 15, out=scratch)).mul_(FIRST).add_(keys[1])
+    x.bitwise_xor_(torch.bitwise_right_shift(x, 14, out=scratch)).mul_(SECOND)
     threshold = (
         ((1 - p) * 2**31 - 2**30).round().to(torch.int32)
         if isinstance(p, Tensor)
-        else round((1 - p) * 2**31 - 2**30)
+        else threshold_of(p)
     )
     # x >> 1 is uniform in [-2^30, 2^30), so the difference cannot overflow; it is negative with
     # probability 1 - p, and >> 31 copies its sign bit into all bits
     return x.bitwise_right_shift_(1).sub_(threshold).bitwise_right_shift_(31)
+
+
+def threshold_of(p: float) -> int:
+    """Hashes below it, of 31 bits with a sign, are of values that are kept."""
+    return round((1 - p) * 2**31 - 2**30)
 
 
 def drop(x: Tensor, mask: Tensor, out: Tensor) -> Tensor:
@@ -155,6 +162,26 @@ class MaskGenerator:
         self._seeds = [_signed(derive_seed(seed, "dropout", *counter), 64) for seed in seeds]
         self._seeded = self.routing.generation
         self._keys = None
+
+    def keys(self, site: int) -> tuple[Tensor, Tensor]:
+        """The two keys `(S,)` of every sequence at a site, from which kernels make its masks.
+
+        Raises:
+            RuntimeError: `seed` and `Routing.route` were not called before, in this order.
+        """
+        keys = self._batch_keys()
+        return keys.first[site], keys.second[site]
+
+    def rows(self) -> tuple[Tensor, Tensor]:
+        """Sequence and position `(N,)` of every token.
+
+        Raises:
+            RuntimeError: `seed` and `Routing.route` were not called before, in this order.
+        """
+        positions = self.routing.positions
+        sequence = self._batch_keys().sequence
+        assert positions is not None
+        return sequence, positions
 
     def token_mask(
         self, site: int, width: int, p: float, rows: Tensor | None = None, out: Tensor | None = None
@@ -237,8 +264,10 @@ class MaskGenerator:
         lengths = routing.lengths
         device = lengths.device
         first, second = self._derive_keys(self._sites, len(lengths) // len(self._seeds), device)
-        sequence = torch.repeat_interleave(torch.arange(len(lengths), device=device), lengths)
-        position = ((routing.positions << _COLUMN_BITS) * _STRIDE).to(torch.int32)
+        sequence = torch.repeat_interleave(
+            torch.arange(len(lengths), device=device), lengths, output_size=len(routing.positions)
+        )
+        position = ((routing.positions << COLUMN_BITS) * STRIDE).to(torch.int32)
         self._keys = _BatchKeys(
             generation=routing.generation,
             first=first,
@@ -254,19 +283,19 @@ class MaskGenerator:
         """Two keys `(sites, S)` of every sequence, of which each member has `each`."""
         if not self._seeds:
             raise RuntimeError("dropout masks have no seed: call seed before a mask")
-        member = torch.tensor(self._seeds, device=device)
-        site = torch.tensor(sites, device=device)
-        sequence = _mix64(
-            _mix64(member * _WIDE[0])[:, None] + torch.arange(each, device=device)
-        ).flatten()
+        member = torch.tensor(self._seeds)
+        site = torch.tensor(sites)
+        sequence = _mix64(_mix64(member * _WIDE[0])[:, None] + torch.arange(each)).flatten()
         mixed = _mix64(sequence + _mix64(site * _WIDE[0])[:, None])
-        return mixed.to(torch.int32), (mixed >> 32).to(torch.int32)
+        # made by the host, as a GPU would take longer to be asked for it
+        first, second = upload([mixed.to(torch.int32), (mixed >> 32).to(torch.int32)], device)
+        return first, second
 
     def _column_inputs(self, width: int, device: torch.device) -> Tensor:
         """Hash inputs of the columns of a vector; kept until the width changes."""
         columns = self._columns
         if columns is None or len(columns) != width or columns.device != device:
-            columns = self._columns = coordinates(width, bits=(_COLUMN_BITS,), device=device)
+            columns = self._columns = coordinates(width, bits=(COLUMN_BITS,), device=device)
         return columns
 
     def _mask(
@@ -309,6 +338,13 @@ class MemberDropout(nn.Module):
         """`(1, N, D)` -> `(1, N, D)`."""
         if not self.training or self.p == 0:
             return x
+        if kernels.usable(x.device, x.dtype) and not torch.is_grad_enabled():
+            from loraens.model.kernels import operators
+
+            out = torch.empty_like(x)
+            keys = (*self.masks.keys(self.site), *self.masks.rows())
+            operators.drop_tokens(x[0], out[0], *keys, self.p)
+            return out
         return x * factor(self.masks.token_mask(self.site, x.shape[-1], self.p), self.p, x.dtype)
 
 

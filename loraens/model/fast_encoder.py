@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from loraens.model import kernels
 from loraens.model.adapters import Adapter
 from loraens.model.architectures import architecture_of
 from loraens.model.dropout import MaskGenerator
 from loraens.model.fast_attention import Buffers
+from loraens.model.fast_fused import FusedRun
 from loraens.model.fast_layer import FastLayer
 from loraens.model.fast_run import Run
-from loraens.model.packed import Layout
 from loraens.model.routing import Routing
 
 if TYPE_CHECKING:
@@ -64,18 +65,18 @@ class FastEncoder:
             FastLayer(layer, index, projections) for index, layer in enumerate(stock.encoder.layer)
         ]
 
-    def __call__(self, layout: Layout, first_only: bool, **embedded: Tensor) -> Tensor:
+    def __call__(self, lengths: list[int], first_only: bool, **embedded: Tensor) -> Tensor:
         """Hidden states after the last layer.
 
         Args:
-            layout: Padded slots of attention.
+            lengths: S sequence lengths.
             first_only: Whether only the first token of each sequence is wanted.
             embedded: Arguments of the stock embeddings, `(1, N)` each.
 
         Returns:
             `(N, D)`, or `(S, D)` with `first_only`.
         """
-        device = layout.token_of_slot.device.type
+        device = embedded["input_ids"].device.type
         mixed = torch.is_autocast_enabled(device)
         dtype = (
             torch.get_autocast_dtype(device)
@@ -88,12 +89,14 @@ class FastEncoder:
             x = self.stock.embeddings(**embedded)
             if hasattr(self.stock, "embeddings_project"):
                 x = self.stock.embeddings_project(x)
-        run = Run(
+        fused = kernels.usable(x.device, dtype)
+        run = (FusedRun if fused else Run)(
             layers=self.layers,
             routing=self.routing,
             masks=self.masks,
             buffers=self.buffers,
-            layout=layout,
+            lengths=lengths,
+            device=x.device,
             first_only=first_only,
             training=bool(self.stock.training),
         )

@@ -40,6 +40,8 @@ class SavedLayer:
     kv: Tensor = field(init=False)  # (2, H P, K)
     weights: list[Tensor] = field(default_factory=list)  # of each group (s H, Lq, L)
     masks: list[Tensor | None] = field(default_factory=list)  # likewise
+    context: Tensor = field(init=False)  # (Q, D), of the kernels, as is
+    lse: Tensor = field(init=False)  # (Q, H)
     adapted: dict[str, Tensor] = field(default_factory=dict)  # what each add_delta returned
     first: SavedNorm = field(init=False)
     wide: Tensor = field(init=False)  # (Q, F) before the activation
@@ -82,6 +84,10 @@ class FastLayer:
         self.output = layer.output
         self.weight = torch.empty(0)
         self.bias = torch.empty(0)
+
+    def dropouts(self) -> tuple[Any, Any, Any]:
+        """Of attention's weights, of attention's output and of the feed-forward part's."""
+        return self.attention_dropout, self.attention_output.dropout, self.output.dropout
 
     def trained_parameters(self) -> list[nn.Parameter]:
         """Those of the layer's adapters, in the order of query, key and value."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from loraens.model.dropout import MaskGenerator, drop
 from loraens.model.fast_attention import Buffers, Slots, attend, attend_backward
 from loraens.model.fast_layer import FastLayer, SavedLayer, SavedNorm
-from loraens.model.packed import Layout
+from loraens.model.packed import layout_of
 from loraens.model.routing import Routing
 
 _BLOCK = 1024  # tokens whose feed-forward activations stay in the caches
@@ -31,7 +31,8 @@ class Run:
         routing: The model's routing.
         masks: The model's mask generator.
         buffers: The model's scratch tensors.
-        layout: Padded slots of attention.
+        lengths: S sequence lengths.
+        device: Where the tokens are.
         first_only: Whether only the first token of each sequence is wanted.
         training: Whether dropout is on.
     """
@@ -42,7 +43,8 @@ class Run:
         routing: Routing,
         masks: MaskGenerator,
         buffers: Buffers,
-        layout: Layout,
+        lengths: list[int],
+        device: torch.device,
         first_only: bool,
         training: bool,
     ) -> None:
@@ -54,13 +56,19 @@ class Run:
         self.training = training
         self.buffers.generation += 1
         self.generation = self.buffers.generation
-        heads = layers[0].heads
-        last = Slots(layout, heads, first_only, training)
-        others = Slots(layout, heads, False, training) if first_only else last
+        last, others = self._make_slots(lengths, device, first_only)
         self.slots = [others] * (len(layers) - 1) + [last]
-        on_cpu = layout.token_of_slot.device.type == "cpu"
-        self.block = _BLOCK if on_cpu else max(1, len(layout.slot_of_token))
+        self.block = _BLOCK if device.type == "cpu" else sum(lengths)
         self.saved: list[SavedLayer] = []
+
+    def _make_slots(
+        self, lengths: list[int], device: torch.device, first_only: bool
+    ) -> tuple[Any, Any]:
+        """Where the tokens of sequences are, for the last layer and for the others."""
+        layout = layout_of(lengths, device)
+        heads = self.layers[0].heads
+        last = Slots(layout, heads, first_only, self.training)
+        return last, Slots(layout, heads, False, self.training) if first_only else last
 
     def _new(
         self,
@@ -102,9 +110,9 @@ class Run:
                 self.saved.append(saved)
         return x
 
-    def _attention(self, layer: FastLayer, slots: Slots, saved: SavedLayer) -> Tensor:
+    def _attention(self, layer: FastLayer, slots: Any, saved: SavedLayer) -> Tensor:
         """Attention's context `(Q, D)`, before its output projection."""
-        self._project(layer, slots, saved)
+        self._pad(layer, slots, saved)
         mixed = self._scratch("mixed", saved.q.shape, saved.x)
         for number, span in enumerate(slots.spans):
             shape = (span.pairs, span.queries, span.length)
@@ -142,24 +150,32 @@ class Run:
         torch.index_select(mixed, 0, slots.q_packed, out=context.view(-1, k))
         return context
 
-    def _project(self, layer: FastLayer, slots: Slots, saved: SavedLayer) -> None:
-        """Queries, keys and values with the adapters' changes, padded, into `saved`."""
+    def _project(
+        self, layer: FastLayer, slots: Any, saved: SavedLayer, q: Tensor, kv: Tensor
+    ) -> None:
+        """Queries `(Q, D)`, and keys and values `(N, 2 D)`, with the adapters' changes."""
         x = saved.x
         xq = saved.xq
         width = x.shape[1]
-        k = width // layer.heads
-        q = self._scratch("q", (len(xq) + 1, width), x)
-        kv = self._scratch("kv", (len(x) + 1, 2 * width), x)
-        # padded slots read the last row
-        q[-1].zero_()
-        kv[-1].zero_()
-        torch.addmm(layer.query.bias, xq, layer.query.weight.t(), out=q[:-1])
-        torch.addmm(layer.bias, x, layer.weight.t(), out=kv[:-1])
-        outs = {"query": q[:-1], "key": kv[:-1, :width], "value": kv[:-1, width:]}
+        torch.addmm(layer.query.bias, xq, layer.query.weight.t(), out=q)
+        torch.addmm(layer.bias, x, layer.weight.t(), out=kv)
+        outs = {"query": q, "key": kv[:, :width], "value": kv[:, width:]}
         for name, adapter in layer.adapters.items():
             saved.adapted[name] = adapter.add_delta(
                 outs[name], xq if name == "query" else x, self._tokens(name, slots)
             )
+
+    def _pad(self, layer: FastLayer, slots: Slots, saved: SavedLayer) -> None:
+        """Queries, keys and values, padded, into `saved`."""
+        x = saved.x
+        width = x.shape[1]
+        k = width // layer.heads
+        q = self._scratch("q", (len(saved.xq) + 1, width), x)
+        kv = self._scratch("kv", (len(x) + 1, 2 * width), x)
+        # padded slots read the last row
+        q[-1].zero_()
+        kv[-1].zero_()
+        self._project(layer, slots, saved, q[:-1], kv[:-1])
         saved.q = self._new("padded q", layer, (len(slots.q_padded), k), x)
         saved.kv = self._new("padded kv", layer, (2, len(slots.kv_padded) // 2, k), x)
         # the scaling by K ** -0.5 is done here once, on queries, instead of on all scores
@@ -167,7 +183,7 @@ class Run:
         torch.index_select(kv.view(-1, k), 0, slots.kv_padded, out=saved.kv.view(-1, k))
 
     def _add_and_norm(
-        self, layer: FastLayer, part: Any, y: Tensor, residual: Tensor, slots: Slots
+        self, layer: FastLayer, part: Any, y: Tensor, residual: Tensor, slots: Any
     ) -> tuple[Tensor, SavedNorm]:
         """Layer norm of residual plus dropout of y; the sum is left in y, for the backward."""
         mask = None
@@ -223,9 +239,11 @@ class Run:
         for layer, slots, saved in reversed(
             list(zip(self.layers, self.slots, self.saved, strict=True))
         ):
-            residual, g = self._add_and_norm_backward(layer.output, grad, saved.second)
+            residual, g = self._add_and_norm_backward(layer.output, grad, saved.second, slots)
             self._feed_forward_backward(layer, g, residual, saved)
-            residual, g = self._add_and_norm_backward(layer.attention_output, residual, saved.first)
+            residual, g = self._add_and_norm_backward(
+                layer.attention_output, residual, saved.first, slots
+            )
             q, kv = self._attention_backward(layer, slots, saved, g)
             adapter_grads, grad = self._inputs_backward(
                 layer=layer, slots=slots, saved=saved, q=q, kv=kv, residual=residual
@@ -235,7 +253,7 @@ class Run:
         return list(chain.from_iterable(reversed(grads)))
 
     def _add_and_norm_backward(
-        self, part: Any, grad: Tensor, saved: SavedNorm
+        self, part: Any, grad: Tensor, saved: SavedNorm, slots: Any
     ) -> tuple[Tensor, Tensor]:
         """Gradients of the residual, which may be written to, and of y."""
         norm = part.LayerNorm
@@ -271,7 +289,7 @@ class Run:
             out[start : start + self.block].addmm_(grad, up)
 
     def _attention_backward(
-        self, layer: FastLayer, slots: Slots, saved: SavedLayer, g: Tensor
+        self, layer: FastLayer, slots: Any, saved: SavedLayer, g: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Gradients `(Q, D)` of queries and `(N, 2 D)` of keys and values, from that of attention's
         projected context.
@@ -307,7 +325,7 @@ class Run:
     def _inputs_backward(
         self,
         layer: FastLayer,
-        slots: Slots,
+        slots: Any,
         saved: SavedLayer,
         q: Tensor,
         kv: Tensor,
@@ -346,7 +364,7 @@ class Run:
             x_grad.index_add_(0, slots.query_tokens, residual)
         return adapter_grads, residual if x_grad is None else x_grad
 
-    def _tokens(self, name: str, slots: Slots) -> list[int]:
+    def _tokens(self, name: str, slots: Any) -> list[int]:
         """Rows of each member in the input of query, key or value."""
         tokens = self.routing.tokens
         if name == "query" and slots.query_tokens is not None:

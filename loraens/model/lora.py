@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from loraens.members import Member
 from loraens.model.adapters import ADAPTERS, Adapter
+from loraens.model.kernels import low_rank_usable
 from loraens.model.routing import Routing
 from loraens.seeding import derive_seed
 
@@ -79,8 +80,15 @@ class LoRALinear(Adapter):
         A x is `(N, R)`.
 
         Products are taken in x's type, member by member, or, if the routing says so, padded and all
-        at once.
+        at once, or by a kernel.
         """
+        if self._fused(x):
+            from loraens.model.kernels import operators
+
+            down = x.new_empty(len(x), self.lora_A.shape[1])
+            matrices = (self.lora_A, self.lora_B, self._scale_tensor().flatten(), 2)
+            operators.add_low_rank(x, down, out, *matrices, *self.routing.member_ends(tokens))
+            return down
         down_weight = self.lora_A.to(x.dtype)
         up_weight = (self.lora_B * self._scale_tensor()).to(x.dtype)
         if self.routing.batched:
@@ -108,6 +116,8 @@ class LoRALinear(Adapter):
         """Gradients of A and B from that of `add_delta`'s `out`; `saved` is A x, and the part of
         the updates is added to `x_grad`.
         """
+        if self._fused(x):
+            return self._fused_backward(grad, x, saved, tokens, x_grad)
         down_weight = self.lora_A.to(x.dtype)
         up_weight = (self.lora_B * self._scale_tensor()).to(x.dtype)
         if self.routing.batched:
@@ -130,6 +140,28 @@ class LoRALinear(Adapter):
                     x_grad[low:high].addmm_(up, down_weight[index])
         # up_weight is c B, so the gradient of B is c times that of the product
         return a_grad.to(self.lora_A.dtype), b_grad.to(self.lora_B.dtype) * self._scale_tensor()
+
+    def _fused(self, x: Tensor) -> bool:
+        """Whether kernels take the products."""
+        weight = self.lora_A
+        return weight.dtype is torch.float32 and low_rank_usable(x.device, x.dtype, weight.shape[1])
+
+    def _fused_backward(
+        self, grad: Tensor, x: Tensor, saved: Tensor, tokens: Sequence[int], x_grad: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """`add_delta_backward` by kernels."""
+        from loraens.model.kernels import operators
+
+        ends, longest = self.routing.member_ends(tokens)
+        scales = self._scale_tensor().flatten()
+        up = torch.empty_like(saved)
+        # the update's gradient goes through B first, then through A
+        matrices = (self.lora_B.mT, self.lora_A.mT, scales, 1)
+        operators.add_low_rank(grad, up, x_grad, *matrices, ends, longest)
+        a_grad, b_grad = (torch.empty_like(weight) for weight in (self.lora_A, self.lora_B))
+        operators.low_rank_gradient(up, x, a_grad, None, ends)
+        operators.low_rank_gradient(saved, grad, b_grad.mT, scales, ends)
+        return a_grad, b_grad
 
     def _scale_tensor(self) -> Tensor:
         """`(M, 1, 1)`, made once for each type and device of the weights."""

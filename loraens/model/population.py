@@ -22,6 +22,7 @@ from loraens.model.fast_encoder import FastEncoder, is_fast
 from loraens.model.injection import inject, merge
 from loraens.model.packed import layout_of
 from loraens.model.routing import Routing
+from loraens.model.upload import upload
 from loraens.seeding import derive_seed
 from loraens.tasks import Task
 
@@ -49,6 +50,7 @@ class Heads(nn.Module):
         super().__init__()
         self.dropouts = tuple(member.head_dropout for member in members)
         self.masks = masks
+        self._made: Tensor | None = None
         self.site = masks.site(f"head {task.name}")
         weights = []
         for member in members:
@@ -68,13 +70,20 @@ class Heads(nn.Module):
         with torch.autocast(pooled.device.type, enabled=False):
             pooled = pooled.to(self.weight.dtype)
             if self.training and any(self.dropouts):
-                p = pooled.new_tensor(self.dropouts)[:, None, None]
+                p = self._rates(pooled)
                 pooled = pooled * factor(
                     self.masks.feature_mask(self.site, pooled.shape[1], pooled.shape[2], p),
                     p,
                     pooled.dtype,
                 )
             return torch.baddbmm(self.bias[:, None], pooled, self.weight.transpose(1, 2))
+
+    def _rates(self, pooled: Tensor) -> Tensor:
+        """`(M, 1, 1)` the members' rates of dropout, in the type and on the device of features."""
+        made = self._made
+        if made is None or made.dtype != pooled.dtype or made.device != pooled.device:
+            made = self._made = pooled.new_tensor(self.dropouts)[:, None, None]
+        return made
 
 
 class MemberModel(nn.Module):
@@ -201,13 +210,16 @@ class MemberModel(nn.Module):
         Raises:
             RuntimeError: In training mode, `seed_dropout` was not called before.
         """
-        lengths = torch.tensor(batch.lengths, device=batch.input_ids.device)
+        (lengths,) = upload([torch.tensor(batch.lengths)], batch.input_ids.device)
         tokens = [sum(member_lengths) for member_lengths in batch.member_lengths]
         self.routing.route(tokens, lengths, batch.position_ids)
         hidden = self._hidden(batch)
         if self.pooling == "mean":
             pooled = torch.segment_reduce(
-                hidden.float() if hidden.dtype.itemsize < 4 else hidden, "mean", lengths=lengths
+                hidden.float() if hidden.dtype.itemsize < 4 else hidden,
+                "mean",
+                lengths=lengths,
+                unsafe=True,  # unchecked, for which a GPU would be waited for
             )
         elif self.pooling == "cls":
             pooled = hidden
@@ -221,9 +233,6 @@ class MemberModel(nn.Module):
         pooling reads nothing else.
         """
         first_only = self.pooling != "mean"
-        device = batch.input_ids.device
-        # padding costs a CPU more, and another group a GPU
-        layout = layout_of(batch.lengths, device, growth=1.25 if device.type == "cpu" else 2.0)
         embedded = {
             "input_ids": batch.input_ids[None],
             "position_ids": batch.position_ids[None] + self._position_offset,
@@ -231,7 +240,8 @@ class MemberModel(nn.Module):
         if self._token_types:
             embedded["token_type_ids"] = batch.token_type_ids[None]
         if self.fast is not None:
-            return self.fast(layout, first_only, **embedded)
+            return self.fast(batch.lengths, first_only, **embedded)
+        layout = layout_of(batch.lengths, batch.input_ids.device)
         hidden: Tensor = self.encoder(
             **embedded, masks=self.masks, layout=layout
         ).last_hidden_state[0]

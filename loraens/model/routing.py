@@ -7,9 +7,12 @@ member, I width of a row.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
+
+from loraens.model.upload import upload
 
 
 class MemberRows:
@@ -25,10 +28,9 @@ class MemberRows:
         column = torch.arange(int(counts_.max()))
         starts = counts_.cumsum(0) - counts_
         real = column < counts_[:, None]
-        self._real = real.to(device)
-        self._index = torch.where(real, starts[:, None] + column, 0).to(device)
+        index = torch.where(real, starts[:, None] + column, 0)
         slots = torch.arange(len(counts))[:, None] * len(column) + column
-        self._slots = slots[real].to(device)
+        self._real, self._index, self._slots = upload([real, index, slots[real]], device)
 
     def pad(self, x: Tensor) -> Tensor:
         """`(N, I)` -> `(M, n, I)`, zero at padding."""
@@ -69,6 +71,7 @@ class Routing:
         self.batched = False
         self.generation = 0
         self._rows: dict[tuple[int, ...], MemberRows] = {}
+        self._ends: dict[tuple[int, ...], Tensor] = {}
 
     def route(self, tokens: Sequence[int], lengths: Tensor, positions: Tensor) -> None:
         """Switch to a batch.
@@ -84,6 +87,7 @@ class Routing:
         self.batched = self.batched or lengths.device.type == "cuda"
         self.generation += 1
         self._rows.clear()
+        self._ends.clear()
 
     def member_rows(self, counts: Sequence[int]) -> MemberRows:
         """Padded rows of the members, of which each has `counts[m]`; made once a batch.
@@ -97,3 +101,18 @@ class Routing:
         if key not in self._rows:
             self._rows[key] = MemberRows(counts, self.lengths.device)
         return self._rows[key]
+
+    def member_ends(self, counts: Sequence[int]) -> tuple[Tensor, int]:
+        """First row `(M + 1,)`, int32, of each member, of which each has `counts[m]`, and the end;
+        and the most rows of a member.
+
+        Raises:
+            RuntimeError: No batch was routed.
+        """
+        if self.lengths is None:
+            raise RuntimeError("no batch was routed: call route before the ends are used")
+        key = tuple(counts)
+        if key not in self._ends:
+            ends = torch.tensor([0, *accumulate(counts)], dtype=torch.int32)
+            (self._ends[key],) = upload([ends], self.lengths.device)
+        return self._ends[key], max(counts)

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from loraens.errors import InputError
+from loraens.model import kernels
 from loraens.model.device import HALF
 
 
@@ -92,9 +93,13 @@ def default_precision(options: Mapping[str, Any]) -> str | None:
 
 
 def in_words(trainer: Trainer) -> str | None:
-    """The GPU of a trainer and the precision, in one line; None on the CPU."""
+    """The GPU of a trainer, the precision, and whether kernels are used, in one line; None on the
+    CPU.
+    """
     device = trainer.strategy.root_device
     if device.type != "cuda":
         return None
     other = " (--trainer.precision 32-true for float32)" if trainer.precision == HALF else ""
-    return f"on {torch.cuda.get_device_name(device)}, precision {trainer.precision}{other}"
+    reason = kernels.why_not()
+    by = "with Triton kernels" if reason is None else f"without kernels: {reason}"
+    return f"on {torch.cuda.get_device_name(device)}, precision {trainer.precision}{other}, {by}"

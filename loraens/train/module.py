@@ -324,10 +324,12 @@ class Population(LightningModule):
             factor = (gradient_clip_val / (norms + 1e-6)).clamp(max=1)
         elif gradient_clip_val:
             torch.nn.utils.clip_grad_value_(parameters, gradient_clip_val)
-        if gradient_clip_val or self.device.type != "cpu" or not bool(active.all()):
-            scale_gradients(parameters, factor, active)
         inner = getattr(optimizer, "optimizer", optimizer)
         inner.active = active
+        if inner.fused:
+            inner.factor = factor
+        elif gradient_clip_val or self.device.type != "cpu" or not bool(active.all()):
+            scale_gradients(parameters, factor, active)
 
     def _task(self, name: str) -> Task:
         return next(task for task in self.tasks if task.name == name)

@@ -1,7 +1,10 @@
 """AdamW for parameters with a leading member axis: each member has its own rate, decay and
 clipping.
 
-Shape letters: M members.
+On a GPU one kernel takes the step of all parameters, and another the squares of all gradients:
+PyTorch's own operators on lists of tensors are fast only without a rate of each member's own.
+
+Shape letters: M members, P parameters.
 """
 
 from __future__ import annotations
@@ -12,8 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from loraens.model import kernels
+
 BETAS = (0.9, 0.999)
 EPS = 1e-8
+_PARTS = 8  # of a parameter, whose squares are summed side by side
 
 
 class MemberAdamW(torch.optim.Optimizer):
@@ -35,6 +41,12 @@ class MemberAdamW(torch.optim.Optimizer):
         first: Tensor = self.param_groups[0]["params"][0]
         self.rates, self.decays = (first.new_tensor(values)[:, None] for values in (rates, decays))
         self.active: Tensor | None = None  # (M,) members that move; all, if None
+        self.factor: Tensor | None = None  # (M,) of the gradients, of the kernel alone; 1, if None
+
+    @property
+    def fused(self) -> bool:
+        """Whether a kernel takes the steps, which scales the gradients on the way."""
+        return is_fused(self.param_groups[0]["params"])
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -46,21 +58,55 @@ class MemberAdamW(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, group["lr"])
+            parameters = [p for p in group["params"] if p.grad is not None]
+            states = [self._next_state(parameter) for parameter in parameters]
+            if self.fused:
+                self._update_all(parameters, states, group["lr"])
+                continue
+            for parameter, state in zip(parameters, states, strict=True):
+                self._update(parameter, state, group["lr"])
         return loss
 
-    def _update(self, parameter: Tensor, lr: float) -> None:
-        members = len(self.rates)
-        assert parameter.grad is not None
-        state = self.state[parameter]
-        grad = parameter.grad.view(members, -1)
+    def _next_state(self, parameter: Tensor) -> dict[str, Any]:
+        """Moments of a parameter, zero before its first step, and the number of the step."""
+        state: dict[str, Any] = self.state[parameter]
         if not state:
             state.update(
                 step=0, exp_avg=torch.zeros_like(parameter), exp_avg_sq=torch.zeros_like(parameter)
             )
         state["step"] += 1
+        return state
+
+    def _update_all(
+        self, parameters: list[Tensor], states: list[dict[str, Any]], lr: float
+    ) -> None:
+        """`_update` of all parameters by one kernel."""
+        from loraens.model.kernels import operators
+
+        rates = self.rates[:, 0] * lr
+        ones = torch.ones_like(rates)
+        corrections: list[float] = []
+        for state in states:
+            first, second = (1 - beta ** state["step"] for beta in BETAS)
+            corrections += [first, second**0.5]
+        operators.adamw(
+            parameters,
+            [parameter.grad for parameter in parameters],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            corrections,
+            rates,
+            self.decays[:, 0],
+            ones if self.factor is None else self.factor,
+            ones > 0 if self.active is None else self.active,
+            *BETAS,
+            EPS,
+        )
+
+    def _update(self, parameter: Tensor, state: dict[str, Any], lr: float) -> None:
+        members = len(self.rates)
+        assert parameter.grad is not None
+        grad = parameter.grad.view(members, -1)
         rates = self.rates * lr
         if self.active is not None:
             rates = torch.where(self.active[:, None], rates, 0.0)
@@ -74,8 +120,21 @@ class MemberAdamW(torch.optim.Optimizer):
         parameter.view(members, -1).mul_(1 - rates * self.decays).sub_(change)
 
 
-def gradient_norms(parameters: Iterable[Tensor], members: int) -> Tensor:
+def is_fused(parameters: Sequence[Tensor]) -> bool:
+    """Whether kernels read and change the parameters, all of which are of one device."""
+    of_kernels = all(p.dtype is torch.float32 and p.is_contiguous() for p in parameters)
+    return of_kernels and kernels.usable(parameters[0].device, torch.float32)
+
+
+def gradient_norms(parameters: Sequence[Tensor], members: int) -> Tensor:
     """Norm of all gradients of each member together, `(M,)`."""
+    if is_fused(parameters):
+        from loraens.model.kernels import operators
+
+        of_all = [p.grad for p in parameters if p.grad is not None]
+        sums = of_all[0].new_empty(len(of_all), _PARTS, members)
+        operators.gradient_squares(of_all, sums)
+        return sums.sum((0, 1)).sqrt()
     grads = [p.grad.view(members, -1) for p in parameters if p.grad is not None]
     norms = torch.stack([torch.linalg.vector_norm(grad, dim=1) for grad in grads])
     total: Tensor = torch.linalg.vector_norm(norms, dim=0)

@@ -7,7 +7,7 @@ import torch
 from helpers.batches import batch_of
 from helpers.encoders import ARCHITECTURES
 from loraens.members import Member
-from loraens.model import population
+from loraens.model import fast_run, kernels
 from loraens.model.backbone import load_encoder
 from loraens.model.dropout import MaskGenerator
 from loraens.model.packed import layout_of
@@ -38,8 +38,9 @@ def masks_of(monkeypatch, model, device, context=None):
         return mask
 
     with monkeypatch.context() as patch, context or nullcontext():
+        patch.setattr(kernels, "usable", lambda device, dtype: False)  # which store no masks
         patch.setattr(MaskGenerator, "_mask", noted)
-        patch.setattr(population, "layout_of", lambda *args, growth: layout_of(*args, 2.0))
+        patch.setattr(fast_run, "layout_of", lambda *args: layout_of(*args, 2.0))
         model.train().seed_dropout(1, 2)
         model(batch_of(len(MEMBERS)).to(device))
     return masks

@@ -3,8 +3,8 @@
 
 Dispatch is real (CUDA's autocast lists, autograd's device thread, every branch on the device's
 type); kernels, streams, memory and Lightning's Trainer are not. It finds tensors of different
-devices and types in one operator. It must be imported before torch, in a process of its own, as
-PyTorch looks for its device hooks once.
+devices and types in one operator, and notes where a GPU's host would wait for it. It must be
+imported before torch, in a process of its own, as PyTorch looks for its device hooks once.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import os
 import subprocess
 import sys
 import tempfile
+import traceback
+from collections.abc import Callable
 from contextlib import contextmanager
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -56,6 +58,72 @@ INDEXING = {
     aten._index_put_impl_.default,
     aten.index_put.default,
 }
+# operators that copy a size or a number from the device
+READS = {
+    aten._local_scalar_dense.default,
+    aten.equal.default,
+    aten.is_nonzero.default,
+    aten.masked_select.default,
+    aten.nonzero.default,
+}
+
+
+class Device:
+    """What is held, and what is noted.
+
+    Attributes:
+        place: Where the numbers are: "cpu", or "meta" for shapes without numbers.
+        waits: Places in the code at which the host of a GPU would wait for it.
+        watch: Is called with every operator on the device, its arguments and its result.
+    """
+
+    place = "cpu"
+    waits: list[str] = []
+    watch: Callable[..., None] | None = None
+    pinned: list[torch.UntypedStorage] = []  # kept, so that no other memory gets their addresses
+
+
+def is_pinned(x: torch.Tensor) -> bool:
+    """Whether memory of the host is page-locked, from which copies need not be waited for."""
+    address = x.untyped_storage().data_ptr()
+    return any(address == storage.data_ptr() for storage in Device.pinned)
+
+
+def _waits(func, args, kwargs) -> bool:
+    """Whether a GPU's host waits in an operator."""
+    if func in MOVES:
+        source, target = (args[1], args[0]) if func is aten.copy_.default else (args[0], None)
+        up = not isinstance(source, Held)
+        if up and target is not None and not isinstance(target, Held):
+            return False
+        if not up and (isinstance(target, Held) or (target is None and _stays(kwargs))):
+            return False
+        non_blocking = kwargs.get("non_blocking") or (len(args) > 2 and args[2] is True)
+        return not (non_blocking and up and is_pinned(source))
+    if func in READS:
+        return True
+    if func is aten.repeat_interleave.Tensor:
+        return kwargs.get("output_size") is None
+    if func is aten.segment_reduce.default:
+        return not kwargs.get("unsafe", False)
+    if func in INDEXING:
+        indices = [index for index in args[1] if index is not None]
+        return any(i.dtype == torch.bool or not isinstance(i, Held) for i in indices)
+    return False
+
+
+def _stays(kwargs) -> bool:
+    device = kwargs.get("device")
+    return device is None or torch.device(device).type == "cuda"
+
+
+def _note_wait(func) -> None:
+    package = f"{os.sep}loraens{os.sep}"
+    frames = [f for f in traceback.extract_stack() if package in f.filename]
+    place = "elsewhere"
+    if frames:
+        place = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}"
+    Device.waits.append(f"{place} {func}")
 
 
 class Held(torch.Tensor):
@@ -90,24 +158,54 @@ def _run(func, args, kwargs):
     device, here = kwargs.get("device"), bool(held)
     if device is not None:
         here = torch.device(device).type == "cuda"
+    if (held or here) and _waits(func, args, kwargs):
+        _note_wait(func)
     if held and any(x.dim() for x in plain) and func not in MOVES and func not in INDEXING:
         shapes = [tuple(x.shape) for x in plain]
         raise RuntimeError(f"{func}: {shapes} on the CPU, the others on {DEVICE}")
     if func is aten.copy_.default:
         here = isinstance(args[0], Held)
+    given = args, kwargs
     back = {id(x.held): x for x in held}
     args, kwargs = tree_unflatten([x.held if isinstance(x, Held) else x for x in flat], spec)
     if device is not None:
-        kwargs["device"] = torch.device("cpu")
-    if kwargs.get("pin_memory"):
+        kwargs["device"] = torch.device(Device.place if here else "cpu")
+    pin = kwargs.get("pin_memory", False)
+    if pin:
         kwargs["pin_memory"] = False
 
     def wrapped(x):
         if not isinstance(x, torch.Tensor) or isinstance(x, Held):
             return x
-        return back.get(id(x)) if id(x) in back else (Held(x) if here else x)
+        if id(x) in back:
+            return back[id(x)]
+        return Held(x.to(Device.place)) if here else x
 
-    return tree_map(wrapped, func(*args, **kwargs))
+    shapes = Device.place == "meta" and (held or here)
+    result = _shapes(func, args, kwargs, here) if shapes else func(*args, **kwargs)
+    if pin:
+        Device.pinned.append(result.untyped_storage())
+    result = tree_map(wrapped, result)
+    if (held or here) and Device.watch is not None:
+        Device.watch(func, *given, result)
+    return result
+
+
+def _shapes(func, args, kwargs, here):
+    """Run an operator on tensors without numbers; what is read from them is 0."""
+    if func in READS:
+        return 0
+    if func in MOVES and not here:
+        source = args[1] if func is aten.copy_.default else args[0]
+        if func is aten.copy_.default:
+            return args[0]
+        kwargs = {"dtype": kwargs.get("dtype") or source.dtype, "device": "cpu"}
+        return torch.zeros(source.shape, **kwargs)
+    if here:
+        args, kwargs = tree_map(
+            lambda x: x.to("meta") if isinstance(x, torch.Tensor) and x.dim() else x, (args, kwargs)
+        )
+    return func(*args, **kwargs)
 
 
 class _Dispatch(TorchDispatchMode):
@@ -132,10 +230,14 @@ class _Lists(TorchFunctionMode):
 
 
 @contextmanager
-def second_device():
-    """Within it tensors may be on `cuda:0`."""
-    with _Dispatch(), _Lists():
-        yield DEVICE
+def second_device(place: str = "cpu"):
+    """Within it tensors may be on `cuda:0`, their numbers on the CPU or, on "meta", nowhere."""
+    Device.place = place
+    try:
+        with _Dispatch(), _Lists():
+            yield DEVICE
+    finally:
+        Device.place = "cpu"
 
 
 @contextmanager
