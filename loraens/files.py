@@ -15,7 +15,9 @@ from io import BufferedWriter, FileIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
-PART = r"\..*\.\d+\.part"  # a file that a killed writer left
+import psutil
+
+PART = r"\..*\.(\d+)\.part"  # a file that a killed writer left; the number of its process
 
 
 class _Raw(FileIO):
@@ -61,12 +63,13 @@ def write_atomically(path: Path, content: bytes) -> None:
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file under a temporary name, which is renamed at the end, so that a reader sees all of it
-    or nothing.
+    or nothing. What killed writers of it left is removed.
 
     Raises:
         OSError: It cannot be written; the error names the file, which is as it was.
     """
     make_directory(path.parent)
+    _remove_parts(path)
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with naming(path):
@@ -81,6 +84,16 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             _sync(path.parent)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def _remove_parts(path: Path) -> None:
+    """Remove what writers of a file left that do not run any more."""
+    for name in os.listdir(path.parent):
+        part = re.fullmatch(PART, name) if name.startswith(f".{path.name}.") else None
+        if part is None or name != f".{path.name}.{part[1]}.part":
+            continue
+        if not psutil.pid_exists(int(part[1])):
+            path.with_name(name).unlink(missing_ok=True)
 
 
 def make_directory(directory: Path) -> None:

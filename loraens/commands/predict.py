@@ -34,6 +34,7 @@ def predict(
     device: str | None = None,
     coverage: float | None = None,
     backbone: str | None = None,
+    spreadsheet: bool = False,
 ) -> None:
     """Write predictions of a member or an ensemble for every row of a file, or print those of one
     text.
@@ -67,6 +68,8 @@ def predict(
             a JSON list of class names) or interval (columns low and high) that each row then has.
         backbone: Where the backbone is now, if it was moved: a directory or hub name of the same
             weights.
+        spreadsheet: Whether cells of CSV or TSV that begin as formulas do, with = + - @ and no
+            number, get an apostrophe before them, so that spreadsheets show and do not run them.
 
     Raises:
         InputError: An option or a file cannot be used.
@@ -75,6 +78,8 @@ def predict(
         raise InputError("give either --input FILE or --text TEXT")
     if input is not None and text2 is not None:
         raise InputError("--text2 goes with --text, not with --input")
+    if spreadsheet and input is None:
+        raise InputError("--spreadsheet goes with --input, not with --text")
     if batch_size is not None and batch_size < 1:
         raise InputError(f"batch_size {batch_size}: at least 1 is expected", option="batch_size")
     if coverage is not None:
@@ -93,6 +98,7 @@ def predict(
         coverage=coverage,
         reading=Reading(encoding, quoting, flag=""),
         missing=missing or (),
+        spreadsheet=spreadsheet,
     )
     if skipped:
         shown = line_of(*skipped[:5]) + (", ..." if len(skipped) > 5 else "")

@@ -20,7 +20,6 @@ from loraens.members import OUT_OF_FOLD
 from loraens.metrics import Outcome
 from loraens.records import ENDED, Epoch, Manifest
 from loraens.store import (
-    MANIFEST,
     Logits,
     MemberStore,
     find_members,
@@ -198,12 +197,8 @@ def _directories(runs: Sequence[Path], report: Callable[[str], None]) -> list[Pa
                 option="runs",
             )
         directories.extend(members)
-        if missing := missing_members(Path(run)):
-            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            report(
-                f"{run} lacks members of its sweep, {missing[0]}{more}: they have not begun, or"
-                f" their {MANIFEST} is missing, so resume the sweep or restore them"
-            )
+        if (sentence := missing_members(Path(run))) is not None:
+            report(sentence)
     if len({path.resolve() for path in directories}) < len(directories):
         raise InputError("runs names a member twice: give each run once", option="runs")
     return directories

@@ -61,6 +61,7 @@ def predict_file(
     coverage: float | None = None,
     reading: Reading | None = None,
     missing: Sequence[str | int | float] = (),
+    spreadsheet: bool = False,
 ) -> list[Position]:
     """Write predictions for every row of a file.
 
@@ -73,6 +74,8 @@ def predict_file(
         coverage: Share of texts whose label is in the set or interval that rows then have.
         reading: Encoding and quotes of the input.
         missing: Further cells that are missing texts.
+        spreadsheet: Whether cells of CSV or TSV that a spreadsheet would take for formulas are
+            written as text.
 
     Returns:
         Positions of rows without a text, whose prediction is empty.
@@ -88,6 +91,11 @@ def predict_file(
                 f"output is not given: a .csv, .tsv or .jsonl file is expected for {written} input",
                 option="output",
             )
+        if spreadsheet and written not in ("csv", "tsv"):
+            raise InputError(
+                f"spreadsheet is for CSV and TSV, and {written} would be written: leave it out",
+                option="spreadsheet",
+            )
         predictor = load()
         chosen = predictor.task(task)
         table.require(chosen.text_columns, f"the text columns of task {chosen.name}")
@@ -99,7 +107,7 @@ def predict_file(
                 task=chosen,
                 table=table,
                 missing=frozenset(map(cell_text, missing)),
-                writer=RowWriter(stream, WRITTEN[written], columns),
+                writer=RowWriter(stream, WRITTEN[written], columns, spreadsheet),
                 bar=bar,
                 region=region,
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -163,8 +164,11 @@ def locked(directory: Path, known: bool = False) -> Iterator[None]:
 
 
 def is_ours(directory: Path) -> bool:
-    """Whether a directory may be written to: it is empty or not there, or has the mark."""
+    """Whether a directory may be written to: it is empty or not there, or has the mark, or what
+    was killed before it had it.
+    """
     if not directory.is_dir():
         return True
     names = {path.name for path in directory.iterdir()}
-    return MARK in names or names <= {LOCK}
+    begun = rf"{re.escape(LOCK)}|\.{re.escape(MARK)}\.\d+\.part"
+    return MARK in names or all(re.fullmatch(begun, name) for name in names)
