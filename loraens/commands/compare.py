@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from loraens.commands.parser import Parser
-from loraens.errors import InputError
+from loraens.errors import InputError, say
 from loraens.files import write_atomically
 from loraens.report.comparison import (
     COLUMNS,
@@ -83,11 +83,11 @@ def compare(
         rows = sort(rows, order)
     if out is not None:
         write_atomically(out, FORMATS[out.suffix](rows, columns or COLUMNS).encode())
-        print(f"rows in {out}: {len(rows)}")
+        say(f"rows in {out}: {len(rows)}")
     elif rows:
         print_table(rows, columns)
     if not rows:
-        print(f"--filter leaves none of {len(all_rows)} rows")
+        say(f"--filter leaves none of {len(all_rows)} rows")
     return rows
 
 

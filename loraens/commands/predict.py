@@ -12,7 +12,7 @@ from typing import Literal
 from loraens.commands.parser import call
 from loraens.data.tables import Quoting, Reading, line_of
 from loraens.ensemble.conformal import check_coverage
-from loraens.errors import InputError
+from loraens.errors import InputError, in_json
 from loraens.inference.predict_file import predict_file
 from loraens.inference.predictor import Predictor
 from loraens.records import Epoch
@@ -118,7 +118,7 @@ def _print_one(
         columns = ", ".join(chosen.text_columns)
         raise InputError(f"task {chosen.name} takes {options}, not blank: {columns}")
     (row,) = predictor.rows([texts], chosen, predictor.region(chosen, coverage))
-    print(json.dumps(row, ensure_ascii=False))
+    print(in_json(json.dumps(row, ensure_ascii=False)))
 
 
 def main(args: list[str]) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from loraens.ensemble.combine import combine
 from loraens.ensemble.folded import StoredMember, Unit, out_of_fold, problem_of, units_of
 from loraens.ensemble.pool import Pool
-from loraens.errors import InputError
+from loraens.errors import InputError, say
 from loraens.members import OUT_OF_FOLD
 from loraens.metrics import Outcome
 from loraens.records import ENDED, Epoch, Manifest
@@ -110,7 +110,7 @@ def read_runs(
     runs: Sequence[Path],
     tasks: Sequence[str] | None = None,
     epoch: Epoch = "best",
-    report: Callable[[str], None] = print,
+    report: Callable[[str], None] = say,
     mode: str | None = None,
     backbone: str | None = None,
     unfinished: bool = False,

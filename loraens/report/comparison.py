@@ -15,7 +15,7 @@ from typing import Any
 
 from loraens.ensemble.recommend import RECOMMENDED, read_recommended
 from loraens.ensemble.record import EnsembleRecord
-from loraens.errors import InputError
+from loraens.errors import InputError, say
 from loraens.store import ENSEMBLE, MANIFEST, MemberStore, missing_members
 
 Row = dict[str, Any]  # a value for each of COLUMNS; None where there is none
@@ -79,7 +79,7 @@ OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
 }
 
 
-def read_rows(directories: Sequence[Path], report: Callable[[str], None] = print) -> list[Row]:
+def read_rows(directories: Sequence[Path], report: Callable[[str], None] = say) -> list[Row]:
     """A row for every ensemble, and for every task of every member, at or anywhere below some
     directories.
 

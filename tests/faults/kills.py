@@ -64,11 +64,13 @@ def _resumed(fit: list[str], directory: Path) -> list[str]:
 
 
 def state(directory: Path) -> dict[str, object]:
-    """What two runs of a command have in common: all files but for times in manifests."""
+    """What two runs of a command have in common: all files, but for times, which a
+    fit's checkpoint has, too.
+    """
     found: dict[str, object] = {}
     for path in sorted(directory.rglob("*")):
         name = path.relative_to(directory).as_posix()
-        if path.is_dir() or path.name == ".lock":
+        if path.is_dir() or path.name in (".lock", "last.ckpt"):
             continue
         if path.name == "manifest.json":
             fields = json.loads(path.read_bytes())
