@@ -675,6 +675,7 @@ BAD_OPTIONS = [
     *(("fit", "--ckpt_path", value) for value in ("/tmp", "/dev/null", "nowhere")),
     ("fit", "--model.lr", "nan"),
     ("fit", "--model.rank", 10**9),
+    *((c, "--store.run", v) for c in ("fit", "sweep") for v in ("a/../../b", "..", "/tmp/a", "")),
     ("sweep", "--trainer.accelerator", "x"),
     ("sweep", "--trainer.devices", 0),
     *(("sweep", "--sweep.halving_factor", value) for value in ("nan", "inf", 1.000001)),

@@ -104,3 +104,24 @@ def test_compare_says_which_members_of_a_sweep_are_missing(plant, tmp_path):
     assert len(read_rows([tmp_path], said.append)) == 2
     (sentence,) = said
     assert sentence.startswith(f"{run} lacks members of its sweep, r2:")
+
+
+def test_spreadsheet_is_for_tables(fails, corpus, tmp_path):
+    texts = corpus / "ids-sst-dev.csv"
+    command = ("predict", "--model", "no", "--spreadsheet", "true")
+    assert "--spreadsheet goes with --input" in fails(*command, "--text", "a")
+    message = fails(*command, "--input", texts, "--output", tmp_path / "a.jsonl")
+    assert message.startswith("loraens: --spreadsheet is for CSV and TSV, and jsonl would be")
+
+
+@pytest.mark.slow
+def test_predictions_for_a_spreadsheet(run_command, trained_sweep, tmp_path):
+    model = trained_sweep("sst") / "ensembles" / "sst-omni-logits"
+    texts, output = tmp_path / "in.csv", tmp_path / "out.csv"
+    texts.write_text("=id,sentence\n=1+1,-a charming film\n-7,b\n")
+    command = ("predict", "--model", model, "--input", texts, "--output", output)
+    assert run_command(*command, "--spreadsheet", "true") == 0
+    header, first, second = output.read_text().splitlines()
+    assert header.startswith("'=id,sentence,")
+    assert first.startswith("'=1+1,'-a charming film,")
+    assert second.startswith("-7,b,")

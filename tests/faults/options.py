@@ -50,7 +50,7 @@ TRAINER = {
     "limit_val_batches": ("0", "-1", "nan"),
     "overfit_batches": ("1",),
     "val_check_interval": ("0", "-1", "1000", "x"),
-    "check_val_every_n_epoch": ("0", "-1", "x", "99"),
+    "check_val_every_n_epoch": ("0", "-1", "x"),
     "accumulate_grad_batches": ("0", "-1", "x"),
     "gradient_clip_val": ("-1", "nan", "x"),
     "gradient_clip_algorithm": ("x",),
@@ -83,7 +83,7 @@ SWEEP = {
     "halving_by": ("x",),
     "engine": ("x", ""),
 }
-STORE = {"run": ("a/../../b", "../b", "/etc/loraens", "a\0b"), "root": ("/dev/null", "/proc/x")}
+STORE = {"run": ("a/../../b", "../b", "/proc/loraens", ""), "root": ("/dev/null", "/proc/x")}
 ENSEMBLE = {
     "size": ("0", "-1", "x", "10000000"),
     "pool": ("0", "-1", "nan", "x"),
