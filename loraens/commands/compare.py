@@ -121,8 +121,9 @@ def main(args: list[str]) -> None:
         help="A .csv, .json or .md file; the terminal by default.",
     )
     given = parser.parse_args(args)
-    directories = [Path(path) for path in [*given.directories, *given.runs]]
-    if not directories:
+    names = [*given.directories, *given.runs]
+    directories = [Path(name) for name in names]
+    if not all(names) or not directories:
         raise InputError("no directory is given: name one or more of runs, such as checkpoints")
     columns: list[str] = []
     for text in given.columns:

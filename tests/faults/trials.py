@@ -112,8 +112,8 @@ def prepare() -> None:
         importlib.import_module(f"loraens.commands.{name}")
     for name in ("evaluate", "build", "quickstart", "wandb_sync"):
         importlib.import_module(f"loraens.commands.{name}")
-    for name in ("loraens.report.build", "loraens.api.quick", "loraens.inference.evaluate"):
-        importlib.import_module(name)
+    for name in ("report.build", "api.build", "api.quick", "inference.evaluate"):
+        importlib.import_module(f"loraens.{name}")
 
 
 class World:
