@@ -31,7 +31,8 @@ from options import refuse
 from page import write_page
 from trials import Section, World
 
-SHARES = 4  # of the mutations and options, each a part
+SHARES = 20  # of the mutations and options, each a part
+KILLED = {"sweep": 9, "fit": 5, "report": 3}  # the same of the operations of a command
 
 Part = Callable[[World, Section], None]
 
@@ -44,8 +45,11 @@ def parts(quick: bool) -> dict[str, Part]:
     else:
         mutations, shares = range(1000), [slice(share, None, SHARES) for share in range(SHARES)]
     for name in ("ensemble", "predict") if quick else COMMANDS:
-        operations = partial(kill_everywhere, name=name, step=9 if quick else 1)
-        found[f"operations-{name}"] = operations
+        count = 1 if quick else KILLED.get(name, 1)
+        for share in range(count):
+            chosen = slice(share, None, 9 if quick else count)
+            operations = partial(kill_everywhere, name=name, chosen=chosen)
+            found[f"operations-{name}-{share}"] = operations
         found[f"disk-{name}"] = partial(fill, name=name, sizes=1 if quick else 30)
     for name in ("ensemble",) if quick else COMMANDS:
         found[f"random-{name}"] = partial(kill_at_random, name=name, times=2 if quick else 20)

@@ -86,12 +86,11 @@ def difference(expected: dict[str, object], found: dict[str, object]) -> list[st
     return sorted(name for name in names if expected.get(name) != found.get(name))
 
 
-def kill_everywhere(world: World, section: Section, name: str, step: int = 1) -> None:
-    """Kill a command before every operation, or every so many-th, and run it again."""
+def kill_everywhere(world: World, section: Section, name: str, chosen: slice = slice(None)) -> None:
+    """Kill a command before all or some of its operations, and run it again."""
     case = case_of(world, name)
     expected, whole = reference(world, case)
-    section.add(f"{case.name}: operations", whole.operations)
-    for number in range(0, whole.operations, step):
+    for number in range(whole.operations)[chosen]:
         _trial(world, case, section, expected, f"operation {number}", kill_at=number)
 
 
