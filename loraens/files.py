@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,9 @@ from typing import Any, BinaryIO
 
 import psutil
 
-PART = r"\..*\.(\d+)\.part"  # a file that a killed writer left; the number of its process
+_HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+_PART = r"\.{name}\.(?:([0-9a-f]{{8}})-)?(\d{{1,9}})\.part"  # host and process that write it
+PART = _PART.format(name=".*")  # a file that a killed writer left
 
 
 class _Raw(FileIO):
@@ -70,7 +73,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """
     make_directory(path.parent)
     _remove_parts(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    beside = path.with_name(f".{path.name}.{_HOST}-{os.getpid()}.part")
     try:
         with naming(path):
             raw = _Raw(beside, path)
@@ -87,13 +90,16 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def _remove_parts(path: Path) -> None:
-    """Remove what writers of a file left that do not run any more."""
+    """Remove what writers of a file left that do not run any more; those of other hosts may run."""
     for name in os.listdir(path.parent):
-        part = re.fullmatch(PART, name) if name.startswith(f".{path.name}.") else None
-        if part is None or name != f".{path.name}.{part[1]}.part":
-            continue
-        if not psutil.pid_exists(int(part[1])):
+        part = re.fullmatch(part_of(path.name), name)
+        if part and part[1] in (None, _HOST) and not psutil.pid_exists(int(part[2])):
             path.with_name(name).unlink(missing_ok=True)
+
+
+def part_of(name: str) -> str:
+    """Regular expression of the names of files that become the file of a name."""
+    return _PART.format(name=re.escape(name))
 
 
 def make_directory(directory: Path) -> None:

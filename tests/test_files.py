@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from loraens import files
 from loraens.data.delimited import DelimitedWriter
 from loraens.data.files import open_table
 from loraens.errors import InputError
@@ -25,10 +26,12 @@ def ended():
 
 
 def test_a_writer_removes_what_killed_ones_left_of_its_file_alone(tmp_path):
-    mine = [f".out.csv.{ended()}.part", f".out.csv.{ended()}.part"]
+    mine = [f".out.csv.{ended()}.part", f".out.csv.{files._HOST}-{ended()}.part"]
     others = [
         f".out.csv.{os.getppid()}.part",  # it still runs
+        f".out.csv.0123abcd-{ended()}.part",  # of another host
         f".other.csv.{ended()}.part",
+        ".out.csv.99999999999999999999.part",
         f".out.csv.a.{ended()}.part",  # of out.csv.a
         ".out.csv.x.part",
     ]

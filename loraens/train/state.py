@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from loraens.errors import InputError
-from loraens.files import make_directory, naming, write_atomically
+from loraens.files import make_directory, naming, part_of, write_atomically
 from loraens.records import OLDER_SETTINGS, read_signed, signed
 from loraens.store import SWEEP
 
@@ -170,5 +170,5 @@ def is_ours(directory: Path) -> bool:
     if not directory.is_dir():
         return True
     names = {path.name for path in directory.iterdir()}
-    begun = rf"{re.escape(LOCK)}|\.{re.escape(MARK)}\.\d+\.part"
+    begun = rf"{re.escape(LOCK)}|{part_of(MARK)}"
     return MARK in names or all(re.fullmatch(begun, name) for name in names)
