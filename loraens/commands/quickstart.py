@@ -68,6 +68,8 @@ def quickstart(
     started = time.monotonic()
     if not 0 < minutes < float("inf"):
         raise InputError(f"minutes {minutes:g}: a number above 0 is expected", option="minutes")
+    if data.limit < 1:
+        raise InputError(f"limit {data.limit}: at least 1 is expected", option="data.limit")
     from loraens.api.ensembles import write_ensembles
     from loraens.api.quick import KINDS, Asked, QuickStart
     from loraens.model.tokenizer import load_tokenizer

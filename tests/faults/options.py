@@ -14,6 +14,7 @@ NO_SIZE = ("-1", "nan", "x", "")  # where a number from 0 on is expected
 NO_SHARE = ("-0.5", "1.5", "nan", "x")
 NO_WORD = ("x", "", "Best", "1")  # where one of some words is expected
 NOWHERE = ("nowhere", "/dev/null", "")  # where a file or directory is expected
+NO_TABLE = ("out.exe", "run")
 MODEL = {
     "rank": (*NO_COUNT, "1000000000"),
     "scale": ("nan", "inf", "x", "[1]"),
@@ -107,7 +108,7 @@ ENSEMBLE = {
 READ = {  # of `predict` and `evaluate`
     "model": NOWHERE,
     "input": NOWHERE,
-    "output": ("nowhere/out.csv", "out.exe", "run"),
+    "output": NO_TABLE,
     "task": ("nothing", ""),
     "epoch": NO_WORD,
     "batch_size": NO_COUNT,
@@ -117,7 +118,14 @@ READ = {  # of `predict` and `evaluate`
     "backbone": NOWHERE,
     "nothing": ("1",),
 }
-PREDICT = {**READ, "format": NO_WORD, "coverage": NO_SHARE, "text": ("", "a"), "text2": ("a",)}
+PREDICT = {
+    **READ,
+    "output": ("nowhere/out.csv", *NO_TABLE),
+    "format": NO_WORD,
+    "coverage": NO_SHARE,
+    "text": ("", "a"),
+    "text2": ("a",),
+}
 REPORT = {
     "runs": NOWHERE,
     "task": ("nothing", ""),
