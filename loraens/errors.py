@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import unicodedata
 
 UNSAFE = ("Cc", "Cf", "Cs", "Zl", "Zp")  # categories of characters that are not seen
@@ -15,11 +16,32 @@ def escaped(text: str) -> str:
         a/x1b[2J
     """
     return "".join(
-        character
-        if character == "\n" or unicodedata.category(character) not in UNSAFE
-        else character.encode("unicode_escape").decode()
+        character.encode("unicode_escape").decode()
+        if character != "\n" and _is_unsafe(character)
+        else character
         for character in text
     )
+
+
+def in_json(text: str) -> str:
+    """A text in JSON whose control characters are escaped as JSON has it.
+
+    Examples:
+        >>> print(in_json('"a' + chr(155) + '"').replace(chr(92), "/"))
+        "a/u009b"
+    """
+    return "".join(
+        json.dumps(character)[1:-1] if _is_unsafe(character) else character for character in text
+    )
+
+
+def _is_unsafe(character: str) -> bool:
+    return unicodedata.category(character) in UNSAFE
+
+
+def say(sentence: str) -> None:
+    """Print a sentence, which may have names of strangers in it."""
+    print(escaped(sentence), flush=True)
 
 
 class InputError(ValueError):

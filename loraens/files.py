@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,11 @@ from io import BufferedWriter, FileIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
-PART = r"\..*\.\d+\.part"  # a file that a killed writer left
+import psutil
+
+_HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+_PART = r"\.{name}\.(?:([0-9a-f]{{8}})-)?(\d{{1,9}})\.part"  # host and process that write it
+PART = _PART.format(name=".*")  # a file that a killed writer left
 
 
 class _Raw(FileIO):
@@ -61,13 +66,14 @@ def write_atomically(path: Path, content: bytes) -> None:
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file under a temporary name, which is renamed at the end, so that a reader sees all of it
-    or nothing.
+    or nothing. What killed writers of it left is removed.
 
     Raises:
         OSError: It cannot be written; the error names the file, which is as it was.
     """
     make_directory(path.parent)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    _remove_parts(path)
+    beside = path.with_name(f".{path.name}.{_HOST}-{os.getpid()}.part")
     try:
         with naming(path):
             raw = _Raw(beside, path)
@@ -81,6 +87,19 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             _sync(path.parent)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def _remove_parts(path: Path) -> None:
+    """Remove what writers of a file left that do not run any more; those of other hosts may run."""
+    for name in os.listdir(path.parent):
+        part = re.fullmatch(part_of(path.name), name)
+        if part and part[1] in (None, _HOST) and not psutil.pid_exists(int(part[2])):
+            path.with_name(name).unlink(missing_ok=True)
+
+
+def part_of(name: str) -> str:
+    """Regular expression of the names of files that become the file of a name."""
+    return _PART.format(name=re.escape(name))
 
 
 def make_directory(directory: Path) -> None:

@@ -352,19 +352,25 @@ def find_members(path: Path) -> list[Path]:
     return sorted(manifest.parent for manifest in path.glob(f"*/{MANIFEST}"))
 
 
-def missing_members(run: Path) -> list[str]:
-    """Names of the members of a sweep that have no manifest: they have not begun, or are lost.
-
-    Sweeps of older versions don't say which members they have.
+def missing_members(run: Path) -> str | None:
+    """A sentence that names the members of a sweep that have no manifest: they have not begun, or
+    are lost. None where all are there; sweeps of older versions don't say which members they have.
 
     Raises:
         InputError: sweep.json is not readable.
     """
     path = run / SWEEP
     if not path.is_file():
-        return []
+        return None
     names = read_signed(path.read_bytes(), path, "restore it").get("members") or []
-    return [name for name in names if not (run / str(name) / MANIFEST).is_file()]
+    missing = [name for name in names if not (run / str(name) / MANIFEST).is_file()]
+    if not missing:
+        return None
+    more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+    return (
+        f"{run} lacks members of its sweep, {missing[0]}{more}: they have not begun, or their"
+        f" {MANIFEST} is missing, so resume the sweep or restore them"
+    )
 
 
 def find_member(path: Path) -> Path:

@@ -29,7 +29,7 @@ from loraens.data.imports import allow, check_imports, resume_options, untrusted
 from loraens.ensemble.options import RANGES
 from loraens.ensemble.read import read_runs
 from loraens.ensemble.record import EnsembleRecord
-from loraens.errors import InputError
+from loraens.errors import InputError, in_json, say
 from loraens.model.backbone import load_encoder
 from loraens.model.tokenizer import load_tokenizer
 from loraens.report.terminal import show
@@ -675,6 +675,7 @@ BAD_OPTIONS = [
     *(("fit", "--ckpt_path", value) for value in ("/tmp", "/dev/null", "nowhere")),
     ("fit", "--model.lr", "nan"),
     ("fit", "--model.rank", 10**9),
+    *((c, "--store.run", v) for c in ("fit", "sweep") for v in ("a/../../b", "..", "/tmp/a", "")),
     ("sweep", "--trainer.accelerator", "x"),
     ("sweep", "--trainer.devices", 0),
     *(("sweep", "--sweep.halving_factor", value) for value in ("nan", "inf", 1.000001)),
@@ -713,6 +714,21 @@ def test_names_of_strangers_command_no_terminal(capsys, fails):
     assert r"[red]x[/red] :smile: \x1b]0;title\x07 \u202eabc" in shown
     assert "\x1b" not in shown
     assert r"\x1b[2J" in fails("report", "--runs", "a\x1b[2J")
+    say("the member a\x1b[2J")
+    assert capsys.readouterr().out == "the member a\\x1b[2J\n"
+    name = "\x9b2J \u202eabc \U000e0001 né"
+    shown = in_json(json.dumps(name, ensure_ascii=False))
+    assert shown == r'"\u009b2J \u202eabc \udb40\udc01 né"'
+    assert json.loads(shown) == name
+
+
+def test_classes_of_a_file_command_no_terminal(fails, training, tmp_path, capsys):
+    rows = [f"{number}\ttext {number}\ta\x1b[2J" for number in range(4)]
+    path = tmp_path / "a.tsv"
+    path.write_text("\n".join(["id\tsentence\tlabel", *rows]))
+    for command in (("build", path, "--out", tmp_path / "out"), ("compare", path)):
+        message = fails(*command)
+        assert "\x1b" not in message + capsys.readouterr().out
 
 
 def altered(value, rng):

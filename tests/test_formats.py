@@ -128,7 +128,7 @@ def test_files_of_a_directory_or_pattern(tmp_path, pattern):
     assert split.dropped["no text"] == ["a.csv.gz:5", "b.csv:5"]
     assert "line a.csv.gz:5, b.csv:5" in split.report()
     (folder / "b.csv").write_text("sentence,stars\nx,1\n")
-    with pytest.raises(InputError, match=r"b\.csv has the columns sentence, stars"):
+    with pytest.raises(InputError, match=r"b\.csv has the columns 'sentence', 'stars'"):
         read_split(str(tmp_path / pattern), "train", SST)
 
 

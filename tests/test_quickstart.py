@@ -112,6 +112,8 @@ def test_the_advice_is_one_sentence():
 
 
 def test_no_time_at_all_is_refused(fails, tmp_path):
+    limit = ("--data.limit", 0, "--store.root", tmp_path / "runs")
+    assert "--data.limit 0: at least 1" in fails("quickstart", *limit)
     assert "minutes 0: a number above 0" in fails(
         "quickstart", "--minutes", 0, "--store.root", tmp_path / "runs"
     )

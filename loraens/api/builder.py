@@ -16,7 +16,7 @@ from loraens.data.modules import TextFiles
 from loraens.data.understanding import Understood, describe
 from loraens.ensemble.evaluation import Evaluation
 from loraens.ensemble.recommend import RECOMMENDED, Recommendation
-from loraens.errors import InputError
+from loraens.errors import InputError, say
 from loraens.inference.evaluate import evaluate
 from loraens.inference.predictor import Predictor
 from loraens.records import Manifest
@@ -94,7 +94,7 @@ class Builder:
     def say(self, sentence: str) -> None:
         """Print a sentence."""
         if self.verbose:
-            print(sentence, flush=True)
+            say(sentence)
 
     def run(self) -> Built:
         """All steps."""

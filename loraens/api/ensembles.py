@@ -22,6 +22,7 @@ from loraens.ensemble.recommend import (
     write_recommended,
 )
 from loraens.ensemble.record import EnsembleRecord
+from loraens.errors import say
 from loraens.files import write_atomically
 from loraens.records import Epoch
 from loraens.report import ensembles as tables
@@ -40,7 +41,7 @@ def write_ensembles(
     refit: bool = False,
     unfinished: bool = False,
     on_task: Callable[[Sequence[EnsembleRecord], str], None] | None = None,
-    report: Callable[[str], None] = print,
+    report: Callable[[str], None] = say,
     backbone: str | None = None,
 ) -> tuple[list[EnsembleRecord], dict[str, Recommendation]]:
     """Choose, prove and write ensembles of each task, and which of them are recommended.

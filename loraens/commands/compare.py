@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from loraens.commands.parser import Parser
-from loraens.errors import InputError
+from loraens.errors import InputError, say
 from loraens.files import write_atomically
 from loraens.report.comparison import (
     COLUMNS,
@@ -83,11 +83,11 @@ def compare(
         rows = sort(rows, order)
     if out is not None:
         write_atomically(out, FORMATS[out.suffix](rows, columns or COLUMNS).encode())
-        print(f"rows in {out}: {len(rows)}")
+        say(f"rows in {out}: {len(rows)}")
     elif rows:
         print_table(rows, columns)
     if not rows:
-        print(f"--filter leaves none of {len(all_rows)} rows")
+        say(f"--filter leaves none of {len(all_rows)} rows")
     return rows
 
 
@@ -121,8 +121,9 @@ def main(args: list[str]) -> None:
         help="A .csv, .json or .md file; the terminal by default.",
     )
     given = parser.parse_args(args)
-    directories = [Path(path) for path in [*given.directories, *given.runs]]
-    if not directories:
+    names = [*given.directories, *given.runs]
+    directories = [Path(name) for name in names]
+    if not all(names) or not directories:
         raise InputError("no directory is given: name one or more of runs, such as checkpoints")
     columns: list[str] = []
     for text in given.columns:

@@ -14,6 +14,7 @@ from loraens.ensemble.methods import names
 from loraens.ensemble.options import Options
 from loraens.ensemble.recommend import RECOMMENDED, Goal, Recommendation
 from loraens.ensemble.record import EnsembleRecord
+from loraens.errors import say
 from loraens.records import Epoch
 from loraens.report import ensembles as tables
 from loraens.report.terminal import show
@@ -68,13 +69,13 @@ def run(
         backbone=backbone,
     )
     for sentence in tables.overall_sentences(records):
-        print(sentence)
+        say(sentence)
     if logged:
         log(records, recommended, folder, Path(runs[0]))
-    print(f"the ensembles are in {folder}")
+    say(f"the ensembles are in {folder}")
     for one in recommended.values():
-        print(one.sentence)
-    print(f"to predict with it: loraens predict --model {folder / RECOMMENDED} --input FILE")
+        say(one.sentence)
+    say(f"to predict with it: loraens predict --model {folder / RECOMMENDED} --input FILE")
     return records
 
 

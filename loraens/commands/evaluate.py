@@ -6,7 +6,7 @@ from pathlib import Path
 
 from loraens.commands.parser import call
 from loraens.data.tables import Quoting, Reading
-from loraens.errors import InputError
+from loraens.errors import InputError, say
 from loraens.records import Epoch
 
 
@@ -66,11 +66,11 @@ def evaluate(
     for table in tables(evaluation, predictor.task(task)):
         show(table)
     for sentence in sentences(evaluation):
-        print(sentence)
+        say(sentence)
     if output is not None:
         path = Path(output)
         write_atomically(path, FORMATS[path.suffix](evaluation).encode())
-        print(f"the numbers are in {path}")
+        say(f"the numbers are in {path}")
 
 
 def main(args: list[str]) -> None:

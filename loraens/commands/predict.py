@@ -14,7 +14,7 @@ from loraens.cluster import RAY, Cluster, check_workers
 from loraens.commands.parser import call
 from loraens.data.tables import Quoting, Reading, line_of
 from loraens.ensemble.conformal import check_coverage
-from loraens.errors import InputError
+from loraens.errors import InputError, in_json
 from loraens.inference.predict_file import predict_file
 from loraens.inference.predictor import Predictor
 from loraens.records import Epoch
@@ -41,6 +41,7 @@ def predict(
     workers: int = 1,
     address: str | None = None,
     cpus: int | None = None,
+    spreadsheet: bool = False,
 ) -> None:
     """Write predictions of a member or an ensemble for every row of a file, or print those of one
     text.
@@ -84,6 +85,8 @@ def predict(
         address: Address of a running Ray cluster, such as auto or HOST:6379; by default Ray is
             started on this machine.
         cpus: Cores of each worker; by default its part of those of this machine.
+        spreadsheet: Whether cells of CSV or TSV that begin as formulas do, with = + - @ and no
+            number, get an apostrophe before them, so that spreadsheets show and do not run them.
 
     Raises:
         InputError: An option or a file cannot be used.
@@ -92,6 +95,8 @@ def predict(
         raise InputError("give either --input FILE or --text TEXT")
     if input is not None and text2 is not None:
         raise InputError("--text2 goes with --text, not with --input")
+    if spreadsheet and input is None:
+        raise InputError("--spreadsheet goes with --input, not with --text")
     if batch_size is not None and batch_size < 1:
         raise InputError(f"batch_size {batch_size}: at least 1 is expected", option="batch_size")
     if coverage is not None:
@@ -127,6 +132,7 @@ def predict(
         missing=missing or (),
         columns=columns,
         cluster=cluster,
+        spreadsheet=spreadsheet,
     )
     in_turn = loaded[0].in_turn if loaded else None
     if in_turn is not None and in_turn.texts:
@@ -168,7 +174,7 @@ def _print_one(
     if kept:
         predictor.keep(kept, chosen, region)
     (row,) = predictor.rows([texts], chosen, region)
-    print(json.dumps(row, ensure_ascii=False))
+    print(in_json(json.dumps(row, ensure_ascii=False)))
 
 
 def main(args: list[str]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from loraens.commands.parser import call
-from loraens.errors import InputError
+from loraens.errors import InputError, say
 
 PACKAGED = "minilm"  # `backbone.PACKAGED`, which takes seconds to import
 METHODS = ("best", "omni", "dicor", "greedy", "weighted")
@@ -68,6 +68,8 @@ def quickstart(
     started = time.monotonic()
     if not 0 < minutes < float("inf"):
         raise InputError(f"minutes {minutes:g}: a number above 0 is expected", option="minutes")
+    if data.limit < 1:
+        raise InputError(f"limit {data.limit}: at least 1 is expected", option="data.limit")
     from loraens.api.ensembles import write_ensembles
     from loraens.api.quick import KINDS, Asked, QuickStart
     from loraens.model.tokenizer import load_tokenizer
@@ -79,7 +81,7 @@ def quickstart(
     load_tokenizer(backbone)  # a backbone that is missing is noticed before anything is written
     root = None if data.root is None else str(Path(data.root).resolve())
     asked = Asked(root, data.limit, backbone, minutes)
-    quick = QuickStart(Path(store.root), asked, report=lambda words: print(words, flush=True))
+    quick = QuickStart(Path(store.root), asked, report=say)
     quick.prepare(minutes * 60 - (time.monotonic() - started))
     members, records = {}, {}
     recommended: dict[str, Any] = {}
@@ -97,18 +99,18 @@ def quickstart(
     show(score_table(members, records, recommended, made_up=root is None))
     _print_commands(quick.directory, recommended)
     minutes_taken = (time.monotonic() - started) / 60
-    print(f"Everything is in {quick.directory}; this took {minutes_taken:.1f} min.")
-    print(advice(recommended))
+    say(f"Everything is in {quick.directory}; this took {minutes_taken:.1f} min.")
+    say(advice(recommended))
 
 
 def _print_commands(directory: Path, recommended: Mapping[str, Any]) -> None:
     """Print what is recommended for each task, and the commands to go on with."""
     for name, one in recommended.items():
-        print(f"\n{one.sentence}")
+        say(f"\n{one.sentence}")
         path = directory / name / "ensembles" / "recommended"
-        print(f"  loraens predict --model {path} {TEXTS[name]}")
+        say(f"  loraens predict --model {path} {TEXTS[name]}")
     runs = " ".join(str(directory / name) for name in recommended)
-    print(f"\nAll on one page: loraens report --runs {runs}")
+    say(f"\nAll on one page: loraens report --runs {runs}")
 
 
 def main(args: list[str]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from loraens import __version__
 from loraens.commands.parser import ALLOW, BACKBONE_HELP, UNFINISHED, Parser
 from loraens.data.imports import allow
+from loraens.errors import say
 from loraens.records import Epoch
 from loraens.train.account import check_wandb, ensembles_run
 
@@ -65,7 +66,7 @@ def main(args: list[str]) -> None:
         unfinished=given.unfinished,
     )
     for sentence in report.verdicts:
-        print(sentence)
+        say(sentence)
     if given.logger:
         log(report.pictures, Path(given.runs[0]))
-    print(f"the report is {report.path}, with {len(report.pictures)} pictures beside it")
+    say(f"the report is {report.path}, with {len(report.pictures)} pictures beside it")

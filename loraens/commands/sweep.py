@@ -8,6 +8,7 @@ import sys
 from lightning.pytorch.cli import LightningArgumentParser
 
 from loraens.commands.fit import CLI_OPTIONS, Cli
+from loraens.errors import say
 from loraens.members import Grid
 from loraens.records import Manifest
 from loraens.train.config import SweepConfig
@@ -150,7 +151,7 @@ def main(args: list[str]) -> None:
     )
     sweep = Coordinator(cli.sweep_config())
     if cli.config.dry_run:
-        print(plan_text(sweep.plan()))
+        say(plan_text(sweep.plan()))
         return
     print_table(sweep.run())
-    print(f"the members are in {sweep.directory}")
+    say(f"the members are in {sweep.directory}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from loraens.commands.parser import Parser
+from loraens.errors import say
 from loraens.train.upload import is_uploaded, offline_runs, upload
 
 
@@ -19,9 +20,9 @@ def main(args: list[str]) -> None:
     offline = offline_runs(Path(given.directory))
     runs = [run for run in offline if not is_uploaded(run)]
     if not runs:
-        print(f"all {len(offline)} offline runs below {given.directory} were uploaded before")
+        say(f"all {len(offline)} offline runs below {given.directory} were uploaded before")
     elif given.dry_run:
-        print("\n".join(map(str, runs)))
+        say("\n".join(map(str, runs)))
     else:
         upload(runs)
-        print(f"runs uploaded: {len(runs)}")
+        say(f"runs uploaded: {len(runs)}")

@@ -13,7 +13,7 @@ from typing import Any
 from loraens.data.classes import MANY, checked_classes
 from loraens.data.files import open_table
 from loraens.data.splits import Columns, Records, read_records
-from loraens.data.tables import Reading, line_of
+from loraens.data.tables import Reading, line_of, listed
 from loraens.data.values import cell_text
 from loraens.errors import InputError
 from loraens.labels import LABEL_KINDS
@@ -178,7 +178,7 @@ def _label_of(table: str, names: dict[str, list[str]], texts: Sequence[str]) -> 
         return likely[0]
     found = f"{len(likely)} columns look" if likely else "no column looks"
     raise InputError(
-        f"{table}: {found} like a label; its columns are {', '.join(map(repr, likely or names))}:"
+        f"{table}: {found} like a label; its columns are {listed(likely or names)}:"
         " name one (--label)"
     )
 
@@ -195,6 +195,6 @@ def _texts_of(table: str, names: dict[str, list[str]]) -> tuple[str, ...]:
         return (likely[0],)
     found = f"{len(likely)} columns look" if likely else "no column looks"
     raise InputError(
-        f"{table}: {found} like a text; its columns are {', '.join(map(repr, likely or names))}:"
+        f"{table}: {found} like a text; its columns are {listed(likely or names)}:"
         " name one, or two of a pair (--text)"
     )

@@ -26,12 +26,14 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from loraens.data.tables import MAX_RECORD, Format, Reading, Row, Table
+from loraens.data.tables import MAX_RECORD, Format, Reading, Row, Table, check_distinct
 from loraens.errors import InputError
+from loraens.labels.classes import parse_number
 
 csv.field_size_limit(2**31 - 1)  # the default, 128 KiB, is shorter than some texts
 SAMPLE = 2**20  # characters at the start of a file that show how it quotes
 FEW = 3  # lines of a quoted text that by chance look like records
+FORMULAS = ("=", "+", "-", "@")  # how cells begin that spreadsheets compute
 MORE = 20  # the same, where quotes follow the rules elsewhere
 
 Numbered = tuple[int, str]  # a line and its number
@@ -203,9 +205,7 @@ def open_delimited(
         delimiter = "\t"
     records = Records(lines, delimiter, name, reading)
     columns = records.header()
-    repeated = {column for column in columns if columns.count(column) > 1}
-    if repeated:
-        raise InputError(f"{name} has two columns named {repeated.pop()!r}: rename one")
+    check_distinct(name, columns)
 
     def rows() -> Iterator[tuple[int, Row | None]]:
         for number, fields in records:
@@ -252,11 +252,25 @@ def _unquoted(text: str) -> str:
 class DelimitedWriter:
     """Writes rows to an open text stream, as `Records` reads them with quoting "standard"; the
     header comes first.
+
+    Args:
+        stream: The stream.
+        delimiter: One character.
+        columns: Names of the columns, in order.
+        spreadsheet: Whether cells that a spreadsheet would take for formulas begin with an
+            apostrophe, which has it take them for text.
     """
 
-    def __init__(self, stream: io.TextIOBase, delimiter: str, columns: list[str]) -> None:
+    def __init__(
+        self,
+        stream: io.TextIOBase,
+        delimiter: str,
+        columns: list[str],
+        spreadsheet: bool = False,
+    ) -> None:
         self._stream = stream
         self._delimiter = delimiter
+        self._spreadsheet = spreadsheet
         self._columns = columns
         self._write(columns)
 
@@ -280,6 +294,13 @@ class DelimitedWriter:
         if isinstance(value, (list, dict)):
             value = json.dumps(value, ensure_ascii=False, default=str)
         text = "" if value is None else str(value)
+        if self._spreadsheet and _is_formula(text):
+            text = f"'{text}"
         if any(mark in text for mark in (self._delimiter, '"', "\n", "\r")):
             return '"' + text.replace('"', '""') + '"'
         return text
+
+
+def _is_formula(text: str) -> bool:
+    """Whether a spreadsheet would take a cell for a formula; numbers with a sign are none."""
+    return text.lstrip()[:1] in FORMULAS and parse_number(text) is None

@@ -30,6 +30,7 @@ from loraens.data.tables import (
     Reading,
     Row,
     Table,
+    listed,
     too_long,
 )
 from loraens.errors import InputError
@@ -88,8 +89,7 @@ def files_of(path: Path) -> list[Path]:
         InputError: There are none.
     """
     if path.is_dir():
-        if (path / "dataset_dict.json").is_file():
-            splits = json.loads((path / "dataset_dict.json").read_text())["splits"]
+        if splits := sorted(state.parent.name for state in path.glob("*/state.json")):
             raise InputError(
                 f"{path} holds the splits {', '.join(splits)}: give one of them, such as"
                 f" {path / splits[0]}"
@@ -129,8 +129,8 @@ def _open_files(
                     first.columns
                 ):
                     raise InputError(
-                        f"{table.name} has the columns {', '.join(table.columns)}, and {first.name}"
-                        f" has {', '.join(first.columns)}: the files of {name} must have the same"
+                        f"{table.name} has the columns {listed(table.columns)}, and {first.name}"
+                        f" has {listed(first.columns)}: the files of {name} must have the same"
                     )
                 for position, row in table.rows:
                     yield f"{path.name}:{position}", row
@@ -188,14 +188,22 @@ def _open_text(
 
 class RowWriter:
     """Writes rows as CSV, TSV or JSON lines to an open text stream; the header comes before the
-    first row. A list in a cell of CSV or TSV is JSON.
+    first row. A list in a cell of CSV or TSV is JSON; `spreadsheet` is of these, as
+    `DelimitedWriter` has it.
     """
 
-    def __init__(self, stream: io.TextIOBase, format: Format, columns: list[str]) -> None:
+    def __init__(
+        self,
+        stream: io.TextIOBase,
+        format: Format,
+        columns: list[str],
+        spreadsheet: bool = False,
+    ) -> None:
         self._stream = stream
         self._delimited: DelimitedWriter | None = None
         if format in ("csv", "tsv"):
-            self._delimited = DelimitedWriter(stream, "\t" if format == "tsv" else ",", columns)
+            delimiter = "\t" if format == "tsv" else ","
+            self._delimited = DelimitedWriter(stream, delimiter, columns, spreadsheet)
 
     def write(self, row: Row) -> None:
         """Write one row."""

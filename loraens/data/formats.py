@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraens.data.streams import Lines
-from loraens.data.tables import MAX_RECORD, Row, Table, too_long
+from loraens.data.tables import MAX_RECORD, Row, Table, check_distinct, too_long
 from loraens.errors import InputError
 
 if TYPE_CHECKING:
@@ -222,8 +222,7 @@ def open_excel(path: Path, name: str) -> Table:
     header = next(cells for _, cells in rows if _filled(cells))
     width = max(index for index, cell in enumerate(header, start=1) if cell is not None)
     columns = ["" if cell is None else str(cell) for cell in header[:width]]
-    if repeated := {column for column in columns if columns.count(column) > 1}:
-        raise InputError(f"{name} has two columns named {repeated.pop()!r}: rename one")
+    check_distinct(name, columns)
 
     def records() -> Iterator[tuple[int, Row | None]]:
         for number, cells in rows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -14,6 +15,7 @@ Quoting = Literal["auto", "standard", "lines", "none"]
 Row = dict[str, Any]
 Position = int | str  # number of the first line; FILE:NUMBER in a table of several files
 BAR_DELAY = 2.0  # seconds, after which a bar is shown
+SHOWN = 20  # names in a sentence
 MAX_RECORD = 2**22  # characters; a text this long is a book, and no record of a data set
 
 
@@ -82,8 +84,30 @@ class Table:
             if column not in self.columns:
                 raise InputError(
                     f"{self.name} has no column {column!r} ({option}); its columns are"
-                    f" {', '.join(map(repr, self.columns))}"
+                    f" {listed(self.columns)}"
                 )
+
+
+def check_distinct(name: str, columns: Iterable[str]) -> None:
+    """Refuse columns of one name.
+
+    Args:
+        name: The file's name, for the message.
+        columns: Names of its columns.
+
+    Raises:
+        InputError: Two have the same name.
+    """
+    ((column, count),) = Counter(columns).most_common(1) or [("", 0)]
+    if count > 1:
+        raise InputError(f"{name} has two columns named {column!r}: rename one")
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names in quotes; the first ones where there are many."""
+    shown = list(map(repr, names))
+    more = f" and {len(shown) - SHOWN} more" if len(shown) > SHOWN else ""
+    return ", ".join(shown[:SHOWN]) + more
 
 
 def line_of(*positions: Position) -> str:

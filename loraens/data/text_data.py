@@ -18,7 +18,7 @@ from loraens.data.sampling import PackedDataset, TrainSampler, eval_loader
 from loraens.data.sources import SPLITS, Source
 from loraens.data.splits import Split, limited
 from loraens.data.tokens import TokenSplit, cached_tokens
-from loraens.errors import InputError
+from loraens.errors import InputError, escaped
 from loraens.members import OUT_OF_FOLD, Member
 from loraens.model.batch import PackedBatch
 from loraens.model.device import records_together
@@ -132,11 +132,11 @@ class TextData(RecordedArguments, LightningDataModule):
             for name, split in self._read(source).items():
                 tokens = cached_tokens(split.texts, tokenizer, self.max_length)
                 splits[source.task.name, name] = TokenSplit(source.task, split, tokens)
-                rank_zero_info(splits[source.task.name, name].report())
+                rank_zero_info(escaped(splits[source.task.name, name].report()))
             if self.folds is not None:
                 in_folds = splits[source.task.name, "train"].in_folds(self.folds)
                 splits[source.task.name, OUT_OF_FOLD] = in_folds
-                rank_zero_info(in_folds.report())
+                rank_zero_info(escaped(in_folds.report()))
         self.splits = splits
 
     def _read(self, source: Source) -> dict[str, Split]:

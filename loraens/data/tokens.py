@@ -7,6 +7,7 @@ import json
 import re
 import warnings
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -169,7 +170,7 @@ def cached_tokens(texts: list[tuple[str, ...]], tokenizer: Tokenizer, max_length
         try:
             with np.load(path, allow_pickle=False) as file:
                 return Tokens(file["ids"], file["types"], file["offsets"], int(file["truncated"]))
-        except (zipfile.BadZipFile, KeyError, ValueError, EOFError):
+        except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, TypeError, EOFError):
             path.unlink()
     tokens = tokenise(texts, tokenizer, max_length)
     try:

@@ -15,12 +15,11 @@ import numpy as np
 from loraens.ensemble.combine import combine
 from loraens.ensemble.folded import StoredMember, Unit, out_of_fold, problem_of, units_of
 from loraens.ensemble.pool import Pool
-from loraens.errors import InputError
+from loraens.errors import InputError, say
 from loraens.members import OUT_OF_FOLD
 from loraens.metrics import Outcome
 from loraens.records import ENDED, Epoch, Manifest
 from loraens.store import (
-    MANIFEST,
     Logits,
     MemberStore,
     find_members,
@@ -111,7 +110,7 @@ def read_runs(
     runs: Sequence[Path],
     tasks: Sequence[str] | None = None,
     epoch: Epoch = "best",
-    report: Callable[[str], None] = print,
+    report: Callable[[str], None] = say,
     mode: str | None = None,
     backbone: str | None = None,
     unfinished: bool = False,
@@ -198,12 +197,8 @@ def _directories(runs: Sequence[Path], report: Callable[[str], None]) -> list[Pa
                 option="runs",
             )
         directories.extend(members)
-        if missing := missing_members(Path(run)):
-            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            report(
-                f"{run} lacks members of its sweep, {missing[0]}{more}: they have not begun, or"
-                f" their {MANIFEST} is missing, so resume the sweep or restore them"
-            )
+        if (sentence := missing_members(Path(run))) is not None:
+            report(sentence)
     if len({path.resolve() for path in directories}) < len(directories):
         raise InputError("runs names a member twice: give each run once", option="runs")
     return directories

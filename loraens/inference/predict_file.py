@@ -66,6 +66,7 @@ def predict_file(
     missing: Sequence[str | int | float] = (),
     columns: Sequence[str] | None = None,
     cluster: Cluster | None = None,
+    spreadsheet: bool = False,
 ) -> list[Position]:
     """Write predictions for every row of a file.
 
@@ -81,6 +82,8 @@ def predict_file(
         columns: Names of the predictions' columns to write; all by default.
         cluster: Predicts several chunks at a time, if given, and is entered for that; its workers
             load the predictor, too.
+        spreadsheet: Whether cells of CSV or TSV that a spreadsheet would take for formulas are
+            written as text.
 
     Returns:
         Positions of rows without a text, whose prediction is empty.
@@ -95,6 +98,11 @@ def predict_file(
             raise InputError(
                 f"output is not given: a .csv, .tsv or .jsonl file is expected for {written} input",
                 option="output",
+            )
+        if spreadsheet and written not in ("csv", "tsv"):
+            raise InputError(
+                f"spreadsheet is for CSV and TSV, and {written} would be written: leave it out",
+                option="spreadsheet",
             )
         predictor = load()
         chosen = predictor.task(task)
@@ -116,7 +124,7 @@ def predict_file(
                 task=chosen,
                 table=table,
                 missing=frozenset(map(cell_text, missing)),
-                writer=RowWriter(stream, WRITTEN[written], columns),
+                writer=RowWriter(stream, WRITTEN[written], columns, spreadsheet),
                 bar=bar,
             )
 

@@ -299,9 +299,9 @@ def _json_names(text: str) -> list[str] | None:
     """The names in a JSON list; None if it is none."""
     try:
         names = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    if not all(isinstance(name, (str, int)) for name in names):
+    if not isinstance(names, list) or not all(isinstance(name, (str, int)) for name in names):
         return None
     return [str(name).strip() for name in names]
 

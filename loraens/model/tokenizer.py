@@ -55,8 +55,8 @@ def _embeddings(directory: Path) -> int | None:
     """Number of token embeddings of the encoder in a directory; None where it does not say."""
     try:
         size = json.loads((directory / "config.json").read_bytes()).get("vocab_size")
-    except (OSError, ValueError):  # which loading the encoder says
-        return None
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return None  # loading the encoder says what is wrong
     return size if isinstance(size, int) else None
 
 

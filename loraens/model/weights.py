@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -97,7 +98,7 @@ def load_member(model: MemberModel, index: int, directory: Path) -> None:
     saved: dict[str, Tensor] = {}
     for name in (ADAPTER, HEADS):
         if (directory / name).is_file():
-            saved.update(load_file(directory / name))
+            saved.update(_load(directory / name))
     if model.mode == "lora":
         targets.update(_adapter_tensors(model, index))
         if _classifier_prefix(model) is not None:
@@ -121,9 +122,21 @@ def load_member(model: MemberModel, index: int, directory: Path) -> None:
         target.data.copy_(saved[key])
 
 
+def _load(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file.
+
+    Raises:
+        InputError: It is no whole file of safetensors.
+    """
+    try:
+        return load_file(path)
+    except (SafetensorError, FileNotFoundError) as error:
+        raise InputError(f"{path} has no weights ({error}): restore it") from None
+
+
 def _load_encoder(encoder: nn.Module, path: Path) -> None:
     try:
-        encoder.load_state_dict(load_file(path))
+        encoder.load_state_dict(_load(path))
     except RuntimeError as error:
         raise InputError(
             f"{path} does not fit the backbone: {str(error).splitlines()[-1].strip()}"

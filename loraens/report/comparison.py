@@ -15,8 +15,8 @@ from typing import Any
 
 from loraens.ensemble.recommend import RECOMMENDED, read_recommended
 from loraens.ensemble.record import EnsembleRecord
-from loraens.errors import InputError
-from loraens.store import ENSEMBLE, MANIFEST, MemberStore
+from loraens.errors import InputError, say
+from loraens.store import ENSEMBLE, MANIFEST, MemberStore, missing_members
 
 Row = dict[str, Any]  # a value for each of COLUMNS; None where there is none
 COLUMNS = (
@@ -79,9 +79,13 @@ OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
 }
 
 
-def read_rows(directories: Sequence[Path]) -> list[Row]:
+def read_rows(directories: Sequence[Path], report: Callable[[str], None] = say) -> list[Row]:
     """A row for every ensemble, and for every task of every member, at or anywhere below some
     directories.
+
+    Args:
+        directories: The directories.
+        report: Called with a sentence for each sweep that lacks members.
 
     Raises:
         InputError: A directory is missing or has none, or a file is not of the store's format.
@@ -100,6 +104,9 @@ def read_rows(directories: Sequence[Path]) -> list[Row]:
             )
         for path in sorted(below):
             paths.setdefault(path.resolve(), path)
+    for run in dict.fromkeys(path.parent for path in paths.values()):
+        if (sentence := missing_members(run)) is not None:
+            report(sentence)
     goals: dict[Path, dict[str, str]] = {}  # of each directory of ensembles
     rows: list[Row] = []
     for resolved, path in paths.items():

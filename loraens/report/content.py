@@ -16,7 +16,7 @@ from loraens.ensemble.methods import CONTROLS, METHODS
 from loraens.ensemble.read import PoolMembers, read_runs
 from loraens.ensemble.recommend import RECOMMENDED, Recommendation, read_recommended
 from loraens.ensemble.record import EnsembleRecord
-from loraens.errors import InputError
+from loraens.errors import InputError, say
 from loraens.files import checksum
 from loraens.members import Member
 from loraens.records import Epoch
@@ -103,7 +103,7 @@ def read(
     runs: Sequence[Path],
     tasks: Sequence[str] | None = None,
     epoch: Epoch | None = None,
-    report: Callable[[str], None] = print,
+    report: Callable[[str], None] = say,
     backbone: str | None = None,
     unfinished: bool = False,
 ) -> dict[str, Content]:

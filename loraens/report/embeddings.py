@@ -5,12 +5,14 @@ Shape letters: N examples, D width of the encoder.
 
 from __future__ import annotations
 
-import io
+import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from loraens.arrays import npz
 from loraens.ensemble.read import PoolMembers
 from loraens.files import checksum, write_atomically
 from loraens.store import MANIFEST
@@ -40,7 +42,8 @@ def embeddings(
     from loraens.inference.predictor import Predictor
 
     paths = [_path(members, index) for index in chosen]
-    if not all(path.is_file() for path in paths):
+    kept = [_read(path, len(texts)) for path in paths]
+    if any(of_member is None for of_member in kept):
         loaded = []
         for index in chosen:
             manifest = members.manifests[index]
@@ -48,17 +51,27 @@ def embeddings(
             loaded.append(LoadedMember(members.directories[index], manifest, epoch))
         features = Predictor.of_members(loaded).features(texts, members.dev.task)
         for path, of_member in zip(paths, features, strict=True):
-            buffer = io.BytesIO()
-            np.save(buffer, of_member)
-            write_atomically(path, buffer.getvalue())
-    return [np.load(path, allow_pickle=False) for path in paths]
+            write_atomically(path, npz(features=of_member))
+        return list(features)
+    return [of_member for of_member in kept if of_member is not None]
+
+
+def _read(path: Path, examples: int) -> np.ndarray | None:
+    """The features `(N, D)` in a file; None where it is not there or not whole, by its CRC-32."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            features: np.ndarray = file["features"]
+    except (OSError, zipfile.BadZipFile, zlib.error, LookupError, ValueError, TypeError, EOFError):
+        return None
+    fits = features.ndim == 2 and len(features) == examples and features.dtype == np.float32
+    return features if fits and np.isfinite(features).all() else None
 
 
 def _path(members: PoolMembers, index: int) -> Path:
     """Named by the member's manifest, which names its weights and the data."""
     directory = members.directories[index]
     digest = checksum(directory / MANIFEST)[:12]
-    name = f"{directory.name}-{members.dev.task.name}-dev-{members.epoch}-{digest}.npy"
+    name = f"{directory.name}-{members.dev.task.name}-dev-{members.epoch}-{digest}.npz"
     return directory.parent / FOLDER / name
 
 

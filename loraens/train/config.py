@@ -19,7 +19,7 @@ from loraens.members import Grid, Member
 from loraens.train.device import default_precision
 from loraens.train.module import Population
 from loraens.train.options import SweepOptions
-from loraens.train.runs import TRAINER_DEFAULTS, check_trainer
+from loraens.train.runs import TRAINER_DEFAULTS, check_run, check_trainer
 
 CONFIG = "config.yaml"
 IN_MEMORY = "# data: in the memory of the Python program that made this sweep\n"
@@ -161,6 +161,7 @@ class SweepConfig:
             base = Member(**member)
         except ValueError as error:
             raise InputError(f"model: {error}", option="model") from None
+        check_run(sections["store"].get("run"))
         return cls(
             text=text,
             train=train,

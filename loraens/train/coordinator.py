@@ -22,6 +22,7 @@ from typing import Any
 
 from loraens.data.imports import resume_options
 from loraens.data.modules import TextData
+from loraens.errors import say
 from loraens.files import write_atomically
 from loraens.members import Member
 from loraens.members import packs as packs_of
@@ -223,7 +224,7 @@ class Coordinator:
             try:
                 self._train_rungs()
             except (KeyboardInterrupt, SystemExit):
-                print(f"\nto resume: {self.resume}", flush=True)
+                say(f"\nto resume: {self.resume}")
                 raise
             finally:
                 self._bar.close()
@@ -373,7 +374,7 @@ class Coordinator:
     def _begin(self) -> None:
         """Say where it computes, and read how far the sweep is."""
         if said := in_words(self.worker.trainer()):
-            print(said, flush=True)
+            say(said)
         self.state = read_state(self.directory, self.state, len(self.config.rungs))
         self._limit = PackLimit(self.state.fits)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from loraens.errors import InputError
+from loraens.errors import InputError, say
 from loraens.files import PART, remove_files
 from loraens.members import Member, indices_of_configurations
 from loraens.members import packs as packs_of
@@ -154,7 +154,7 @@ class PackFiles:
             try:
                 names[path] = {member.name for member in PackCheckpoint.load(path).members}
             except InputError as error:
-                print(f"{error}: it is removed, and its members begin again", flush=True)
+                say(f"{error}: it is removed, and its members begin again")
                 path.unlink()
         in_packs: set[str] = set()
         for path in sorted(names, key=lambda path: (-len(names[path]), path)):

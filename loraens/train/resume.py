@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from loraens.errors import InputError
+from loraens.errors import InputError, say
 from loraens.members import Member, configurations
 from loraens.records import ENDED, Manifest
 from loraens.store import MANIFEST, SWEEP, MemberStore
@@ -57,7 +57,7 @@ def ended_members(
         try:
             manifest = MemberStore(directory / member.name).manifest()
         except InputError as error:
-            print(f"{error}: the sweep will do that", flush=True)
+            say(f"{error}: the sweep will do that")
             damaged.add(member.name)
         else:
             if manifest.status in ENDED:

@@ -180,13 +180,29 @@ def run_name(module: Population) -> str:
     return "-".join(parts)
 
 
+def check_run(name: str | None) -> None:
+    """Refuse a name of a run that is no directory below that of all runs.
+
+    Raises:
+        InputError: It leaves that directory, or is empty.
+    """
+    parts = Path(name).parts if name is not None else (".",)
+    outside = Path(name or "").is_absolute() or ".." in parts or "\0" in (name or "")
+    if outside or not parts:
+        raise InputError(
+            f"run {name!r} is no name of a directory below --store.root: give another name, or"
+            " another root",
+            option="store.run",
+        )
+
+
 def run_directory(root: str, given: str | None, default: str, ckpt_path: str | None) -> Path:
     """The directory of a run: that of the checkpoint it is resumed from, else one below `root`
     that holds no run yet.
 
     Raises:
-        InputError: The name was given and is taken, or the checkpoint is not in its run's
-            directory.
+        InputError: The name was given and is taken or is none, or the checkpoint is not in its
+            run's directory.
     """
     if ckpt_path:
         if not Path(ckpt_path).parent.joinpath("config.yaml").is_file():
@@ -196,6 +212,7 @@ def run_directory(root: str, given: str | None, default: str, ckpt_path: str | N
                 option="ckpt_path",
             )
         return Path(ckpt_path).parent
+    check_run(given)
     if given is not None:
         if is_run(directory := Path(root) / given):
             resume = (

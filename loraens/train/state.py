@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -13,7 +14,7 @@ from filelock import FileLock, Timeout
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from loraens.errors import InputError
-from loraens.files import make_directory, naming, write_atomically
+from loraens.files import make_directory, naming, part_of, write_atomically
 from loraens.records import OLDER_SETTINGS, read_signed, signed
 from loraens.store import SWEEP
 
@@ -195,8 +196,11 @@ def wait_for_workers(packs: Path, seconds: float = 60) -> None:
 
 
 def is_ours(directory: Path) -> bool:
-    """Whether a directory may be written to: it is empty or not there, or has the mark."""
+    """Whether a directory may be written to: it is empty or not there, or has the mark, or what
+    was killed before it had it.
+    """
     if not directory.is_dir():
         return True
     names = {path.name for path in directory.iterdir()}
-    return MARK in names or names <= {LOCK}
+    begun = rf"{re.escape(LOCK)}|{part_of(MARK)}"
+    return MARK in names or all(re.fullmatch(begun, name) for name in names)
