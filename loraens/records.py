@@ -146,7 +146,7 @@ class Settings(Record):
         tasks: The tasks, each with a head.
         mode: "lora", "frozen" or "full".
         targets: Names of the adapted layers.
-        pooling: What the heads read: "pooler", "cls" or "mean".
+        pooling: What the heads read: "pooler", "cls", "mean" or "last".
         init_std: Standard deviation of A at the start.
         encoder_dropout: Whether the backbone's own dropout is on while training.
         schedule: Schedule of the learning rate.

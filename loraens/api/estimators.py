@@ -193,7 +193,7 @@ class LoraEnsembleClassifier(ClassifierMixin, _LoraEnsemble):  # type: ignore[mi
         seeds: Seeds of the grid.
         lr: Learning rate.
         epochs: Epochs of each member.
-        pooling: What the head reads: "pooler", "cls" or "mean".
+        pooling: What the head reads: "pooler", "cls", "mean" or "last".
         batch_size: Examples of one member in a batch.
         max_length: Longest sequence, in tokens.
         method: Ensemble method: a name of `loraens.METHODS`.

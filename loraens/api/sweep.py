@@ -39,8 +39,10 @@ class Sweep:
         lr: the learning rate,
         weight_decay: the weight decay, and
         head_dropout: the dropout before the head.
-        pooling: What the head reads: "pooler" (the backbone's own), "cls" or "mean".
-        targets: Names of the encoder's linear layers that get an adapter.
+        pooling: What the head reads: "pooler" (the backbone's own), "cls", "mean" or
+            "last" (of decoders).
+        targets: Names of the encoder's linear layers that get an adapter; query, key and value are
+            attention's projections, whatever they are called.
         adapter: Adapter kind: "lora", or one that was registered in `loraens.ADAPTERS`.
         schedule: Learning rate after the warm-up.
         warmup: Share of the steps in which the learning rate rises from zero.

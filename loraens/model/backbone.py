@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -74,40 +74,44 @@ def unusable(name: str, error: Exception) -> InputError:
     )
 
 
-def load_encoder(name: str, pooler: bool) -> PreTrainedModel:
-    """The encoder without a head, in evaluation mode and float32, its attention made padding-free.
+def load_encoder(name: str, pooler: bool, packed: bool = True) -> PreTrainedModel:
+    """The encoder without a head, in evaluation mode and float32; its attention made padding-free
+    where its type allows it, else as `transformers` has it, for the padded path.
 
     Args:
         name: Hub name, directory, or "minilm".
         pooler: Whether its pooler is needed.
+        packed: Whether it may be made padding-free.
 
     Raises:
-        InputError: It cannot be loaded, or the pooler is needed and the pre-trained weights have
-            none.
+        InputError: It cannot be loaded, is no encoder or decoder of texts alone, or the pooler is
+            needed and the pre-trained weights have none.
     """
-    from transformers import AutoModel
+    from transformers import AutoConfig, AutoModel
 
     register_attention()
     location = locate(name)
+    safe = {"trust_remote_code": False}  # as the default asks, and a program cannot answer
     try:
         with _no_progress_bar():
+            config = AutoConfig.from_pretrained(location, **safe)
+            _check_kind(name, config)
+            record = ARCHITECTURES.get(config.model_type)
+            packed = packed and record is not None and record.packed
+            packed = packed and not getattr(config, "is_decoder", False)
             encoder: PreTrainedModel
             encoder, info = AutoModel.from_pretrained(
                 location,
                 dtype=torch.float32,
-                attn_implementation=ATTENTION,
+                attn_implementation=ATTENTION if packed else None,
                 use_safetensors=True,
-                trust_remote_code=False,  # as the default asks, and a program cannot answer
                 output_loading_info=True,
+                **safe,
             )
+    except InputError:
+        raise
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise unusable(name, error) from None
-    usable = [kind for kind, architecture in ARCHITECTURES.items() if architecture.packed]
-    if encoder.config.model_type not in usable or getattr(encoder.config, "is_decoder", False):
-        raise InputError(
-            f"backbone {name!r} is of type {encoder.config.model_type}: an encoder of type"
-            f" {', '.join(usable)} is expected"
-        )
     architecture = architecture_of(encoder)
     missing = [key for key in info["missing_keys"] if not architecture.is_in_pooler(key)]
     if missing:
@@ -119,8 +123,31 @@ def load_encoder(name: str, pooler: bool) -> PreTrainedModel:
         if architecture.pooler is not None:
             setattr(encoder, architecture.pooler, None)
     elif pooler_of(encoder) is None or info["missing_keys"]:
-        raise InputError(f"backbone {name!r} has no pre-trained pooler: choose pooling cls or mean")
+        raise InputError(
+            f"backbone {name!r} has no pre-trained pooler: choose pooling mean, cls or last"
+        )
     return encoder
+
+
+def _check_kind(name: str, config: Any) -> None:
+    """Refuse what is neither an encoder nor a decoder of texts.
+
+    Raises:
+        InputError: It says what it is.
+    """
+    of = f"backbone {name!r} is of type {config.model_type}"
+    if getattr(config, "is_encoder_decoder", False):
+        raise InputError(
+            f"{of}, an encoder with a decoder, which is no one model of texts: give an encoder or a"
+            " decoder alone"
+        )
+    if not isinstance(getattr(config, "hidden_size", None), int):
+        raise InputError(f"{of}, whose configuration has no hidden_size: give an encoder of texts")
+
+
+def is_packed(encoder: PreTrainedModel) -> bool:
+    """Whether the encoder's attention was made padding-free."""
+    return bool(getattr(encoder.config, "_attn_implementation", ATTENTION) == ATTENTION)
 
 
 @contextmanager

@@ -60,7 +60,8 @@ def inject(
 ) -> dict[str, Adapter]:
     """Replace every linear layer whose name ends with a target by an adapter around it.
 
-    A target is the tail of a dotted name: `query`, or `layer.0.attention.self.query`.
+    A target is the tail of a dotted name: `intermediate.dense`, or `layer.0.attention.self.query`;
+    `query`, `key` and `value` alone are attention's projections, whatever they are called.
 
     Args:
         encoder: The backbone, changed in place.
@@ -83,13 +84,15 @@ def inject(
     kind = ADAPTERS[adapter]
     linears = _linears(encoder)
     adapters: dict[str, Adapter] = {}
-    for target in targets:
+    there = ", ".join(linear_names(encoder))
+    try:
+        names = architecture_of(encoder).linear_names(targets)
+    except ValueError as error:
+        raise ValueError(f"{error}; the encoder has {there}") from None
+    for target in names:
         matches = [(name, layer) for name, layer in linears if f".{name}".endswith(f".{target}")]
         if not matches:
-            raise ValueError(
-                f"target {target!r} matches no linear layer; the encoder has"
-                f" {', '.join(linear_names(encoder))}"
-            )
+            raise ValueError(f"target {target!r} matches no linear layer; the encoder has {there}")
         adapters.update({name: kind(layer, ranks, scales, routing) for name, layer in matches})
     for name, layer in adapters.items():
         encoder.set_submodule(name, layer)

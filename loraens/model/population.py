@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from loraens.members import Member
 from loraens.model.adapters import ADAPTERS, Adapter
 from loraens.model.architectures import architecture_of
-from loraens.model.backbone import pooler_of
+from loraens.model.backbone import is_packed, pooler_of
 from loraens.model.batch import PackedBatch
 from loraens.model.dropout import MaskGenerator, factor, replace_dropout
 from loraens.model.fast_encoder import FastEncoder, is_fast
 from loraens.model.injection import inject, merge
 from loraens.model.packed import layout_of
+from loraens.model.padded import PaddedEncoder
 from loraens.model.routing import Routing
 from loraens.seeding import derive_seed
 from loraens.tasks import Task
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Mode = Literal["lora", "frozen", "full"]
-Pooling = Literal["pooler", "cls", "mean"]
+Pooling = Literal["pooler", "cls", "mean", "last"]
 
 
 class Heads(nn.Module):
@@ -86,9 +87,10 @@ class MemberModel(nn.Module):
         members: The population; one member in the modes `frozen` and `full`.
         mode: "lora" trains adapters and heads; "frozen" heads only, over features without dropout;
             "full" everything.
-        targets: Names of the linear layers to adapt, in mode "lora".
-        pooling: "pooler" (the backbone's own, over [CLS]), "cls" ([CLS] as it is) or "mean" (over
-            real tokens).
+        targets: Names of the linear layers to adapt, in mode "lora"; `query`, `key` and `value` are
+            attention's projections, whatever they are called.
+        pooling: "pooler" (the backbone's own, over [CLS]), "cls" (the first token as it is), "mean"
+            (over real tokens) or "last" (the last token as it is).
         init_std: Standard deviation of A at the start.
         encoder_dropout: Whether the backbone's own dropout is on while training.
         fast: Whether to take the fast path where backbone and adapters support it; the numbers are
@@ -124,7 +126,10 @@ class MemberModel(nn.Module):
         self.masks = MaskGenerator(self.routing)
         self.architecture = architecture_of(encoder)
         self.encoder = encoder.requires_grad_(mode == "full")
-        replace_dropout(encoder, self.masks, enabled=encoder_dropout and mode != "frozen")
+        dropout = encoder_dropout and mode != "frozen"
+        packed = is_packed(encoder)
+        if packed:
+            replace_dropout(encoder, self.masks, enabled=dropout)
         self.adapter_kind = ADAPTERS[adapter]
         self.adapters = self._add_adapters(targets, adapter, init_std) if mode == "lora" else {}
         self.heads = {
@@ -133,6 +138,7 @@ class MemberModel(nn.Module):
         }
         for name, head in self.heads.items():
             self.add_module(f"head_{name}", head)
+        self.padded = None if packed else self._padded_encoder(dropout)
         self.fast = self._fast_encoder() if fast and mode != "full" else None
         self._position_offset = self.architecture.position_offset(encoder.config)
         self._token_types = self.architecture.reads_token_types(encoder.config)
@@ -152,8 +158,18 @@ class MemberModel(nn.Module):
             layer.reset([member.seed for member in self.members], name, init_std)
         return adapters
 
+    def _padded_encoder(self, dropout: bool) -> PaddedEncoder:
+        return PaddedEncoder(
+            encoder=self.encoder,
+            routing=self.routing,
+            masks=self.masks,
+            adapters=self.adapters,
+            pooling=self.pooling,
+            dropout=dropout,
+        )
+
     def _fast_encoder(self) -> FastEncoder | None:
-        if not is_fast(self.encoder, self.adapters):
+        if self.padded is not None or not is_fast(self.encoder, self.adapters):
             return None
         return FastEncoder(self.encoder, self.routing, self.masks)
 
@@ -200,12 +216,15 @@ class MemberModel(nn.Module):
         lengths = torch.tensor(batch.lengths, device=batch.input_ids.device)
         tokens = [sum(member_lengths) for member_lengths in batch.member_lengths]
         self.routing.route(tokens, lengths, batch.position_ids)
+        if self.padded is not None:
+            features = self.padded(batch)
+            return features.view(batch.members, -1, features.shape[-1])
         hidden = self._hidden(batch)
         if self.pooling == "mean":
             pooled = torch.segment_reduce(
                 hidden.float() if hidden.dtype.itemsize < 4 else hidden, "mean", lengths=lengths
             )
-        elif self.pooling == "cls":
+        elif self.pooling in ("cls", "last"):
             pooled = hidden
         else:
             # the stock pooler reads the first token of each sequence
@@ -213,10 +232,10 @@ class MemberModel(nn.Module):
         return pooled.view(batch.members, -1, hidden.shape[-1])
 
     def _hidden(self, batch: PackedBatch) -> Tensor:
-        """Hidden states after the last layer: `(N, D)`, or `(S, D)` of the first tokens where
-        pooling reads nothing else.
+        """Hidden states after the last layer: `(N, D)`, or `(S, D)` of the one token of each
+        sequence that pooling reads.
         """
-        first_only = self.pooling != "mean"
+        first_only = self.pooling in ("cls", "pooler")
         device = batch.input_ids.device
         # padding costs a CPU more, and another group a GPU
         layout = layout_of(batch.lengths, device, growth=1.25 if device.type == "cpu" else 2.0)
@@ -227,8 +246,10 @@ class MemberModel(nn.Module):
         if self._token_types:
             embedded["token_type_ids"] = batch.token_type_ids[None]
         if self.fast is not None:
-            return self.fast(layout, first_only, **embedded)
-        hidden: Tensor = self.encoder(
-            **embedded, masks=self.masks, layout=layout
-        ).last_hidden_state[0]
-        return hidden[layout.first] if first_only else hidden
+            hidden = self.fast(layout, first_only, **embedded)
+        else:
+            hidden = self.encoder(**embedded, masks=self.masks, layout=layout).last_hidden_state[0]
+            hidden = hidden[layout.first] if first_only else hidden
+        if self.pooling == "last":
+            return hidden[layout.first.roll(-1) - 1]  # before the next one's first; -1 at the end
+        return hidden

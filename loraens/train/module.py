@@ -45,11 +45,14 @@ class Population(LightningModule):
     Args:
         members: The population.
         tasks: What is predicted; linked from the data.
-        backbone: Hub name or directory of a BERT-family encoder, or "minilm", the packaged one.
+        backbone: Hub name or directory of an encoder or decoder of texts, or "minilm", the packaged
+            one.
         mode: "lora" trains adapters and heads, "frozen" heads alone on features computed once,
             "full" the whole encoder.
-        targets: Names of the encoder's linear layers that get an adapter.
-        pooling: What the head reads: "pooler" (the backbone's own), "cls" or "mean".
+        targets: Names of the encoder's linear layers that get an adapter; query, key and value are
+            attention's projections, whatever they are called.
+        pooling: What the head reads: "pooler" (the backbone's own), "cls" (the first token), "mean"
+            or "last" (the last token, of decoders).
         init_std: Standard deviation of A at the start; B is zero.
         encoder_dropout: Whether the backbone's own dropout is on while training.
         schedule: Learning rate after the warm-up: constant, or linear or cosine decay to zero.
@@ -168,6 +171,8 @@ class Population(LightningModule):
         try:
             with torch.device("cpu"):  # whose random numbers are the same everywhere
                 self.model = MemberModel(encoder, self.tasks, self.members, **self.options)
+        except InputError:
+            raise
         except ValueError as error:
             raise InputError(f"targets: {error}", option="model.targets") from None
 

@@ -1,0 +1,121 @@
+"""The padded path: members times batch in one forward of the stock model, for encoders and decoders
+that cannot take the packed one.
+
+Shape letters: M members, B examples of a member, S = M B sequences, s of them in a forward, L
+tokens of the longest of these, D width of the encoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from loraens.model.adapters import Adapter
+from loraens.model.batch import PackedBatch
+from loraens.model.dropout import MaskGenerator
+from loraens.model.packed import group_starts
+from loraens.model.routing import Routing
+from loraens.model.sites import DropoutSites
+from loraens.model.stock import StockForward
+from loraens.model.trial import check, trace
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class PaddedEncoder:
+    """Runs a stock model on padded sequences of similar length; it has no weights of its own.
+
+    Args:
+        encoder: The stock model, its adapters injected.
+        routing: The model's routing.
+        masks: The model's mask generator.
+        adapters: The adapters, by the names of their layers.
+        pooling: What is read of a sequence, as `MemberModel` says.
+        dropout: Whether the model's own dropout is on while training.
+
+    Raises:
+        InputError: The model's features are not exact, or the pooling does not fit it.
+    """
+
+    def __init__(
+        self,
+        encoder: PreTrainedModel,
+        routing: Routing,
+        masks: MaskGenerator,
+        adapters: Mapping[str, Adapter],
+        pooling: str,
+        dropout: bool,
+    ) -> None:
+        self.routing = routing
+        self.pooling = pooling
+        self.growth: float | None = None  # of lengths in a forward; None for what suits the device
+        self._forward = StockForward(encoder, routing)
+        sites, self._shared_input = trace(self._forward, adapters, masks)
+        self._sites = DropoutSites(masks, sites, dropout)
+        check(self._forward, self._sites, self._pool, first_token=pooling in ("cls", "pooler"))
+
+    @property
+    def in_turn(self) -> bool:
+        """Whether members are run one after another, since a tensor that belongs to one of them is
+        the same for all sequences of a forward, such as the positions of DeBERTa.
+        """
+        training = self._forward.encoder.training
+        return self._shared_input or (training and self._sites.shared)
+
+    def __call__(self, batch: PackedBatch) -> Tensor:
+        """Features `(S, D)` of a batch that was routed."""
+        device = batch.input_ids.device
+        each = len(batch.lengths) // batch.members
+        lengths = np.array(batch.lengths)
+        starts = np.cumsum(lengths) - lengths
+        order: list[Tensor] = []
+        features: list[Tensor] = []
+        # padding costs a CPU more, and another forward a GPU
+        growth = self.growth or (1.5 if device.type == "cpu" else 3.0)
+        for chosen in _groups(lengths, each if self.in_turn else len(lengths), growth):
+            column = np.arange(lengths[chosen].max())
+            within = column < lengths[chosen][:, None]
+            tokens = np.where(within, starts[chosen][:, None] + column, 0)
+            real = torch.from_numpy(within).to(device)
+            members, counts = np.unique(chosen // each, return_counts=True)
+            self.routing.parts = list(zip(members.tolist(), counts.tolist(), strict=True))
+            sequences = torch.from_numpy(chosen).to(device)
+            self._sites.route(sequences, int(members[0]) * each)
+            ids, types = (
+                x[torch.from_numpy(tokens).to(device)]
+                for x in (batch.input_ids, batch.token_type_ids)
+            )
+            output = self._forward(ids, types, real, self._sites.drop)
+            features.append(self._pool(output, real))
+            order.append(sequences)
+        self.routing.parts = None
+        return torch.cat(features)[torch.cat(order).argsort()]
+
+    def _pool(self, output: Any, real: Tensor) -> Tensor:
+        """`(s, D)` of the model's output; `real` `(s, L)` are the tokens that are no padding."""
+        if self.pooling == "pooler":
+            pooled: Tensor = output.pooler_output
+            return pooled
+        hidden: Tensor = output.last_hidden_state
+        if self.pooling == "cls":
+            return hidden[:, 0]
+        lengths = real.sum(1)
+        if self.pooling == "last":
+            return hidden[torch.arange(len(hidden), device=hidden.device), lengths - 1]
+        if hidden.dtype.itemsize < 4:
+            hidden = hidden.float()
+        return torch.where(real[..., None], hidden, 0).sum(1) / lengths[:, None]
+
+
+def _groups(lengths: np.ndarray, together: int, growth: float) -> Iterator[np.ndarray]:
+    """Sequences of similar length, in order, of each `together` that follow each other."""
+    for start in range(0, len(lengths), together):
+        order = start + np.argsort(lengths[start : start + together], kind="stable")
+        for low, high in pairwise([*group_starts(lengths[order], growth), len(order)]):
+            yield np.sort(order[low:high])
