@@ -59,7 +59,7 @@ def quickstart(
     Args:
         data: Where the texts come from.
         store: Where the runs are kept.
-        backbone: Hub name or directory of a BERT-family encoder, or "minilm", the packaged one.
+        backbone: Hub name or directory of an encoder or decoder, or "minilm", the packaged one.
         minutes: About how long it may take on this machine.
 
     Raises:

@@ -183,8 +183,8 @@ class Adapter(nn.Module, ABC):
 
     def _whole_delta(self, x: Tensor, y: Tensor, index: int) -> Tensor:
         """Change of an output of one member alone, whatever its axes before the last."""
-        rows = (z.reshape(1, -1, z.shape[-1]) for z in (x, y))
-        return self.delta(*rows, index).reshape(y.shape)
+        x, out = (z.reshape(1, -1, z.shape[-1]) for z in (x, y))
+        return self.delta(x, out, index).reshape(y.shape)
 
     @torch.no_grad()
     def merged(self, index: int) -> nn.Linear:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -143,6 +143,27 @@ def _check_kind(name: str, config: Any) -> None:
         )
     if not isinstance(getattr(config, "hidden_size", None), int):
         raise InputError(f"{of}, whose configuration has no hidden_size: give an encoder of texts")
+
+
+def summary_pooling(name: str) -> Literal["cls", "last"]:
+    """Which token of a text sums it up: the first, or, of types that are trained to predict the
+    next token alone, the last.
+
+    Raises:
+        InputError: The backbone's configuration cannot be loaded.
+    """
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
+
+    try:
+        kind = AutoConfig.from_pretrained(locate(name), trust_remote_code=False).model_type
+    except (OSError, ValueError, KeyError) as error:
+        raise unusable(name, error) from None
+    decodes = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    return "last" if decodes and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES else "cls"
 
 
 def is_packed(encoder: PreTrainedModel) -> bool:

@@ -1,13 +1,17 @@
-"""Small random encoders and decoders of many types, none of which a test names otherwise."""
+"""Small random encoders and decoders of many types."""
 
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AlbertConfig,
+    AutoModel,
     CamembertConfig,
     DebertaV2Config,
     LlamaConfig,
     LongformerConfig,
     ModernBertConfig,
     MPNetConfig,
+    PreTrainedTokenizerFast,
     Qwen3Config,
     XLMRobertaConfig,
     XLNetConfig,
@@ -81,3 +85,23 @@ CONFIGS = {
 }
 DECODERS = ("qwen3", "llama")
 TARGETS = {"xlnet": ("layer_1", "layer_2")}
+
+
+def write_stock(name, tokenizer, directory):
+    """A small random model of a type with a tokenizer, as `transformers` saves them."""
+    torch.manual_seed(0)
+    config = CONFIGS[name]
+    sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": 160}
+    AutoModel.from_config(type(config)(**{**config.to_dict(), **sizes})).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def plain_tokenizer(words):
+    """A tokenizer that adds no token to texts, as those of decoders."""
+    vocabulary = {word: number for number, word in enumerate(["<end>", "<unk>", *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<end>", pad_token="<end>", unk_token="<unk>"
+    )
