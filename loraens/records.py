@@ -141,7 +141,7 @@ class Settings(Record):
     """All that a member's weights depend on beside its own settings.
 
     Args:
-        backbone: Hub name or directory of the encoder, or "minilm".
+        backbone: Hub name or directory of the encoder, or the name of a packaged one.
         backbone_fingerprint: SHA-256 of its weights.
         tasks: The tasks, each with a head.
         mode: "lora", "frozen" or "full".

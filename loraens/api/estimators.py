@@ -187,7 +187,7 @@ class LoraEnsembleClassifier(ClassifierMixin, _LoraEnsemble):  # type: ignore[mi
     or, for pairs, two columns of a DataFrame or a list of pairs.
 
     Args:
-        backbone: Hub name or directory of the encoder, or "minilm", the packaged one.
+        backbone: Hub name or directory of the encoder, or the packaged "minilm" or "mpnet".
         ranks: Ranks of the grid.
         scales: Scales c = alpha / r of the grid.
         seeds: Seeds of the grid.

@@ -31,7 +31,7 @@ class Sweep:
         data: The texts: `TextFiles`, one of the paper's tasks, or a data module of your own.
         grid: Axes that are crossed, or the members themselves.
         directory: The sweep's directory; `checkpoints/<task>-sweep` by default.
-        backbone: Hub name or directory of the encoder, or "minilm", the packaged one.
+        backbone: Hub name or directory of the encoder, or the packaged "minilm" or "mpnet".
         epochs: Epochs of a member that gives none of its own and is not stopped.
         rank: Rank of members whose grid gives none; likewise
         scale: the scale c = alpha / r,

