@@ -176,6 +176,21 @@ def test_packed_and_padded_are_one(saved, name, pooling):
     torch.testing.assert_close(outputs[1], outputs[3], rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("options", [{"encoder_dropout": False}, {"mode": "frozen"}])
+def test_without_dropout_training_is_evaluation(saved, options):
+    members = [Member(2, 3.0, seed=5, head_dropout=0.0)]
+    model = build(saved("modernbert"), "modernbert", members, **options).train()
+    model.seed_dropout(0, 0)
+    torch.testing.assert_close(model(batch(ROWS[:1])), model.eval()(batch(ROWS[:1])))
+
+
+def test_the_whole_model_is_trained(saved):
+    model = build(saved("llama"), "llama", MEMBERS[:1], mode="full").train()
+    model.seed_dropout(0, 0)
+    model(batch(ROWS[:1])).sum().backward()
+    assert all(parameter.grad.abs().max() > 0 for parameter in model.encoder.parameters())
+
+
 # What is refused
 
 

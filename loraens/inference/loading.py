@@ -12,7 +12,7 @@ from loraens.records import Manifest
 if TYPE_CHECKING:
     from loraens.model.population import MemberModel
 
-SHARED = ("backbone_fingerprint", "pooling", "targets", "mode", "adapter", "max_length")
+SHARED = ("backbone_fingerprint", "pooling", "targets", "mode", "adapter", "max_length", "long")
 
 
 class LoadedMember(NamedTuple):

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from torch import Tensor
 
+    from loraens.data.long_texts import Long
     from loraens.ensemble.evaluation import Evaluation
     from loraens.model.batch import PackedBatch
     from loraens.model.population import MemberModel
@@ -55,6 +56,7 @@ class Predictor:
             examples have several labels.
         precision: Lightning's precision that the members were trained in, and are run in; float32
             where they were trained in different ones.
+        long: How longer sequences are shortened.
     """
 
     model: MemberModel
@@ -67,6 +69,7 @@ class Predictor:
     data: Mapping[str, str] = field(default_factory=dict)
     thresholds: np.ndarray | None = None
     precision: str = "32-true"
+    long: Long = "cut"
 
     @classmethod
     def load(
@@ -148,6 +151,7 @@ class Predictor:
             batch_size=batch_size,
             data=settings.data,
             precision=precisions.pop() if len(precisions) == 1 else "32-true",
+            long=settings.long,  # type: ignore[arg-type]
         )
 
     def _fold(self) -> None:
@@ -203,7 +207,7 @@ class Predictor:
         outputs = np.zeros((members, len(texts), width), np.float32)
         if not texts:
             return outputs
-        tokens = tokenise(list(texts), self.tokenizer, self.max_length)
+        tokens = tokenise(list(texts), self.tokenizer, self.max_length, self.long)
         order = np.argsort(tokens.lengths, kind="stable")
         device = next(self.model.parameters()).device
         longest = int(tokens.lengths.max())

@@ -250,6 +250,7 @@ class Population(LightningModule):
             limit_train_batches=trainer.limit_train_batches,
             data=data.fingerprints,
             folds=data.folds,
+            long=data.long,
         )
 
     @property
