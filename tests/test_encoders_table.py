@@ -14,8 +14,11 @@ import torch
 from helpers.stock import CONFIGS, TARGETS
 from transformers import AutoModel
 
+from loraens.errors import InputError
+from loraens.model.adapters import ADAPTERS
 from loraens.model.backbone import load_encoder
 from loraens.model.population import MemberModel
+from loraens.model.routing import Routing
 from loraens.tasks import SST
 
 PAGE = Path(__file__).parents[1] / "docs" / "encoders.md"
@@ -58,6 +61,22 @@ def test_the_page_has_every_type():
     _, head, rows = PAGE.read_text().partition(HEAD)
     assert head
     assert re.findall(r"^\| `([\w-]+)` \|", rows, re.MULTILINE) == [*CONFIGS]
+
+
+def test_the_page_has_every_kind_of_adapters():
+    """What is in the other columns, `tests/test_adapter_kinds.py` and `tests/test_peft.py` show."""
+    text = PAGE.read_text()
+    for kind in ("lora", "dora", "rslora"):
+        ((fast, soup),) = re.findall(
+            rf"^\| `{kind}` \|[^|]*\| (yes|no) \| yes \| yes \| (yes|no)\b", text, re.MULTILINE
+        )
+        adapter = ADAPTERS[kind](torch.nn.Linear(4, 3), [2], [1.0], Routing())
+        assert adapter.supports_fast == (fast == "yes")
+        if soup == "yes":
+            assert adapter.combined([1.0])[0].shape == (3, 2)
+        else:
+            with pytest.raises(InputError, match="of full rank"):
+                adapter.combined([1.0])
 
 
 @pytest.mark.slow

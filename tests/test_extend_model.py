@@ -144,7 +144,7 @@ def test_kinds_by_name(tiny_bert, toy):
     assert padded_axis("model.head_sts.weight") is None
     assert padded_axis("x.ia3_l", adapter=toy) is None
     with pytest.raises(KeyError, match="none of the adapters: lora"):
-        build(tiny_bert, adapter="dora")
+        build(tiny_bert, adapter="nora")
     with pytest.raises(ValueError, match="is taken"):
         ADAPTERS.register("lora", OutputScale)
 

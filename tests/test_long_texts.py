@@ -9,7 +9,7 @@ import loraens
 from loraens.data.long_texts import HEAD, shares
 from loraens.data.tokens import tokenise
 from loraens.model.tokenizer import load_tokenizer
-from loraens.store import MemberStore, find_members
+from loraens.store import MemberStore
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -78,7 +78,8 @@ def test_the_end_of_long_texts_is_learned_and_predicted(tiny_bert, tmp_path, run
     for long in ("cut", "head_tail"):
         root = tmp_path / long
         assert run_command("fit", *given, "--data.long", long, "--store.root", root) == 0
-        (member,) = find_members([root])
+        (path,) = root.glob("*/*/manifest.json")
+        member = path.parent
         manifest = MemberStore(member).manifest()
         assert manifest.settings.long == long
         found[long] = manifest.dev["best"]["ends"]["accuracy"]

@@ -221,7 +221,8 @@ def test_mpnet_of_base_size_learns(run_command, tmp_path, all_threads):
     trainer = ("--trainer.max_epochs", 1, "--trainer.logger", "false")
     given = ("--config", CONFIGS / "sts.yaml", *sizes, *model, *trainer)
     assert run_command("fit", *given, "--store.root", tmp_path) == 0
-    (member,) = find_members([tmp_path])
+    (manifest_path,) = tmp_path.glob("*/*/manifest.json")
+    member = manifest_path.parent
     manifest = MemberStore(member).manifest()
     assert manifest.history[-1].step == 50
     assert manifest.settings.targets == ("query", "value")

@@ -42,8 +42,10 @@ class Sweep:
         pooling: What the head reads: "pooler" (the backbone's own), "cls", "mean" or
             "last" (of decoders).
         targets: Names of the encoder's linear layers that get an adapter; query, key and value are
-            attention's projections, whatever they are called.
-        adapter: Adapter kind: "lora", or one that was registered in `loraens.ADAPTERS`.
+            attention's projections, whatever they are called, attention is all three, and
+            all-linear is every linear layer.
+        adapter: Adapter kind: "lora", "rslora", "dora", or one that was registered in
+            `loraens.ADAPTERS`.
         schedule: Learning rate after the warm-up.
         warmup: Share of the steps in which the learning rate rises from zero.
         options: How members are trained together: pack size, early stopping, halving, engine.

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from inspect import signature
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
@@ -94,14 +95,14 @@ class Architecture:
         return self.pooler is not None and f"{name}.".startswith(f"{self.pooler}.")
 
     def linear_names(self, targets: Sequence[str]) -> list[str]:
-        """Names of linear layers, of which `query`, `key` and `value` mean the projections, each
-        name once.
+        """Names of linear layers, of which `query`, `key` and `value` mean the projections, and
+        `attention` all three, each name once.
 
         Raises:
             ValueError: They are meant, and are not linear layers.
         """
         names = []
-        for target in targets:
+        for target in chain.from_iterable(ROLES if t == "attention" else (t,) for t in targets):
             if target not in ROLES:
                 names.append(target)
             elif not self.projections:

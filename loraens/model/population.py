@@ -88,7 +88,8 @@ class MemberModel(nn.Module):
         mode: "lora" trains adapters and heads; "frozen" heads only, over features without dropout;
             "full" everything.
         targets: Names of the linear layers to adapt, in mode "lora"; `query`, `key` and `value` are
-            attention's projections, whatever they are called.
+            attention's projections, whatever they are called, `attention` is all three, and
+            `all-linear` is every linear layer.
         pooling: "pooler" (the backbone's own, over [CLS]), "cls" (the first token as it is), "mean"
             (over real tokens) or "last" (the last token as it is).
         init_std: Standard deviation of A at the start.

@@ -50,14 +50,15 @@ class Population(LightningModule):
         mode: "lora" trains adapters and heads, "frozen" heads alone on features computed once,
             "full" the whole encoder.
         targets: Names of the encoder's linear layers that get an adapter; query, key and value are
-            attention's projections, whatever they are called.
+            attention's projections, whatever they are called, attention is all three, and
+            all-linear is every linear layer.
         pooling: What the head reads: "pooler" (the backbone's own), "cls" (the first token), "mean"
             or "last" (the last token, of decoders).
         init_std: Standard deviation of A at the start; B is zero.
         encoder_dropout: Whether the backbone's own dropout is on while training.
         schedule: Learning rate after the warm-up: constant, or linear or cosine decay to zero.
         warmup: Share of the steps in which the learning rate rises from zero, in [0, 1).
-        adapter: Adapter kind: "lora", or one that another package registered.
+        adapter: Adapter kind: "lora", "rslora", "dora", or one that another package registered.
 
     Raises:
         InputError: An option is out of range or does not fit the backbone.
