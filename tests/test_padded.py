@@ -3,6 +3,7 @@ against PEFT.
 """
 
 import json
+from itertools import pairwise
 
 import numpy as np
 import peft
@@ -20,6 +21,7 @@ from loraens.members import Member
 from loraens.model.architectures import ARCHITECTURES as RECORDS
 from loraens.model.backbone import is_packed, load_encoder
 from loraens.model.batch import pack
+from loraens.model.padded import _cheapest
 from loraens.model.population import MemberModel
 from loraens.model.weights import load_member, member_files
 from loraens.tasks import SST
@@ -120,7 +122,7 @@ def test_members_together_are_those_alone(saved, name):
 def test_masks_do_not_depend_on_padding(saved, name):
     """The first example beside shorter ones and beside a longer one, in training."""
     model = build(saved(name), name, MEMBERS[:1]).train()
-    model.padded.growth = 100.0  # all in one forward
+    model.padded.forward = 1000  # all in one
     features = []
     for rows in ([0, 1, 4], [0, 2, 4]):
         model.seed_dropout(3)
@@ -319,3 +321,21 @@ def test_training_without_a_seed_is_refused(saved):
     model = build(saved("modernbert"), "modernbert").train()
     with pytest.raises(RuntimeError, match="dropout masks have no seed"):
         model(batch())
+
+
+def test_forwards_are_the_cheapest():
+    """Against all ways to cut ascending lengths."""
+    rng = np.random.default_rng(0)
+    for forward in (1, 20, 60, 1000):
+        lengths = np.sort(rng.integers(3, 40, 9))
+
+        def cost(parts, lengths=lengths, forward=forward):
+            return sum((high - low) * lengths[high - 1] + forward for low, high in parts)
+
+        ways = []
+        for cuts in range(2**8):
+            ends = [index + 1 for index in range(8) if cuts >> index & 1]
+            ways.append([*pairwise([0, *ends, 9])])
+        found = _cheapest(lengths, forward)
+        assert cost(found) == min(map(cost, ways))
+        assert [index for low, high in found for index in range(low, high)] == [*range(9)]

@@ -87,7 +87,7 @@ def layout_of(lengths: list[int], device: torch.device, growth: float = 1.25) ->
     groups: list[Group] = []
     tokens: list[np.ndarray] = []
     start = 0
-    for low, high in pairwise([*group_starts(sizes[order], growth), len(order)]):
+    for low, high in pairwise([*_group_starts(sizes[order], growth), len(order)]):
         chosen = order[low:high]
         longest = int(sizes[chosen].max())
         column = np.arange(longest)
@@ -109,7 +109,7 @@ def layout_of(lengths: list[int], device: torch.device, growth: float = 1.25) ->
     )
 
 
-def group_starts(sizes: np.ndarray, growth: float) -> list[int]:
+def _group_starts(sizes: np.ndarray, growth: float) -> list[int]:
     """Index of the first sequence of each group, of lengths in ascending order."""
     starts = [0]
     limit = sizes[0] * growth

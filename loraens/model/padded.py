@@ -8,7 +8,6 @@ tokens of the longest of these, D width of the encoder.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +17,6 @@ from torch import Tensor
 from loraens.model.adapters import Adapter
 from loraens.model.batch import PackedBatch
 from loraens.model.dropout import MaskGenerator
-from loraens.model.packed import group_starts
 from loraens.model.routing import Routing
 from loraens.model.sites import DropoutSites
 from loraens.model.stock import StockForward
@@ -26,6 +24,9 @@ from loraens.model.trial import check, trace
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+# tokens of padding that are no worse than another forward
+FORWARD = {"cpu": 128, "cuda": 8192}
 
 
 class PaddedEncoder:
@@ -54,7 +55,7 @@ class PaddedEncoder:
     ) -> None:
         self.routing = routing
         self.pooling = pooling
-        self.growth: float | None = None  # of lengths in a forward; None for what suits the device
+        self.forward: int | None = None  # tokens that one costs; None for what suits the device
         self._forward = StockForward(encoder, routing)
         sites, self._shared_input = trace(self._forward, adapters, masks)
         self._sites = DropoutSites(masks, sites, dropout)
@@ -76,9 +77,8 @@ class PaddedEncoder:
         starts = np.cumsum(lengths) - lengths
         order: list[Tensor] = []
         features: list[Tensor] = []
-        # padding costs a CPU more, and another forward a GPU
-        growth = self.growth or (1.5 if device.type == "cpu" else 3.0)
-        for chosen in _groups(lengths, each if self.in_turn else len(lengths), growth):
+        forward = self.forward or FORWARD.get(device.type, FORWARD["cuda"])
+        for chosen in _groups(lengths, each if self.in_turn else len(lengths), forward):
             column = np.arange(lengths[chosen].max())
             within = column < lengths[chosen][:, None]
             tokens = np.where(within, starts[chosen][:, None] + column, 0)
@@ -91,7 +91,9 @@ class PaddedEncoder:
                 x[torch.from_numpy(tokens).to(device)]
                 for x in (batch.input_ids, batch.token_type_ids)
             )
-            output = self._forward(ids, types, real, self._sites.drop)
+            output = self._forward(
+                ids, types, real, self._sites.drop if self._sites.sites else None
+            )
             features.append(self._pool(output, real))
             order.append(sequences)
         self.routing.parts = None
@@ -113,9 +115,34 @@ class PaddedEncoder:
         return torch.where(real[..., None], hidden, 0).sum(1) / lengths[:, None]
 
 
-def _groups(lengths: np.ndarray, together: int, growth: float) -> Iterator[np.ndarray]:
-    """Sequences of similar length, in order, of each `together` that follow each other."""
+def _groups(lengths: np.ndarray, together: int, forward: int) -> Iterator[np.ndarray]:
+    """Sequences of similar length, in order, of each `together` that follow each other.
+
+    Args:
+        lengths: `(S,)` tokens of each sequence.
+        together: Sequences that may be in one forward.
+        forward: What another forward costs, in tokens.
+    """
     for start in range(0, len(lengths), together):
         order = start + np.argsort(lengths[start : start + together], kind="stable")
-        for low, high in pairwise([*group_starts(lengths[order], growth), len(order)]):
+        for low, high in _cheapest(lengths[order], forward):
             yield np.sort(order[low:high])
+
+
+def _cheapest(lengths: np.ndarray, forward: int) -> list[tuple[int, int]]:
+    """Parts of ascending lengths `(S,)` that together have the fewest tokens, padding counted, and
+    `forward` for each part.
+    """
+    costs = np.zeros(len(lengths) + 1)
+    begins = np.zeros(len(lengths) + 1, int)
+    for end in range(1, len(lengths) + 1):
+        sizes = end - np.arange(end)
+        tried = costs[:end] + sizes * lengths[end - 1] + forward
+        begins[end] = tried.argmin()
+        costs[end] = tried.min()
+    parts = []
+    end = len(lengths)
+    while end:
+        parts.append((int(begins[end]), end))
+        end = int(begins[end])
+    return parts[::-1]
