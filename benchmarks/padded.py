@@ -241,8 +241,8 @@ def main() -> None:
         f"The padded path beside PEFT in a loop; {platform.machine()}, {os.cpu_count()} cores,"
         f" torch {torch.__version__}, one thread. CPU time. Encoders of {parameters}; batches of"
         f" {BATCH}, rank {RANK}, each with its own dropout (ModernBERT and Qwen3 have none)."
-        f" Arms in turn, a step each, {given.rounds} rounds; load of the machine {os.getloadavg()[1]:.0f}"
-        " processes.",
+        f" Arms in turn, a step each, {given.rounds} rounds; load of the machine"
+        f" {os.getloadavg()[1]:.0f} processes.",
         "",
         "    python benchmarks/padded.py --out benchmarks/results/padded.md",
         "",
