@@ -24,7 +24,7 @@ from transformers import Trainer as HubTrainer
 
 from loraens.data.modules import TextData
 from loraens.members import Member
-from loraens.model.backbone import locate
+from loraens.model.packaged import locate
 from loraens.train.module import Population
 
 RANK = 8

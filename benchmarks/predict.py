@@ -37,7 +37,8 @@ from loraens.data.made_up import write_corpus
 from loraens.data.tokens import tokenise
 from loraens.inference.predictor import Predictor
 from loraens.members import Member
-from loraens.model.backbone import load_encoder, locate
+from loraens.model.backbone import load_encoder
+from loraens.model.packaged import locate
 from loraens.model.population import MemberModel
 from loraens.model.tokenizer import load_tokenizer
 from loraens.tasks import STS

@@ -41,7 +41,7 @@ from transformers.utils import logging as hub_logging
 
 from loraens.data import modules
 from loraens.data.made_up import write_corpus
-from loraens.model.backbone import locate
+from loraens.model.packaged import locate
 from loraens.train.cost import formula_bytes
 from loraens.train.runs import quiet, quiet_trainers
 

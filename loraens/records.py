@@ -21,7 +21,7 @@ Epoch = Literal["best", "last"]
 Status = Literal["training", "finished", "stopped", "failed"]
 ENDED: tuple[Status, ...] = ("finished", "stopped", "failed")
 # what runs of older versions were trained with, unsaid
-OLDER_SETTINGS = {"adapter": "lora", "folds": None, "halving_by": "score"}
+OLDER_SETTINGS = {"adapter": "lora", "folds": None, "halving_by": "score", "long": "cut"}
 CHECKSUM = "sha256"  # field with the checksum of the others
 R = TypeVar("R", bound="Record")
 
@@ -141,12 +141,12 @@ class Settings(Record):
     """All that a member's weights depend on beside its own settings.
 
     Args:
-        backbone: Hub name or directory of the encoder, or "minilm".
+        backbone: Hub name or directory of the encoder, or the name of a packaged one.
         backbone_fingerprint: SHA-256 of its weights.
         tasks: The tasks, each with a head.
         mode: "lora", "frozen" or "full".
         targets: Names of the adapted layers.
-        pooling: What the heads read: "pooler", "cls" or "mean".
+        pooling: What the heads read: "pooler", "cls", "mean" or "last".
         init_std: Standard deviation of A at the start.
         encoder_dropout: Whether the backbone's own dropout is on while training.
         schedule: Schedule of the learning rate.
@@ -163,6 +163,7 @@ class Settings(Record):
         scheduled_steps: Steps that the learning rate is scheduled over; None where it is constant.
         adapter: Adapter kind.
         folds: Parts that the labelled examples are cut into; None where they are not.
+        long: How sequences of more tokens are shortened: "cut" or "head_tail".
     """
 
     backbone: str
@@ -187,6 +188,7 @@ class Settings(Record):
     scheduled_steps: Count | None = None
     adapter: str = "lora"
     folds: Count | None = None
+    long: str = "cut"
 
     def task(self, name: str) -> Task | None:
         """The task of a name, if there is one."""

@@ -257,7 +257,7 @@ def test_help_shows_our_own_options_in_words(run_command, capsys):
             assert internal not in printed
     run_command("sweep", "--help")
     printed = " ".join(capsys.readouterr().out.split())
-    assert "--model.pooling {pooler,cls,mean}" in printed
+    assert "--model.pooling {pooler,cls,mean,last}" in printed
     assert "There are: in_process." in printed
     assert "There are: accuracy, macro_f1" in printed
     assert "--trainer.accelerator" not in printed

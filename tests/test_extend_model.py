@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from helpers.batches import batch_of
+from helpers.batches import batch_of, one_member, step
 from helpers.encoders import ARCHITECTURES as STOCK
 from helpers.encoders import SMALL
 from torch import nn
@@ -18,6 +18,8 @@ from transformers import (
     BertModel,
     CamembertConfig,
     CamembertModel,
+    ModernBertConfig,
+    ModernBertModel,
     XLMRobertaConfig,
     XLMRobertaModel,
 )
@@ -92,36 +94,6 @@ def build(tiny_bert, members=MEMBERS, **options):
     return MemberModel(encoder, [SST], members, **{"pooling": "cls", **options}).double()
 
 
-def one_member(batch, index):
-    """The part of a pack's batch that belongs to one member."""
-    low, high = (sum(map(sum, batch.member_lengths[:stop])) for stop in (index, index + 1))
-    tokens = {
-        name: getattr(batch, name)[low:high]
-        for name in ("input_ids", "token_type_ids", "position_ids")
-    }
-    part = {name: getattr(batch, name)[index : index + 1] for name in ("indices", "labels")}
-    return type(batch)(
-        **tokens,
-        **part,
-        lengths=batch.member_lengths[index],
-        members=1,
-        task=batch.task,
-        split=batch.split,
-    )
-
-
-def step(model, batch, steps=3):
-    """The model after steps of SGD, with dropout."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.SGD(trained, lr=0.1)
-    for number in range(steps):
-        model.train().seed_dropout(0, number)
-        optimizer.zero_grad()
-        SST.member_losses(model(batch), batch.labels).sum().backward()
-        optimizer.step()
-    return model.eval()
-
-
 def test_another_kind_trains_in_a_pack_as_alone(tiny_bert, toy):
     together = build(tiny_bert, adapter=toy)
     assert together.fast is None  # the kind does not support the fast path
@@ -172,7 +144,7 @@ def test_kinds_by_name(tiny_bert, toy):
     assert padded_axis("model.head_sts.weight") is None
     assert padded_axis("x.ia3_l", adapter=toy) is None
     with pytest.raises(KeyError, match="none of the adapters: lora"):
-        build(tiny_bert, adapter="dora")
+        build(tiny_bert, adapter="nora")
     with pytest.raises(ValueError, match="is taken"):
         ADAPTERS.register("lora", OutputScale)
 
@@ -222,18 +194,26 @@ def test_another_architecture_trains_as_bert(toy_bert, tiny_bert, pooling):
     assert torch.equal(trained(batch), expected(batch))
 
 
-def test_unknown_and_unpacked_architectures_are_refused(toy_types, toy_bert):
-    directory, _ = toy_bert
+@pytest.mark.parametrize("pooling", ["mean", "pooler"])
+def test_unknown_and_unpacked_types_train_as_bert_on_the_padded_path(toy_bert, tiny_bert, pooling):
+    directory, record = toy_bert
     ARCHITECTURES.unregister("toy-bert")
-    with pytest.raises(InputError, match="type toy-bert: an encoder of type bert, camembert"):
-        load_encoder(str(directory), pooler=False)
-    ARCHITECTURES.register("toy-bert", Architecture(packed=False))
-    with pytest.raises(InputError, match="type toy-bert: an encoder of type bert, camembert"):
-        load_encoder(str(directory), pooler=False)
+    batch = batch_of(3)
+    try:
+        unknown = build(directory, pooling=pooling)
+        assert unknown.padded is not None
+        expected = step(build(tiny_bert, pooling=pooling), batch)
+        ARCHITECTURES.register("toy-bert", Architecture(packed=False))
+        for model in (unknown, build(directory, pooling=pooling)):
+            torch.testing.assert_close(step(model, batch)(batch), expected(batch))
+    finally:
+        if "toy-bert" in ARCHITECTURES:
+            ARCHITECTURES.unregister("toy-bert")
+        ARCHITECTURES.register("toy-bert", record)
 
 
 def test_records_fit_the_stock_encoders():
-    assert set(KINDS) == set(ARCHITECTURES)
+    assert set(KINDS) == {name for name, record in ARCHITECTURES.items() if record.packed}
     for name, (kind, config) in KINDS.items():
         record = ARCHITECTURES[name]
         encoder = kind(config)
@@ -314,10 +294,20 @@ def test_arguments_that_change_the_result_are_refused():
         packed_attention(module, x, x, x, None, **common)
 
 
-def test_a_decoder_is_refused(tmp_path):
-    BertModel(BertConfig(**SMALL, is_decoder=True)).save_pretrained(tmp_path)
-    with pytest.raises(InputError, match="an encoder of type"):
-        load_encoder(str(tmp_path), pooler=False)
+def test_windows_of_attention_are_refused():
+    """Without a refusal ModernBERT's local layers would attend to everything."""
+    config = ModernBertConfig(**SMALL, local_attention=6, pad_token_id=0)
+    encoder = ModernBertModel(config).eval()
+    ids = torch.arange(5, 25)[None]
+    assert encoder(input_ids=ids).last_hidden_state.isfinite().all()
+    encoder.set_attn_implementation("loraens_packed")
+    layout = layout_of([20], torch.device("cpu"))
+    with pytest.raises(NotImplementedError, match=r"does not support the mask .*and_mask"):
+        encoder(input_ids=ids, masks=MaskGenerator(Routing()), layout=layout)
+    # and where it is not asked for a mask, attention is told of the window
+    masks = {"full_attention": None, "sliding_attention": None}
+    with pytest.raises(NotImplementedError, match="does not support sliding_window"):
+        encoder(ids, masks, masks=MaskGenerator(Routing()), layout=layout)
 
 
 # The order of calls

@@ -3,7 +3,7 @@
 DIR/
 build.json             what was asked for and what was measured: the same again is resumed
 data/                  the splits, as JSON lines
-range-mean, range-cls  short sweeps over learning rates, by pooling
+range-mean, range-cls  short sweeps over learning rates, by pooling; range-last of decoders
 sweep/                 the sweep, with ensembles/ and report/
 """
 

@@ -19,6 +19,7 @@ from loraens.ensemble.recommend import RECOMMENDED, Recommendation
 from loraens.errors import InputError, say
 from loraens.inference.evaluate import evaluate
 from loraens.inference.predictor import Predictor
+from loraens.model.backbone import summary_pooling
 from loraens.records import Manifest
 from loraens.report import ensembles as tables
 from loraens.report.build import write_report
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from loraens.model.population import Pooling
 
 BATCH = 8
-POOLINGS: tuple[Pooling, ...] = ("mean", "cls")
+POOLINGS = 2  # mean, and the token that sums a text up
 RANGE_SHARE = 0.15  # of the time
 RANGE_MOST = 2000  # texts of the range tests
 TRAINING = 0.7  # of the time after them; proofs, report and what is not foreseen need the rest
@@ -160,7 +161,7 @@ class Builder:
             self.directory / "sweep",
             backbone=self.asked.backbone,
             epochs=1,
-            pooling=POOLINGS[0],
+            pooling="mean",
         ).plan()
         if not self.measured.pack_size:
             self._write(pack_size=plan.pack_size, range_texts=self._range_texts(plan, texts))
@@ -185,7 +186,7 @@ class Builder:
         too few to tell anything.
         """
         steps = RANGE_SHARE * (self.deadline - time.monotonic()) / plan.cost.seconds
-        of_member = BATCH * steps / (len(RATES) * len(POOLINGS))
+        of_member = BATCH * steps / (len(RATES) * POOLINGS)
         # dev has the same number at most
         count = int(min(of_member / (1 + FORWARD), texts, RANGE_MOST))
         return count if count >= LEAST else 0
@@ -196,7 +197,8 @@ class Builder:
         loss = next((name for name in ("nll", "mse") if name in names), self.task.metric)
         metric = self.task.label_kind.metric(loss)
         found: list[tuple[float, float, Pooling]] = []
-        for pooling in POOLINGS:
+        poolings: list[Pooling] = ["mean", summary_pooling(self.asked.backbone)]
+        for pooling in poolings:
             sweep = Sweep(
                 self._texts(self.measured.range_texts),
                 rate_members(),
@@ -220,7 +222,7 @@ class Builder:
         best, rate, pooling = max(defined)
         self.say(
             f"rate {rate:g} and pooling {pooling}: the best of {len(RATES)} rates and"
-            f" {len(POOLINGS)} poolings after an epoch of {self.measured.range_texts} texts"
+            f" {len(poolings)} poolings after an epoch of {self.measured.range_texts} texts"
             f" ({metric.title} on dev {abs(best):.4f})"
         )
         self._write(lr=rate, pooling=pooling)

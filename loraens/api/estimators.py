@@ -187,13 +187,13 @@ class LoraEnsembleClassifier(ClassifierMixin, _LoraEnsemble):  # type: ignore[mi
     or, for pairs, two columns of a DataFrame or a list of pairs.
 
     Args:
-        backbone: Hub name or directory of the encoder, or "minilm", the packaged one.
+        backbone: Hub name or directory of the encoder, or the packaged "minilm" or "mpnet".
         ranks: Ranks of the grid.
         scales: Scales c = alpha / r of the grid.
         seeds: Seeds of the grid.
         lr: Learning rate.
         epochs: Epochs of each member.
-        pooling: What the head reads: "pooler", "cls" or "mean".
+        pooling: What the head reads: "pooler", "cls", "mean" or "last".
         batch_size: Examples of one member in a batch.
         max_length: Longest sequence, in tokens.
         method: Ensemble method: a name of `loraens.METHODS`.

@@ -31,7 +31,7 @@ class Sweep:
         data: The texts: `TextFiles`, one of the paper's tasks, or a data module of your own.
         grid: Axes that are crossed, or the members themselves.
         directory: The sweep's directory; `checkpoints/<task>-sweep` by default.
-        backbone: Hub name or directory of the encoder, or "minilm", the packaged one.
+        backbone: Hub name or directory of the encoder, or the packaged "minilm" or "mpnet".
         epochs: Epochs of a member that gives none of its own and is not stopped.
         rank: Rank of members whose grid gives none; likewise
         scale: the scale c = alpha / r,
@@ -39,9 +39,13 @@ class Sweep:
         lr: the learning rate,
         weight_decay: the weight decay, and
         head_dropout: the dropout before the head.
-        pooling: What the head reads: "pooler" (the backbone's own), "cls" or "mean".
-        targets: Names of the encoder's linear layers that get an adapter.
-        adapter: Adapter kind: "lora", or one that was registered in `loraens.ADAPTERS`.
+        pooling: What the head reads: "pooler" (the backbone's own), "cls", "mean" or
+            "last" (of decoders).
+        targets: Names of the encoder's linear layers that get an adapter; query, key and value are
+            attention's projections, whatever they are called, attention is all three, and
+            all-linear is every linear layer.
+        adapter: Adapter kind: "lora", "rslora", "dora", or one that was registered in
+            `loraens.ADAPTERS`.
         schedule: Learning rate after the warm-up.
         warmup: Share of the steps in which the learning rate rises from zero.
         options: How members are trained together: pack size, early stopping, halving, engine.

@@ -11,7 +11,7 @@ from typing import Any
 from loraens.commands.parser import call
 from loraens.errors import InputError, say
 
-PACKAGED = "minilm"  # `backbone.PACKAGED`, which takes seconds to import
+PACKAGED = "minilm"  # in `loraens.model.packaged`
 METHODS = ("best", "omni", "dicor", "greedy", "weighted")
 TEXTS = {  # of the command that predicts
     "sst": "--text 'a charming , clever film'",
@@ -59,7 +59,8 @@ def quickstart(
     Args:
         data: Where the texts come from.
         store: Where the runs are kept.
-        backbone: Hub name or directory of a BERT-family encoder, or "minilm", the packaged one.
+        backbone: Hub name or directory of an encoder or decoder, or the packaged "minilm" or
+            "mpnet".
         minutes: About how long it may take on this machine.
 
     Raises:

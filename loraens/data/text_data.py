@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
 from loraens.data.folds import Folds, pooled
+from loraens.data.long_texts import Long
 from loraens.data.recorded import RecordedArguments
 from loraens.data.sampling import PackedDataset, TrainSampler, eval_loader
 from loraens.data.sources import SPLITS, Source
@@ -35,8 +36,10 @@ class TextData(RecordedArguments, LightningDataModule):
         batch_size: Training records of one member in a batch.
         eval_batch_size: Records in a batch of dev or test, those of all members together; by
             default 64 on a CPU, and what an eighth of its memory holds on a GPU.
-        max_length: Longest sequence in tokens, special tokens counted; longer ones are cut and
-            counted.
+        max_length: Longest sequence in tokens, special tokens counted; longer ones are shortened
+            and counted.
+        long: How they are: "cut" at the end, or to "head_tail", the first quarter and the last
+            three of what is kept of a text.
         limit: Use at most this many records of each split, drawn by a fixed seed: for a quick look,
             not for results.
         temperature: With several tasks, a task's share of the batches is in proportion to records
@@ -61,6 +64,7 @@ class TextData(RecordedArguments, LightningDataModule):
         temperature: float = 1.0,
         pool_dev: bool = False,
         test_logits: bool = True,
+        long: Long = "cut",
     ) -> None:
         super().__init__()
         minima = {
@@ -89,6 +93,7 @@ class TextData(RecordedArguments, LightningDataModule):
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.max_length = max_length
+        self.long = long
         self.limit = limit
         self.temperature = temperature
         self.pool_dev = pool_dev
@@ -130,7 +135,7 @@ class TextData(RecordedArguments, LightningDataModule):
         splits = {}
         for source in self.sources:
             for name, split in self._read(source).items():
-                tokens = cached_tokens(split.texts, tokenizer, self.max_length)
+                tokens = cached_tokens(split.texts, tokenizer, self.max_length, self.long)
                 splits[source.task.name, name] = TokenSplit(source.task, split, tokens)
                 rank_zero_info(escaped(splits[source.task.name, name].report()))
             if self.folds is not None:

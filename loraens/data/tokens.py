@@ -13,15 +13,16 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from loraens.data.folds import Folds, cut
+from loraens.data.long_texts import Long, head_and_tail
 from loraens.data.splits import Split
 from loraens.data.tables import BAR_DELAY
 from loraens.files import replacing
 from loraens.members import OUT_OF_FOLD
 from loraens.model.batch import PackedBatch, pack
-from loraens.model.tokenizer import cache_directory
+from loraens.model.packaged import cache_directory
 from loraens.tasks import Task
 
 CHUNK = 2048  # examples that are tokenised together
@@ -38,7 +39,7 @@ class Tokens:
         ids: Token ids, int32.
         types: 0 for the first text and special tokens, 1 for the second, int8.
         offsets: Start of each example, and the end, int64.
-        truncated: How many examples were cut to the maximum length.
+        truncated: How many examples were shortened to the maximum length.
     """
 
     ids: np.ndarray
@@ -52,9 +53,11 @@ class Tokens:
         return np.diff(self.offsets)
 
 
-def tokenise(texts: list[tuple[str, ...]], tokenizer: Tokenizer, max_length: int) -> Tokens:
-    """Tokenise one or two texts an example, with special tokens, cut to `max_length` tokens (the
-    longer text first).
+def tokenise(
+    texts: list[tuple[str, ...]], tokenizer: Tokenizer, max_length: int, long: Long = "cut"
+) -> Tokens:
+    """Tokenise one or two texts an example, with special tokens, shortened to `max_length` tokens
+    (the longer text first): cut, or to head and tail.
 
     Memory grows with the tokens that are kept, not with those of the whole texts; a bar is shown
     where it takes long.
@@ -70,15 +73,24 @@ def tokenise(texts: list[tuple[str, ...]], tokenizer: Tokenizer, max_length: int
     with tqdm(
         desc="tokenise", total=len(texts), unit=" texts", delay=BAR_DELAY, disable=None
     ) as bar:
-        for chunk in _chunks(texts, tokenizer, max_length if side == "right" else None):
-            tokenizer.enable_truncation(max_length, strategy="longest_first", direction=side)
+        cut = long == "cut"
+        for chunk in _chunks(texts, tokenizer, max_length if cut and side == "right" else None):
+            if cut:
+                tokenizer.enable_truncation(max_length, strategy="longest_first", direction=side)
+            else:
+                tokenizer.no_truncation()
             encoded = tokenizer.encode_batch(chunk if pairs else [text for (text,) in chunk])
-            lengths += map(len, encoded)
-            ids.append(_joined([encoding.ids for encoding in encoded], np.int32))
+            kept = [_kept(encoding, max_length) for encoding in encoded]
+            lengths += [len(of_text) for of_text, _ in kept]
+            ids.append(_joined([of_text for of_text, _ in kept], np.int32))
             if pairs:
-                types.append(_joined([encoding.type_ids for encoding in encoded], np.int8))
-            overflowing += sum(bool(encoding.overflowing) for encoding in encoded)
+                types.append(_joined([of_text for _, of_text in kept], np.int8))
+            overflowing += sum(
+                bool(encoding.overflowing) or len(encoding) > max_length for encoding in encoded
+            )
             bar.update(len(chunk))
+    if not cut:
+        tokenizer.enable_truncation(max_length, strategy="longest_first", direction=side)
     total = sum(lengths)
     return Tokens(
         ids=_filled(np.empty(total, np.int32), ids),
@@ -86,6 +98,14 @@ def tokenise(texts: list[tuple[str, ...]], tokenizer: Tokenizer, max_length: int
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         truncated=overflowing,
     )
+
+
+def _kept(encoding: Encoding, max_length: int) -> tuple[list[int], list[int]]:
+    """Ids and types of an example's tokens, of one that is too long its head and tail."""
+    if len(encoding) <= max_length:
+        return encoding.ids, encoding.type_ids
+    indices = head_and_tail(encoding, max_length)
+    return [encoding.ids[index] for index in indices], [encoding.type_ids[i] for i in indices]
 
 
 def _joined(rows: list[list[int]], kind: type) -> np.ndarray:
@@ -154,7 +174,9 @@ def _count(text: str, tokenizer: Tokenizer) -> int:
     return len(tokenizer.encode(text, add_special_tokens=False))
 
 
-def cached_tokens(texts: list[tuple[str, ...]], tokenizer: Tokenizer, max_length: int) -> Tokens:
+def cached_tokens(
+    texts: list[tuple[str, ...]], tokenizer: Tokenizer, max_length: int, long: Long = "cut"
+) -> Tokens:
     """As `tokenise`, read from the cache where the same texts, tokenizer and length were seen
     before.
 
@@ -162,7 +184,8 @@ def cached_tokens(texts: list[tuple[str, ...]], tokenizer: Tokenizer, max_length
     """
     backend = json.loads(tokenizer.to_str())
     backend["truncation"] = backend["padding"] = None  # left over from the last call
-    digest = hashlib.sha256(f"v1 {max_length} {json.dumps(backend, sort_keys=True)}".encode())
+    length = f"{max_length}" if long == "cut" else f"{max_length} {long}"
+    digest = hashlib.sha256(f"v1 {length} {json.dumps(backend, sort_keys=True)}".encode())
     for text in texts:
         digest.update("\x1f".join(text).encode() + b"\x1e")
     path = cache_directory() / "tokens" / f"{digest.hexdigest()[:40]}.npz"
@@ -172,7 +195,7 @@ def cached_tokens(texts: list[tuple[str, ...]], tokenizer: Tokenizer, max_length
                 return Tokens(file["ids"], file["types"], file["offsets"], int(file["truncated"]))
         except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, TypeError, EOFError):
             path.unlink()
-    tokens = tokenise(texts, tokenizer, max_length)
+    tokens = tokenise(texts, tokenizer, max_length, long)
     try:
         with replacing(path) as file:
             np.savez(

@@ -13,12 +13,26 @@ import torch
 from torch import Tensor, nn
 
 from loraens.ensemble.conformal import Region
+from loraens.errors import InputError
 from loraens.inference.combination import Combination
 from loraens.inference.predictor import Predictor
 from loraens.metrics import TINY
 from loraens.model.adapters import Adapter
 from loraens.model.backbone import load_encoder, pooler_of
 from loraens.tasks import Task
+
+
+def check_texts(predictor: Predictor) -> None:
+    """Refuse members whose texts a tokenizer alone cannot prepare.
+
+    Raises:
+        InputError: Of long texts they read head and tail.
+    """
+    if predictor.long != "cut":
+        raise InputError(
+            f"the members read long texts by {predictor.long}, which no tokenizer does alone: give"
+            " --format loraens or peft"
+        )
 
 
 class StackedLinear(nn.Module):
@@ -74,7 +88,9 @@ class Graph(nn.Module):
         self.region = region
         self.pooling = model.pooling
         self.reads_token_types = model.architecture.reads_token_types(model.encoder.config)
-        encoder = load_encoder(predictor.backbone, pooler=model.pooling == "pooler")
+        check_texts(predictor)
+        pooler = model.pooling == "pooler"
+        encoder = load_encoder(predictor.backbone, pooler=pooler, packed=False)
         encoder.set_attn_implementation("eager")
         if model.adapters:
             for name, adapter in model.adapters.items():
@@ -150,6 +166,9 @@ class Graph(nn.Module):
             pooled = (hidden * real).sum(1) / real.sum(1)
         elif self.pooling == "cls":
             pooled = hidden[:, 0]
+        elif self.pooling == "last":
+            last = given["attention_mask"].sum(1) - 1
+            pooled = hidden[torch.arange(len(hidden)), last]
         else:
             pooled = cast(nn.Module, pooler_of(self.encoder))(hidden)
         pooled = pooled.reshape(members, -1, pooled.shape[-1])

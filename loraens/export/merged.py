@@ -2,7 +2,8 @@
 backbone.
 
 A model that pools over BERT's pooler is a sequence classifier of `transformers`; one that pools by
-the mean or over [CLS] is a SentenceTransformer of three modules, whose embeddings are the logits.
+the mean, or reads the first or last token, is a SentenceTransformer of three modules, whose
+embeddings are the logits.
 """
 
 from __future__ import annotations
@@ -17,12 +18,15 @@ from typing import Any
 import numpy as np
 
 from loraens.errors import InputError
+from loraens.export.graph import check_texts
 from loraens.files import make_directory
 from loraens.inference.predictor import Predictor
-from loraens.model.backbone import load_encoder, locate, quiet_loading
+from loraens.model.backbone import load_encoder, quiet_loading
+from loraens.model.packaged import locate
 from loraens.tasks import Task
 
 TOLERANCE = 1e-3  # of logits
+POOLING = {"mean": "mean", "cls": "cls", "last": "lasttoken"}  # names of sentence-transformers
 
 
 def export_merged(
@@ -60,10 +64,11 @@ def export_merged(
         )
     if not pooled and find_spec("sentence_transformers") is None:
         raise InputError(
-            "format transformers of models that pool by mean or cls needs the package"
+            "format transformers of models that pool by mean, cls or last needs the package"
             " sentence-transformers: pip install 'loraens[sentence-transformers]'",
             option="format",
         )
+    check_texts(predictor)
     make_directory(directory.parent)
     work = directory.with_name(f".{directory.name}.{os.getpid()}.part")
     work.mkdir()
@@ -151,14 +156,13 @@ def _modules(predictor: Predictor, task: Task, directory: Path) -> None:
     from sentence_transformers.sentence_transformer import modules
 
     base = directory / ".encoder"
-    encoder = load_encoder(predictor.backbone, pooler=False)
+    encoder = load_encoder(predictor.backbone, pooler=False, packed=False)
     encoder.load_state_dict(predictor.model.encoder.state_dict())
-    encoder.set_attn_implementation("sdpa")
     encoder.save_pretrained(base)
     _tokenizer(predictor).save_pretrained(base)
     transformer = modules.Transformer(str(base), max_seq_length=predictor.max_length)
     width = encoder.config.hidden_size
-    pooling = modules.Pooling(width, pooling_mode=predictor.model.pooling)
+    pooling = modules.Pooling(width, pooling_mode=POOLING[predictor.model.pooling])
     dense = modules.Dense(width, task.num_outputs, activation_function=torch.nn.Identity())
     head = predictor.model.heads[task.name]
     with torch.no_grad():

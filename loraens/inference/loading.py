@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from loraens.model.population import MemberModel
 
 BUNDLED = "backbone"  # directory of the backbone in an exported ensemble
-SHARED = ("backbone_fingerprint", "pooling", "targets", "mode", "adapter", "max_length")
+SHARED = ("backbone_fingerprint", "pooling", "targets", "mode", "adapter", "max_length", "long")
 
 
 class LoadedMember(NamedTuple):

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from torch import Tensor
 
+    from loraens.data.long_texts import Long
     from loraens.ensemble.evaluation import Evaluation
     from loraens.inference.early_stop import InTurn
     from loraens.model.batch import PackedBatch
@@ -62,6 +63,7 @@ class Predictor:
         kept: Names of the columns that rows have; all by default.
         in_turn: Runs members one after another; set where only predictions are kept and these can
             be certain before all members ran.
+        long: How longer sequences are shortened.
     """
 
     model: MemberModel
@@ -77,6 +79,7 @@ class Predictor:
     backbone: str = ""
     kept: tuple[str, ...] | None = None
     in_turn: InTurn | None = None
+    long: Long = "cut"
 
     @classmethod
     def load(
@@ -162,6 +165,7 @@ class Predictor:
             data=settings.data,
             precision=precisions.pop() if len(precisions) == 1 else "32-true",
             backbone=settings.backbone,
+            long=settings.long,  # type: ignore[arg-type]
         )
 
     def _fold(self) -> None:
@@ -245,7 +249,7 @@ class Predictor:
         outputs = np.zeros((members, len(texts), width), np.float32)
         if not texts:
             return outputs
-        tokens = tokenise(list(texts), self.tokenizer, self.max_length)
+        tokens = tokenise(list(texts), self.tokenizer, self.max_length, self.long)
         order = np.argsort(tokens.lengths, kind="stable")
         device = next(self.model.parameters()).device
         longest = int(tokens.lengths.max())

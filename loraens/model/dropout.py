@@ -10,7 +10,7 @@ queries and L keys of attention.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from math import prod
 from typing import NamedTuple, cast
 from zlib import crc32
@@ -51,15 +51,18 @@ def _mix64(x: Tensor) -> Tensor:
     return x ^ (x >> 31 & (1 << 33) - 1)
 
 
-def coordinates(*sizes: int, bits: Sequence[int], device: torch.device) -> Tensor:
+def coordinates(
+    *sizes: int, bits: Sequence[int], device: torch.device, centred: Collection[int] = ()
+) -> Tensor:
     """Hash inputs of a grid of coordinates, int32 of shape `sizes`; axis a takes `bits[a]` bits,
-    the last axis the lowest.
+    the last axis the lowest. Coordinates count from 0, or, of the axes `centred`, from the middle.
     """
     total = sum(bits)
     index = torch.zeros((), dtype=torch.int64, device=device)
-    for size, width in zip(sizes, bits, strict=True):
+    for axis, (size, width) in enumerate(zip(sizes, bits, strict=True)):
         total -= width
-        index = index[..., None] + (torch.arange(size, device=device) << total)
+        begin = -(size // 2) if axis in centred else 0
+        index = index[..., None] + (torch.arange(begin, begin + size, device=device) << total)
     # an odd stride maps the 2 ** 32 indices one to one; the conversion keeps the lowest 32 bits
     return (index * STRIDE).to(torch.int32)
 
@@ -183,6 +186,11 @@ class MaskGenerator:
         assert positions is not None
         return sequence, positions
 
+    def unseed(self) -> None:
+        """Forget the seeds, so that a mask without new ones is refused."""
+        self._seeds = []
+        self._keys = None
+
     def token_mask(
         self, site: int, width: int, p: float, rows: Tensor | None = None, out: Tensor | None = None
     ) -> Tensor:
@@ -212,15 +220,16 @@ class MaskGenerator:
     def attention_mask(
         self, site: int, inputs: Tensor, sequences: Tensor, p: float, out: Tensor | None = None
     ) -> Tensor:
-        """Mask `(s, H, Q, L)` of attention weights of some sequences; `inputs` are their
-        `attention_coordinates`.
+        """Mask `(s, *)` of values of some sequences, whose hash inputs are `inputs` `(*,)`; of
+        attention weights `(s, H, Q, L)`, their `attention_coordinates`.
 
         Raises:
             RuntimeError: `seed` and `Routing.route` were not called before, in this order.
         """
         keys = self._batch_keys()
-        first = keys.first[site][sequences][:, None, None, None]
-        second = keys.second[site][sequences][:, None, None, None]
+        each = (-1, *[1] * inputs.ndim)
+        first = keys.first[site][sequences].view(each)
+        second = keys.second[site][sequences].view(each)
         shape = (len(sequences), *inputs.shape)
         return self._mask(shape=shape, inputs=inputs, keys=(first, second), p=p, out=out)
 

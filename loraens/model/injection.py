@@ -1,6 +1,7 @@
 """Adapters in an encoder: put into its linear layers, and merged with them.
 
-Importing this module registers the kind "lora"; other kinds are registered by their own modules.
+Importing this module registers the kinds "lora", "rslora" and "dora"; others are registered by
+their own modules.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from loraens.model import lora  # noqa: F401, registers the kind "lora"
+from loraens.model import dora, lora, rslora  # noqa: F401, each registers its kind
 from loraens.model.adapters import ADAPTERS, Adapter
 from loraens.model.architectures import architecture_of
 from loraens.model.routing import Routing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+ALL_LINEAR = "all-linear"
 
 
 def padded_axis(parameter_name: str, adapter: str = "lora") -> int | None:
@@ -60,7 +63,9 @@ def inject(
 ) -> dict[str, Adapter]:
     """Replace every linear layer whose name ends with a target by an adapter around it.
 
-    A target is the tail of a dotted name: `query`, or `layer.0.attention.self.query`.
+    A target is the tail of a dotted name: `intermediate.dense`, or `layer.0.attention.self.query`;
+    `query`, `key` and `value` alone are attention's projections, whatever they are called,
+    `attention` is all three, and `all-linear` is every linear layer but a pooler's.
 
     Args:
         encoder: The backbone, changed in place.
@@ -83,13 +88,16 @@ def inject(
     kind = ADAPTERS[adapter]
     linears = _linears(encoder)
     adapters: dict[str, Adapter] = {}
-    for target in targets:
-        matches = [(name, layer) for name, layer in linears if f".{name}".endswith(f".{target}")]
+    there = ", ".join(linear_names(encoder))
+    try:
+        names = architecture_of(encoder).linear_names(targets)
+    except ValueError as error:
+        raise ValueError(f"{error}; the encoder has {there}") from None
+    for target in names:
+        every = target == ALL_LINEAR
+        matches = [pair for pair in linears if every or f".{pair[0]}".endswith(f".{target}")]
         if not matches:
-            raise ValueError(
-                f"target {target!r} matches no linear layer; the encoder has"
-                f" {', '.join(linear_names(encoder))}"
-            )
+            raise ValueError(f"target {target!r} matches no linear layer; the encoder has {there}")
         adapters.update({name: kind(layer, ranks, scales, routing) for name, layer in matches})
     for name, layer in adapters.items():
         encoder.set_submodule(name, layer)

@@ -201,15 +201,26 @@ def _refuse_unsupported(
 
 
 def refuse_padding_mask(
-    *args: Any, attention_mask: Tensor | None = None, **kwargs: Any
+    *args: Any,
+    attention_mask: Tensor | None = None,
+    mask_function: Any = None,
+    **kwargs: Any,
 ) -> Tensor | None:
     """The attention mask of packed batches, as `transformers` asks for it: none.
 
-    Without it, `transformers` would drop a mask that is given to the encoder.
+    Without it, `transformers` would drop a mask that is given to the encoder, or that the encoder
+    makes, such as that of a window.
 
     Raises:
-        NotImplementedError: A mask is given.
+        NotImplementedError: A mask is given, or not all tokens attend to all.
     """
+    from transformers.masking_utils import bidirectional_mask_function
+
+    if mask_function not in (None, bidirectional_mask_function):
+        raise NotImplementedError(
+            f"packed attention does not support the mask {mask_function.__qualname__}: it attends"
+            " to all tokens of the same sequence"
+        )
     if attention_mask is not None:
         raise NotImplementedError(
             "packed attention does not support attention_mask: a packed batch has no padding"

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from loraens.members import Member
 from loraens.model.adapters import ADAPTERS, Adapter
 from loraens.model.architectures import architecture_of
-from loraens.model.backbone import pooler_of
+from loraens.model.backbone import is_packed, pooler_of
 from loraens.model.batch import PackedBatch
 from loraens.model.dropout import MaskGenerator, factor, replace_dropout
 from loraens.model.fast_encoder import FastEncoder, is_fast
 from loraens.model.injection import inject, merge
 from loraens.model.packed import layout_of
+from loraens.model.padded import PaddedEncoder
 from loraens.model.routing import Routing
 from loraens.model.upload import upload
 from loraens.seeding import derive_seed
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Mode = Literal["lora", "frozen", "full"]
-Pooling = Literal["pooler", "cls", "mean"]
+Pooling = Literal["pooler", "cls", "mean", "last"]
 
 
 class Heads(nn.Module):
@@ -95,9 +96,11 @@ class MemberModel(nn.Module):
         members: The population; one member in the modes `frozen` and `full`.
         mode: "lora" trains adapters and heads; "frozen" heads only, over features without dropout;
             "full" everything.
-        targets: Names of the linear layers to adapt, in mode "lora".
-        pooling: "pooler" (the backbone's own, over [CLS]), "cls" ([CLS] as it is) or "mean" (over
-            real tokens).
+        targets: Names of the linear layers to adapt, in mode "lora"; `query`, `key` and `value` are
+            attention's projections, whatever they are called, `attention` is all three, and
+            `all-linear` is every linear layer.
+        pooling: "pooler" (the backbone's own, over [CLS]), "cls" (the first token as it is), "mean"
+            (over real tokens) or "last" (the last token as it is).
         init_std: Standard deviation of A at the start.
         encoder_dropout: Whether the backbone's own dropout is on while training.
         fast: Whether to take the fast path where backbone and adapters support it; the numbers are
@@ -133,7 +136,10 @@ class MemberModel(nn.Module):
         self.masks = MaskGenerator(self.routing)
         self.architecture = architecture_of(encoder)
         self.encoder = encoder.requires_grad_(mode == "full")
-        replace_dropout(encoder, self.masks, enabled=encoder_dropout and mode != "frozen")
+        dropout = encoder_dropout and mode != "frozen"
+        packed = is_packed(encoder)
+        if packed:
+            replace_dropout(encoder, self.masks, enabled=dropout)
         self.adapter_kind = ADAPTERS[adapter]
         self.adapters = self._add_adapters(targets, adapter, init_std) if mode == "lora" else {}
         self.heads = {
@@ -142,6 +148,7 @@ class MemberModel(nn.Module):
         }
         for name, head in self.heads.items():
             self.add_module(f"head_{name}", head)
+        self.padded = None if packed else self._padded_encoder(dropout)
         self.fast = self._fast_encoder() if fast and mode != "full" else None
         self._position_offset = self.architecture.position_offset(encoder.config)
         self._token_types = self.architecture.reads_token_types(encoder.config)
@@ -161,8 +168,18 @@ class MemberModel(nn.Module):
             layer.reset([member.seed for member in self.members], name, init_std)
         return adapters
 
+    def _padded_encoder(self, dropout: bool) -> PaddedEncoder:
+        return PaddedEncoder(
+            encoder=self.encoder,
+            routing=self.routing,
+            masks=self.masks,
+            adapters=self.adapters,
+            pooling=self.pooling,
+            dropout=dropout,
+        )
+
     def _fast_encoder(self) -> FastEncoder | None:
-        if not is_fast(self.encoder, self.adapters):
+        if self.padded is not None or not is_fast(self.encoder, self.adapters):
             return None
         return FastEncoder(self.encoder, self.routing, self.masks)
 
@@ -213,6 +230,9 @@ class MemberModel(nn.Module):
         (lengths,) = upload([torch.tensor(batch.lengths)], batch.input_ids.device)
         tokens = [sum(member_lengths) for member_lengths in batch.member_lengths]
         self.routing.route(tokens, lengths, batch.position_ids)
+        if self.padded is not None:
+            features = self.padded(batch)
+            return features.view(batch.members, -1, features.shape[-1])
         hidden = self._hidden(batch)
         if self.pooling == "mean":
             pooled = torch.segment_reduce(
@@ -221,6 +241,8 @@ class MemberModel(nn.Module):
                 lengths=lengths,
                 unsafe=True,  # unchecked, for which a GPU would be waited for
             )
+        elif self.pooling == "last":
+            pooled = hidden[lengths.cumsum(0) - 1]
         elif self.pooling == "cls":
             pooled = hidden
         else:
@@ -232,7 +254,7 @@ class MemberModel(nn.Module):
         """Hidden states after the last layer: `(N, D)`, or `(S, D)` of the first tokens where
         pooling reads nothing else.
         """
-        first_only = self.pooling != "mean"
+        first_only = self.pooling in ("cls", "pooler")
         embedded = {
             "input_ids": batch.input_ids[None],
             "position_ids": batch.position_ids[None] + self._position_offset,

@@ -59,6 +59,8 @@ class Routing:
         tokens: Number of tokens of each member of the current batch.
         lengths: `(S,)` tokens of each sequence; None before the first batch.
         positions: `(N,)` position of each token in its sequence; None before the first batch.
+        parts: Of a padded forward, the members in it and how many sequences of each, in order; None
+            in a packed one.
         batched: Whether the members' small products are computed in one padded batch, which suits a
             GPU, instead of member by member.
         generation: Number of batches routed so far; it tells what was derived from an earlier one.
@@ -68,6 +70,7 @@ class Routing:
         self.tokens = list(tokens)
         self.lengths: Tensor | None = None
         self.positions: Tensor | None = None
+        self.parts: list[tuple[int, int]] | None = None
         self.batched = False
         self.generation = 0
         self._rows: dict[tuple[int, ...], MemberRows] = {}

@@ -4,26 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, processors
 
 from loraens.errors import InputError
 from loraens.files import write_atomically
-from loraens.model.backbone import local_directory, locate, unusable
+from loraens.model.backbone import local_directory, unusable
+from loraens.model.packaged import cache_directory, locate
 
 SUFFIXES = (".json", ".txt", ".model")  # of the files that a tokenizer is made of
-
-
-def cache_directory() -> Path:
-    """Where tokenizers and tokenised texts are kept: `LORAENS_CACHE`, else `loraens` in the user's
-    cache directory.
-    """
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loraens"
-    return Path(os.environ.get("LORAENS_CACHE") or default)
 
 
 def load_tokenizer(name: str) -> Tokenizer:
@@ -33,7 +25,7 @@ def load_tokenizer(name: str) -> Tokenizer:
     file that cannot be read is made again.
 
     Args:
-        name: Hub name, directory, or "minilm".
+        name: Hub name, directory, or that of a packaged backbone.
 
     Raises:
         InputError: It cannot be loaded, or has tokens that the encoder has no embeddings of.
@@ -108,7 +100,30 @@ def _from_transformers(name: str) -> tuple[Tokenizer, bool]:
             f"backbone {name!r} has no fast tokenizer (tokenizer.json): put it beside the weights"
         )
     backend: Tokenizer = tokenizer.backend_tokenizer
+    if backend.num_special_tokens_to_add(is_pair=True) == 0:
+        _end_texts(backend, tokenizer.eos_token or tokenizer.sep_token or tokenizer.pad_token)
     backend.no_padding()
     backend.enable_truncation(max_length=512, direction=tokenizer.truncation_side)
     backend.encode_special_tokens = tokenizer.split_special_tokens
     return backend, not tokenizer.split_special_tokens
+
+
+def _end_texts(backend: Tokenizer, end: str | None) -> None:
+    """Let a tokenizer that adds no token put the end of text behind each of one or two texts: else
+    nothing would be between two, and nothing would be read of an empty one.
+
+    Raises:
+        InputError: It has no such token.
+    """
+    if end is None:
+        raise InputError(
+            "the backbone's tokenizer adds no token to texts, and has none that ends them: give it"
+            " an eos_token"
+        )
+    template = processors.TemplateProcessing(
+        single=f"$A {end}",
+        pair=f"$A {end} $B:1 {end}:1",
+        special_tokens=[(end, backend.token_to_id(end))],
+    )
+    before = [backend.post_processor] if backend.post_processor is not None else []
+    backend.post_processor = processors.Sequence([*before, template])

@@ -43,6 +43,14 @@ def _adapter_tensors(model: MemberModel, index: int) -> dict[str, Tensor]:
     return tensors
 
 
+def _target_modules(model: MemberModel, targets: Iterable[str]) -> list[str]:
+    """What PEFT takes as the adapted layers: the projections' names, or, of others, which layers
+    outside of the encoder may have too, full names.
+    """
+    names = model.architecture.linear_names(list(targets))
+    return names if {*names} <= {*model.architecture.projections} else list(model.adapters)
+
+
 def _head_tensors(model: MemberModel, index: int) -> dict[str, Tensor]:
     """Heads of one member: `<task>.weight` (C, D) and `<task>.bias` (C,)."""
     tensors = {}
@@ -73,7 +81,7 @@ def member_files(
         **model.adapter_kind.peft_config(model.members[index]),
         "task_type": "SEQ_CLS" if classifier else "FEATURE_EXTRACTION",
         "base_model_name_or_path": hub_name(backbone),
-        "target_modules": list(targets),
+        "target_modules": _target_modules(model, targets),
         "modules_to_save": ["classifier"] if classifier else None,
         "inference_mode": True,
     }

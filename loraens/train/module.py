@@ -45,16 +45,20 @@ class Population(LightningModule):
     Args:
         members: The population.
         tasks: What is predicted; linked from the data.
-        backbone: Hub name or directory of a BERT-family encoder, or "minilm", the packaged one.
+        backbone: Hub name or directory of an encoder or decoder of texts, or the packaged "minilm"
+            or "mpnet".
         mode: "lora" trains adapters and heads, "frozen" heads alone on features computed once,
             "full" the whole encoder.
-        targets: Names of the encoder's linear layers that get an adapter.
-        pooling: What the head reads: "pooler" (the backbone's own), "cls" or "mean".
+        targets: Names of the encoder's linear layers that get an adapter; query, key and value are
+            attention's projections, whatever they are called, attention is all three, and
+            all-linear is every linear layer.
+        pooling: What the head reads: "pooler" (the backbone's own), "cls" (the first token), "mean"
+            or "last" (the last token, of decoders).
         init_std: Standard deviation of A at the start; B is zero.
         encoder_dropout: Whether the backbone's own dropout is on while training.
         schedule: Learning rate after the warm-up: constant, or linear or cosine decay to zero.
         warmup: Share of the steps in which the learning rate rises from zero, in [0, 1).
-        adapter: Adapter kind: "lora", or one that another package registered.
+        adapter: Adapter kind: "lora", "rslora", "dora", or one that another package registered.
 
     Raises:
         InputError: An option is out of range or does not fit the backbone.
@@ -168,6 +172,8 @@ class Population(LightningModule):
         try:
             with torch.device("cpu"):  # whose random numbers are the same everywhere
                 self.model = MemberModel(encoder, self.tasks, self.members, **self.options)
+        except InputError:
+            raise
         except ValueError as error:
             raise InputError(f"targets: {error}", option="model.targets") from None
 
@@ -245,6 +251,7 @@ class Population(LightningModule):
             limit_train_batches=trainer.limit_train_batches,
             data=data.fingerprints,
             folds=data.folds,
+            long=data.long,
         )
 
     @property

@@ -1,8 +1,10 @@
 """Packed batches of made-up tokens."""
 
 import numpy as np
+import torch
 
 from loraens.model.batch import pack
+from loraens.tasks import SST
 
 
 def batch_of(members, task="sst"):
@@ -19,3 +21,33 @@ def batch_of(members, task="sst"):
         task=task,
         split="train",
     )
+
+
+def one_member(batch, index):
+    """The part of a pack's batch that belongs to one member."""
+    low, high = (sum(map(sum, batch.member_lengths[:stop])) for stop in (index, index + 1))
+    tokens = {
+        name: getattr(batch, name)[low:high]
+        for name in ("input_ids", "token_type_ids", "position_ids")
+    }
+    part = {name: getattr(batch, name)[index : index + 1] for name in ("indices", "labels")}
+    return type(batch)(
+        **tokens,
+        **part,
+        lengths=batch.member_lengths[index],
+        members=1,
+        task=batch.task,
+        split=batch.split,
+    )
+
+
+def step(model, batch, steps=3):
+    """The model after steps of SGD, with dropout."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=0.1)
+    for number in range(steps):
+        model.train().seed_dropout(0, number)
+        optimizer.zero_grad()
+        SST.member_losses(model(batch), batch.labels).sum().backward()
+        optimizer.step()
+    return model.eval()
