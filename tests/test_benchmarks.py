@@ -14,7 +14,11 @@ BENCHMARKS = ROOT / "benchmarks"
 
 
 def run(*command):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+    }
     environment.pop("PYTEST_ADDOPTS", None)
     return subprocess.run(
         [sys.executable, *map(str, command)], env=environment, capture_output=True, text=True
