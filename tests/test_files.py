@@ -11,6 +11,7 @@ import pytest
 from loraens import files
 from loraens.data.delimited import DelimitedWriter
 from loraens.data.files import open_table
+from loraens.ensemble.record import missing_ensembles
 from loraens.errors import InputError
 from loraens.files import replacing, write_atomically
 from loraens.report.comparison import read_rows
@@ -115,6 +116,24 @@ def test_spreadsheet_is_for_tables(fails, corpus, tmp_path):
     assert "--spreadsheet goes with --input" in fails(*command, "--text", "a")
     message = fails(*command, "--input", texts, "--output", tmp_path / "a.jsonl")
     assert message.startswith("loraens: --spreadsheet is for CSV and TSV, and jsonl would be")
+
+
+def test_compare_says_which_ensembles_are_missing(run_command, plant, tmp_path):
+    run = plant(tmp_path / "run", QUORA, members=2, examples=(30, 10))
+    command = ("ensemble", "--runs", run, "--method", "omni", "--logger", "false")
+    assert run_command(*command) == 0
+    folder = run / "ensembles"
+    assert missing_ensembles(folder) is None
+    (folder / "recommended").unlink()
+    said = []
+    read_rows([tmp_path], said.append)
+    (sentence,) = said
+    assert sentence.startswith(f"{folder} lacks recommended of its ensembles: restore")
+    (folder / "quora-omni-probs" / "ensemble.json").unlink()
+    assert "lacks quora-omni-probs/ensemble.json and 1 more" in missing_ensembles(folder)
+    (folder / "ensembles.json").write_text("[1]")
+    with pytest.raises(InputError, match="is no table of ensembles"):
+        missing_ensembles(folder)
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from loraens.ensemble.recommend import (
     check_goal,
     write_recommended,
 )
-from loraens.ensemble.record import EnsembleRecord
+from loraens.ensemble.record import TABLE, EnsembleRecord
 from loraens.errors import say
 from loraens.files import write_atomically
 from loraens.records import Epoch
@@ -89,7 +89,7 @@ def write_ensembles(
         recommended[proofs.task.name] = recommendation
     write_atomically(folder / "ensembles.csv", tables.to_csv(records).encode())
     entries = [record.to_json() for record in records]
-    write_atomically(folder / "ensembles.json", (json.dumps(entries, indent=2) + "\n").encode())
+    write_atomically(folder / TABLE, (json.dumps(entries, indent=2) + "\n").encode())
     write_recommended(folder, recommended)
     return records, recommended
 

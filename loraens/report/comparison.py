@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from loraens.ensemble.recommend import RECOMMENDED, read_recommended
-from loraens.ensemble.record import EnsembleRecord
+from loraens.ensemble.record import EnsembleRecord, missing_ensembles
 from loraens.errors import InputError, say
 from loraens.store import ENSEMBLE, MANIFEST, MemberStore, missing_members
 
@@ -85,7 +85,8 @@ def read_rows(directories: Sequence[Path], report: Callable[[str], None] = say) 
 
     Args:
         directories: The directories.
-        report: Called with a sentence for each sweep that lacks members.
+        report: Called with a sentence for each sweep that lacks members, and each directory that
+            lacks ensembles.
 
     Raises:
         InputError: A directory is missing or has none, or a file is not of the store's format.
@@ -115,6 +116,8 @@ def read_rows(directories: Sequence[Path], report: Callable[[str], None] = say) 
             continue
         folder = resolved.parent
         if folder not in goals:
+            if (sentence := missing_ensembles(folder)) is not None:
+                report(sentence)
             goals[folder] = _goals(folder / RECOMMENDED)
         rows.append(_of_ensemble(path, goals[folder].get(resolved.name)))
     return rows

@@ -15,7 +15,7 @@ from loraens.ensemble.cross_validation import HeldOut, cross_validate
 from loraens.ensemble.methods import CONTROLS, METHODS
 from loraens.ensemble.read import PoolMembers, read_runs
 from loraens.ensemble.recommend import RECOMMENDED, Recommendation, read_recommended
-from loraens.ensemble.record import EnsembleRecord
+from loraens.ensemble.record import EnsembleRecord, missing_ensembles
 from loraens.errors import InputError, say
 from loraens.files import checksum
 from loraens.members import Member
@@ -123,6 +123,8 @@ def read(
     """
     folders: list[Path] = []
     for run in runs:
+        if (sentence := missing_ensembles(Path(run) / "ensembles")) is not None:
+            report(sentence)
         folders += (path.parent for path in Path(run).glob(f"ensembles/*/{ENSEMBLE}"))
     records = {folder: EnsembleRecord.read(folder) for folder in sorted(folders)}
     # their scores are those of the ensembles of folds, which are there too

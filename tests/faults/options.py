@@ -50,7 +50,7 @@ TRAINER = {
     "limit_train_batches": ("0", "-1", "nan", "x"),
     "limit_val_batches": ("0", "-1", "nan"),
     "overfit_batches": ("1",),
-    "val_check_interval": ("0", "-1", "1000", "x"),
+    "val_check_interval": ("0", "-1", "x"),
     "check_val_every_n_epoch": ("0", "-1", "x"),
     "accumulate_grad_batches": ("0", "-1", "x"),
     "gradient_clip_val": ("-1", "nan", "x"),
