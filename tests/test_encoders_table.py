@@ -6,6 +6,7 @@ of the others find it.
 
 import re
 import tempfile
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -83,7 +84,7 @@ def test_the_page_has_every_kind_of_adapters():
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_page_says_what_each_type_can(name, tmp_path):
     torch.manual_seed(1)
-    AutoModel.from_config(CONFIGS[name]).save_pretrained(tmp_path / "model")
+    AutoModel.from_config(deepcopy(CONFIGS[name])).save_pretrained(tmp_path / "model")
     (tmp_path / "out").mkdir()
     assert row(name, tmp_path / "model", tmp_path / "out") in PAGE.read_text()
 
@@ -94,7 +95,7 @@ if __name__ == "__main__":
     for kind, config in CONFIGS.items():
         with tempfile.TemporaryDirectory() as model, tempfile.TemporaryDirectory() as adapters:
             torch.manual_seed(1)
-            AutoModel.from_config(config).save_pretrained(model)
+            AutoModel.from_config(deepcopy(config)).save_pretrained(model)
             rows.append(row(kind, Path(model), Path(adapters)))
             print(rows[-1], flush=True)
     line = "| --- | --- | --- | --- | --- | --- | --- | --- |"

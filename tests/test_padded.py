@@ -3,6 +3,7 @@ against PEFT.
 """
 
 import json
+from copy import deepcopy
 from itertools import pairwise
 
 import numpy as np
@@ -39,7 +40,9 @@ def saved(tmp_path_factory):
         if name not in directories:
             directories[name] = tmp_path_factory.mktemp(name)
             torch.manual_seed(1)
-            AutoModel.from_config(config or CONFIGS[name]).save_pretrained(directories[name])
+            AutoModel.from_config(deepcopy(config or CONFIGS[name])).save_pretrained(
+                directories[name]
+            )
         return directories[name]
 
     return save

@@ -1,5 +1,7 @@
 """Small random encoders and decoders of many types."""
 
+from copy import deepcopy
+
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -38,7 +40,8 @@ DECODER = {
     "pad_token_id": 0,
 }
 CONFIGS = {
-    **{name: config for name, (_, config, _) in ARCHITECTURES.items()},
+    # copies, as models write into their configurations
+    **{name: deepcopy(config) for name, (_, config, _) in ARCHITECTURES.items()},
     "xlm-roberta": XLMRobertaConfig(**ROBERTA, initializer_range=0.3),
     "camembert": CamembertConfig(**ROBERTA, initializer_range=0.3),
     "albert": AlbertConfig(
