@@ -68,6 +68,7 @@ def load_encoder(name: str, pooler: bool, packed: bool = True) -> PreTrainedMode
         InputError: It cannot be loaded, is no encoder or decoder of texts alone, or the pooler is
             needed and the pre-trained weights have none.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, AutoModel
 
     register_attention()
@@ -91,7 +92,7 @@ def load_encoder(name: str, pooler: bool, packed: bool = True) -> PreTrainedMode
             )
     except InputError:
         raise
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError, StrictDataclassError) as error:
         raise unusable(name, error) from None
     architecture = architecture_of(encoder)
     missing = [key for key in info["missing_keys"] if not architecture.is_in_pooler(key)]

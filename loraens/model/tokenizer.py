@@ -88,12 +88,13 @@ def _from_transformers(name: str) -> tuple[Tokenizer, bool]:
     Raises:
         InputError: It cannot be loaded.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoTokenizer
 
     location = locate(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(location, use_fast=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
         raise unusable(name, error) from None
     if not tokenizer.is_fast or len(tokenizer) <= len(tokenizer.all_special_ids):
         raise InputError(
