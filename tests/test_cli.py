@@ -258,7 +258,7 @@ def test_help_shows_our_own_options_in_words(run_command, capsys):
     run_command("sweep", "--help")
     printed = " ".join(capsys.readouterr().out.split())
     assert "--model.pooling {pooler,cls,mean,last}" in printed
-    assert "There are: in_process." in printed
+    assert "There are: in_process, ray." in printed
     assert "There are: accuracy, macro_f1" in printed
     assert "--trainer.accelerator" not in printed
     assert "max_epochs" in printed.partition("Lightning's Trainer")[2]
