@@ -5,7 +5,9 @@ import os
 import subprocess
 import sys
 import time
+import zipfile
 
+import openpyxl
 import pytest
 
 from loraens import files
@@ -134,6 +136,30 @@ def test_compare_says_which_ensembles_are_missing(run_command, plant, tmp_path):
     (folder / "ensembles.json").write_text("[1]")
     with pytest.raises(InputError, match="is no table of ensembles"):
         missing_ensembles(folder)
+
+
+@pytest.mark.parametrize("damage", ["types", "sheet", "archive"])
+def test_a_damaged_workbook_is_refused(tmp_path, damage):
+    path = tmp_path / "a.xlsx"
+    book = openpyxl.Workbook()
+    for row in (["text"], ["a"], ["b"]):
+        book.active.append(row)
+    book.save(path)
+    with zipfile.ZipFile(path) as file:
+        parts = {name: file.read(name) for name in file.namelist()}
+    parts["[Content_Types].xml"] = b" " if damage == "types" else parts["[Content_Types].xml"]
+    sheet = parts["xl/worksheets/sheet1.xml"]
+    parts["xl/worksheets/sheet1.xml"] = sheet[:-40] if damage == "sheet" else sheet
+    with zipfile.ZipFile(path, "w") as file:
+        for name, content in parts.items():
+            file.writestr(name, content)
+    if damage == "archive":
+        path.write_bytes(path.read_bytes()[:-30])
+    with (
+        pytest.raises(InputError, match="is not an Excel workbook"),
+        open_table(str(path)) as table,
+    ):
+        list(table.rows)
 
 
 @pytest.mark.slow

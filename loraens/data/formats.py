@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -203,22 +205,16 @@ def open_excel(path: Path, name: str) -> Table:
         raise InputError(
             f"{name} needs the package openpyxl: pip install 'loraens[excel]', or save it as CSV"
         ) from None
-    from zipfile import BadZipFile
-
-    try:
+    with _workbook_errors(name):
         book = openpyxl.load_workbook(path, read_only=True, data_only=True)
-    except (BadZipFile, KeyError, ValueError) as error:
-        raise InputError(
-            f"{name} is not an Excel workbook ({error}): save it as .xlsx or CSV"
-        ) from None
-    sheets = {sheet.title: sheet for sheet in book.worksheets}
-    filled = [title for title, sheet in sheets.items() if any(map(_filled, sheet.values))]
+        sheets = {sheet.title: sheet for sheet in book.worksheets}
+        filled = [title for title, sheet in sheets.items() if any(map(_filled, sheet.values))]
     if len(filled) != 1:
         raise InputError(
             f"{name} has {len(filled)} sheets with cells ({', '.join(filled)}): one is expected,"
             " so save the one that you mean as a file of its own"
         )
-    rows = enumerate(sheets[filled[0]].values, start=1)
+    rows = enumerate(_cells(sheets[filled[0]], name), start=1)
     header = next(cells for _, cells in rows if _filled(cells))
     width = max(index for index, cell in enumerate(header, start=1) if cell is not None)
     columns = ["" if cell is None else str(cell) for cell in header[:width]]
@@ -234,6 +230,31 @@ def open_excel(path: Path, name: str) -> Table:
         book.close()
 
     return Table(name, "excel", columns, records())
+
+
+@contextmanager
+def _workbook_errors(name: str) -> Iterator[None]:
+    """The errors of openpyxl, whose parsers raise those of archives, XML and Python's types."""
+    try:
+        yield
+    except (
+        *(zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, SyntaxError),
+        *(LookupError, ValueError, TypeError, AttributeError),
+    ) as error:
+        raise InputError(
+            f"{name} is not an Excel workbook ({error}): save it as .xlsx or CSV"
+        ) from None
+
+
+def _cells(sheet: Any, name: str) -> Iterator[tuple[Any, ...]]:
+    """The rows of a sheet."""
+    rows = iter(sheet.values)
+    while True:
+        with _workbook_errors(name):
+            cells = next(rows, None)
+        if cells is None:
+            return
+        yield cells
 
 
 def _filled(cells: Sequence[Any]) -> bool:

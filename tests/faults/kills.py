@@ -72,7 +72,10 @@ def state(directory: Path) -> dict[str, object]:
         name = path.relative_to(directory).as_posix()
         if path.is_dir() or path.name in (".lock", "last.ckpt"):
             continue
-        if path.name == "manifest.json":
+        if path.name == "config.yaml":  # of a fit it says which checkpoint it goes on from
+            lines = path.read_bytes().splitlines()
+            found[name] = [line for line in lines if not line.startswith(b"ckpt_path:")]
+        elif path.name == "manifest.json":
             fields = json.loads(path.read_bytes())
             found[name] = {key: fields[key] for key in fields if key not in VOLATILE}
         else:
