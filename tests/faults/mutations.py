@@ -47,7 +47,7 @@ def _directory(path: Path, rng: random.Random) -> None:
 
 
 def _link(path: Path, rng: random.Random) -> None:
-    target = path.parent / f"{path.name}.moved"
+    target = path.with_name(path.name + MOVED)
     path.rename(target)
     _flip(target, rng)
     path.symlink_to(target)
