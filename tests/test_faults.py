@@ -183,6 +183,19 @@ def flip(path, position):
 
 
 @pytest.mark.slow
+def test_a_fit_that_was_killed_at_its_very_end_is_finished(run_command, training, tmp_path):
+    """Its checkpoint has all epochs, so nothing is trained any more."""
+    command = training("fit", epochs=1)
+    assert run_command(*command) == 0
+    (member,) = find_members(tmp_path / "run")
+    whole = MemberStore(member).manifest()
+    MemberStore(member).update(status="training")
+    assert run_command(*command, "--ckpt_path", tmp_path / "run" / "last.ckpt") == 0
+    again = MemberStore(member).manifest()
+    assert again == replace(whole, seconds=again.seconds)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["flipped", "cut", "empty", "foreign"])
 def test_a_damaged_pack_is_named_and_begins_again(swept, monkeypatch, capsys, tmp_path, damage):
     expected = member_files(swept("--model.lr", 1e-2))

@@ -13,7 +13,8 @@ import pytest
 from loraens import files
 from loraens.data.delimited import DelimitedWriter
 from loraens.data.files import open_table
-from loraens.ensemble.record import missing_ensembles
+from loraens.ensemble.record import EnsembleRecord
+from loraens.ensemble.table import missing_ensembles
 from loraens.errors import InputError
 from loraens.files import replacing, write_atomically
 from loraens.report.comparison import read_rows
@@ -136,6 +137,24 @@ def test_compare_says_which_ensembles_are_missing(run_command, plant, tmp_path):
     (folder / "ensembles.json").write_text("[1]")
     with pytest.raises(InputError, match="is no table of ensembles"):
         missing_ensembles(folder)
+
+
+def test_the_record_of_another_ensemble_is_refused(run_command, plant, tmp_path):
+    run = plant(tmp_path / "run", QUORA, members=2, examples=(30, 10))
+    command = ("ensemble", "--runs", run, "--method", "omni", "best", "--logger", "false")
+    assert run_command(*command, "--rule", "probs") == 0
+    folder = run / "ensembles"
+    record = (folder / "quora-omni-probs" / "ensemble.json").read_bytes()
+    path = folder / "quora-best-probs" / "ensemble.json"
+    path.write_bytes(record)
+    with pytest.raises(InputError, match="is the record of another ensemble, quora-omni-probs"):
+        EnsembleRecord.read(path.parent)
+    (folder / "mine").mkdir()
+    (folder / "mine" / "ensemble.json").write_bytes(record)  # copied, as anyone may
+    assert EnsembleRecord.read(folder / "mine").method == "omni"
+    (folder / "ensembles.json").write_text("damaged")
+    assert run_command(*command, "--rule", "probs") == 0
+    assert EnsembleRecord.read(path.parent).method == "best"
 
 
 @pytest.mark.parametrize("damage", ["types", "sheet", "archive"])

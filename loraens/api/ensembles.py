@@ -21,7 +21,8 @@ from loraens.ensemble.recommend import (
     check_goal,
     write_recommended,
 )
-from loraens.ensemble.record import TABLE, EnsembleRecord
+from loraens.ensemble.record import EnsembleRecord
+from loraens.ensemble.table import TABLE
 from loraens.errors import say
 from loraens.files import write_atomically
 from loraens.records import Epoch

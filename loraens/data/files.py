@@ -89,7 +89,8 @@ def files_of(path: Path) -> list[Path]:
         InputError: There are none.
     """
     if path.is_dir():
-        if splits := sorted(state.parent.name for state in path.glob("*/state.json")):
+        splits = [state.parent.name for state in path.glob("*/state.json")]
+        if splits := sorted(splits, key=lambda name: (name != "train", name)):
             raise InputError(
                 f"{path} holds the splits {', '.join(splits)}: give one of them, such as"
                 f" {path / splits[0]}"

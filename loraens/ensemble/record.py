@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -16,8 +15,8 @@ from loraens.ensemble.diversity import summary
 from loraens.ensemble.options import Options
 from loraens.ensemble.prove import Proof
 from loraens.ensemble.read import PoolMembers
-from loraens.ensemble.recommend import RECOMMENDED
 from loraens.ensemble.significance import Interval
+from loraens.ensemble.table import check_listed
 from loraens.errors import InputError
 from loraens.files import checksum, write_atomically
 from loraens.records import (
@@ -34,7 +33,6 @@ from loraens.records import (
 from loraens.store import ENSEMBLE, MANIFEST, MemberStore
 from loraens.tasks import Task
 
-TABLE = "ensembles.json"  # of all ensembles that were made together
 FORMAT = 2
 UPWARD = 3  # from RUN/ensembles/NAME to the directory of the runs
 Rule = Literal["vote", "logits", "probs", "merged"]
@@ -169,14 +167,17 @@ class EnsembleRecord(Record):
         """The record in an ensemble's directory.
 
         Raises:
-            InputError: It is not readable or of another format.
+            InputError: It is not readable, of another format, or that of another ensemble.
         """
         path = Path(directory) / ENSEMBLE
         fix = "make it again with `loraens ensemble`"
         fields = read_signed(path.read_bytes(), path, fix)
         if fields.get("format") not in (1, FORMAT):
             raise InputError(f"{path} is not an ensemble that this version of loraens reads: {fix}")
-        return cls.from_json(_of_format_1(fields) if fields["format"] == 1 else fields, path, fix)
+        fields = _of_format_1(fields) if fields["format"] == 1 else fields
+        record = cls.from_json(fields, path, fix)
+        check_listed(path.parent, record.task.name, record.method, record.rule, record.refit)
+        return record
 
     def write(self, directory: Path) -> None:
         """Write the record into an ensemble's directory.
@@ -322,27 +323,3 @@ def _apart_score(members: PoolMembers, proof: Proof) -> float | None:
     outcome = members.combined(members.apart, proof.weights, proof.candidate.rule)
     outcome = outcome.decided(proof.thresholds)
     return members.apart.task.main_metric(outcome, members.apart.labels)
-
-
-def missing_ensembles(folder: Path) -> str | None:
-    """A sentence that names what the last `loraens ensemble` wrote into a directory, by its table,
-    and is not there; None where all is.
-
-    Raises:
-        InputError: The table cannot be read.
-    """
-    table = folder / TABLE
-    if not table.is_file():
-        return None
-    try:
-        entries = json.loads(table.read_bytes())
-        names = [f"{entry['task']['name']}-{entry['method']}-{entry['rule']}" for entry in entries]
-    except (ValueError, TypeError, LookupError, RecursionError):
-        fix = "make it again with `loraens ensemble`"
-        raise InputError(f"{table} is no table of ensembles: {fix}") from None
-    files = [*(f"{name}/{ENSEMBLE}" for name in names), RECOMMENDED]
-    missing = [file for file in files if not (folder / file).is_file()]
-    if not missing:
-        return None
-    more = f" and {len(missing) - 1} more files" if len(missing) > 1 else ""
-    return f"{folder} lacks {missing[0]}{more} of its ensembles: restore it, or make them again"

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from loraens.ensemble.recommend import RECOMMENDED, read_recommended
-from loraens.ensemble.record import EnsembleRecord, missing_ensembles
+from loraens.ensemble.record import EnsembleRecord
+from loraens.ensemble.table import missing_ensembles
 from loraens.errors import InputError, say
 from loraens.store import ENSEMBLE, MANIFEST, MemberStore, missing_members
 

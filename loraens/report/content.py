@@ -15,7 +15,8 @@ from loraens.ensemble.cross_validation import HeldOut, cross_validate
 from loraens.ensemble.methods import CONTROLS, METHODS
 from loraens.ensemble.read import PoolMembers, read_runs
 from loraens.ensemble.recommend import RECOMMENDED, Recommendation, read_recommended
-from loraens.ensemble.record import EnsembleRecord, missing_ensembles
+from loraens.ensemble.record import EnsembleRecord
+from loraens.ensemble.table import missing_ensembles
 from loraens.errors import InputError, say
 from loraens.files import checksum
 from loraens.members import Member

@@ -84,6 +84,7 @@ class MemberWriter(Callback):
         self._scored: list[dict[str, bytes]] = []  # weights of each member
         self._seconds = 0.0
         self._started = 0.0
+        self._finished = False
 
     @property
     def state_key(self) -> str:
@@ -246,10 +247,22 @@ class MemberWriter(Callback):
             trainer.validating = True
             trainer.fit_loop.epoch_loop.val_loop.run()
             trainer.training = True
+        self._finish(module)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Finish the members of a training that was killed between its last checkpoint and its end:
+        Lightning trains nothing then, and calls no other hook.
+        """
+        if self.finish and not self._finished and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._finish(cast(Population, pl_module))
+
+    def _finish(self, module: Population) -> None:
+        """Mark every member as finished."""
         for index in range(len(self.progress)):
             store = self._store(module, index)
             store.write({}, self._manifest(module, index, "finished"))
             rank_zero_info(f"member {module.members[index].name} is in {store.directory}")
+        self._finished = True
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
