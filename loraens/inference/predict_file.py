@@ -110,7 +110,7 @@ def predict_file(
         region = predictor.region(chosen, coverage)
         if columns:
             predictor.keep(columns, chosen, region)
-        columns = [*table.columns, *predictor.columns(chosen, region)]
+        own = predictor.columns(chosen, region)
 
         def predict(chunks: Iterator[Texts]) -> Iterator[list[Row]]:
             if cluster is None:
@@ -120,11 +120,11 @@ def predict_file(
         with _stream(output) as stream, _bar(input) as bar, cluster or nullcontext():
             return _write_rows(
                 predict=predict,
-                columns=predictor.columns(chosen, region),
+                columns=own,
                 task=chosen,
                 table=table,
                 missing=frozenset(map(cell_text, missing)),
-                writer=RowWriter(stream, WRITTEN[written], columns, spreadsheet),
+                writer=RowWriter(stream, WRITTEN[written], [*table.columns, *own], spreadsheet),
                 bar=bar,
             )
 
