@@ -10,6 +10,7 @@ import hashlib
 import os
 import platform
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedWriter, FileIO
@@ -100,6 +101,27 @@ def _remove_parts(path: Path) -> None:
 def part_of(name: str) -> str:
     """Regular expression of the names of files that become the file of a name."""
     return _PART.format(name=re.escape(name))
+
+
+@contextmanager
+def new_directory(directory: Path) -> Iterator[Path]:
+    """A directory under a temporary name, which is renamed at the end, so that a reader sees all of
+    it or nothing.
+
+    Args:
+        directory: The directory, which must be new or empty.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    work = directory.with_name(f".{directory.name}.{_HOST}-{os.getpid()}.part")
+    make_directory(work)
+    try:
+        yield work
+        work.replace(directory)
+        _sync(directory.parent)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def make_directory(directory: Path) -> None:

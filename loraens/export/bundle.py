@@ -12,8 +12,6 @@ beside its ensemble.json.
 
 from __future__ import annotations
 
-import os
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +20,7 @@ from safetensors.torch import load, save
 from loraens.ensemble.recommend import resolved
 from loraens.ensemble.record import EnsembleRecord
 from loraens.errors import InputError
-from loraens.files import checksum, make_directory, write_atomically
+from loraens.files import checksum, new_directory, write_atomically
 from loraens.inference.loading import BUNDLED
 from loraens.members import OUT_OF_FOLD
 from loraens.model.backbone import local_directory
@@ -57,9 +55,7 @@ def export_bundle(
             on this machine.
     """
     model = resolved(model)
-    work = directory.with_name(f".{directory.name}.{os.getpid()}.part")
-    make_directory(work)
-    try:
+    with new_directory(directory) as work:
         record = EnsembleRecord.read(model) if (model / ENSEMBLE).is_file() else None
         if record is None or (model / MANIFEST).is_file():
             store = MemberStore(find_member(model))
@@ -85,9 +81,6 @@ def export_bundle(
             replace(record, members=tuple(members)).write(work)
         if with_backbone:
             _copy_backbone(backbone or manifest.settings.backbone, work / BUNDLED)
-        work.replace(directory)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def export_peft(model: Path, directory: Path, epoch: Epoch = "best") -> None:
@@ -121,15 +114,10 @@ def export_peft(model: Path, directory: Path, epoch: Epoch = "best") -> None:
                 f" {manifest.settings.mode}: give --format transformers or onnx",
                 option="format",
             )
-    work = directory.with_name(f".{directory.name}.{os.getpid()}.part")
-    make_directory(work)
-    try:
+    with new_directory(directory) as work:
         for name, (at, _, folder) in members.items():
             for file, content in _weights(at / folder, half=False).items():
                 write_atomically(work / name / file, content)
-        work.replace(directory)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def _weights(epoch: Path, half: bool) -> dict[str, bytes]:

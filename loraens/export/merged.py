@@ -8,7 +8,6 @@ embeddings are the logits.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -19,7 +18,7 @@ import numpy as np
 
 from loraens.errors import InputError
 from loraens.export.graph import check_texts
-from loraens.files import make_directory
+from loraens.files import new_directory
 from loraens.inference.predictor import Predictor
 from loraens.model.backbone import load_encoder, quiet_loading
 from loraens.model.packaged import locate
@@ -69,10 +68,7 @@ def export_merged(
             option="format",
         )
     check_texts(predictor)
-    make_directory(directory.parent)
-    work = directory.with_name(f".{directory.name}.{os.getpid()}.part")
-    work.mkdir()
-    try:
+    with new_directory(directory) as work:
         save, logits = (_classifier, _of_classifier) if pooled else (_modules, _of_modules)
         with quiet_loading():
             save(predictor, task, work)
@@ -83,9 +79,6 @@ def export_merged(
                 f"the merged model's logits differ from those of `predict` by up to {apart:.2g};"
                 " nothing was written"
             )
-        work.replace(directory)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     loaded = (
         "AutoModelForSequenceClassification.from_pretrained" if pooled else "SentenceTransformer"
     )

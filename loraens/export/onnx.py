@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import random
 import runpy
-import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +22,7 @@ import numpy as np
 
 from loraens.ensemble.conformal import Region
 from loraens.errors import InputError
-from loraens.files import make_directory, write_atomically
+from loraens.files import new_directory, write_atomically
 from loraens.inference.predictor import Predictor
 from loraens.metrics import Outcome
 from loraens.tasks import Task
@@ -134,10 +132,7 @@ def export_onnx(
             otherwise than `predictor`.
     """
     check_packages()
-    make_directory(directory.parent)
-    work = directory.with_name(f".{directory.name}.{os.getpid()}.part")
-    work.mkdir()
-    try:
+    with new_directory(directory) as work:
         write_graph(predictor, task, region, work / MODEL)
         if int8:
             _quantise(work / MODEL)
@@ -151,9 +146,6 @@ def export_onnx(
                 f"the exported graph predicts otherwise than `predict`: {check.agreement:.1%} of"
                 f" {check.texts} texts alike, by up to {check.largest:.2g}; nothing was written"
             )
-        work.replace(directory)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     return check
 
 

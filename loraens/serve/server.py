@@ -244,7 +244,6 @@ def make_server(
     options.check()
     predictor = Predictor.load(model, epoch, device=options.device, backbone=backbone)
     chosen = predictor.task(task)
-    highest = None
     try:
         assert predictor.conformal is not None
         highest = predictor.conformal(chosen).highest
