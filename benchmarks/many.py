@@ -48,6 +48,9 @@ class Arm(NamedTuple):
     threads: int
 
 
+Times = dict[Arm, list[tuple[float, float]]]  # seconds of the start and of the training
+
+
 class Timed:
     """An executor, with the times at which its first pack began and its last one was there."""
 
@@ -107,7 +110,7 @@ def tiny(directory: Path, tokenizer: Path) -> Path:
     return directory
 
 
-def table(title: str, arms: list[Arm], times: dict[Arm, list[tuple[float, float]]]) -> str:
+def table(title: str, arms: list[Arm], times: Times) -> str:
     """The medians of the arms, in Markdown."""
     lines = [title, "", "| arm | start, s | training, s | times the first |", "|---|---|---|---|"]
     first = np.median([training for _, training in times[arms[0]]])
@@ -137,7 +140,8 @@ def main() -> None:
     ]
     packs, steps = (4, 4) if args.quick else (64, 20)
     minilm = Path(locate("minilm"))
-    times: dict[Arm, list[tuple[float, float]]] = {arm: [] for arm in (*whole, *small)}
+    of_whole: Times = {arm: [] for arm in whole}
+    of_small: Times = {arm: [] for arm in small}
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         write_corpus(root / "data", {"train": 8 * steps, "dev": 64, "test": 16})
@@ -145,14 +149,14 @@ def main() -> None:
         for number in range(args.rounds):
             for arm in whole:
                 run = root / f"whole-{number}-{whole.index(arm)}"
-                times[arm].append(sweep(run, root / "data", minilm, 4 * n, 4, steps, arm))
+                of_whole[arm].append(sweep(run, root / "data", minilm, 4 * n, 4, steps, arm))
             for arm in small:
                 run = root / f"small-{number}-{small.index(arm)}"
-                times[arm].append(sweep(run, root / "data", toy, packs, 1, 1, arm))
+                of_small[arm].append(sweep(run, root / "data", toy, packs, 1, 1, arm))
     print(f"\n{platform.machine()}, {n} cores, {args.rounds} rounds, medians\n")
-    print(table(f"{n} packs of 4 MiniLM members, {steps} steps of 8 pairs", whole, times))
+    print(table(f"{n} packs of 4 MiniLM members, {steps} steps of 8 pairs", whole, of_whole))
     print()
-    print(table(f"{packs} packs of one tiny member, one step each", small, times))
+    print(table(f"{packs} packs of one tiny member, one step each", small, of_small))
 
 
 if __name__ == "__main__":

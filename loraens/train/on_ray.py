@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
@@ -159,12 +160,15 @@ class RayPacks:
         cluster = self._joined(worker)
         text = (worker.directory / CONFIG).read_text()
         job = Job(worker.directory.resolve(), Path.cwd(), text, self._data, self._steps)
-        running = {self._submit(cluster, job, first): first}
+        packs = chain([first], packs)
+        running: dict[Any, Pack] = {}
         steps = self._steps.take.remote()
         try:
-            while running:
+            while True:
                 while len(running) < cluster.workers and (pack := next(packs, None)) is not None:
                     running[self._submit(cluster, job, pack)] = pack
+                if not running:
+                    return
                 done = cluster.done(list(running), PAUSE)
                 if cluster.done([steps], 0):
                     _tell(report, cluster.result(steps), running.values())
