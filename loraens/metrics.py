@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 
 CALIBRATION_BINS = 15
 TINY = np.finfo(np.float64).tiny
+Score = TypeVar("Score", float, np.ndarray)
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,8 @@ class Metric:
             is the mean of the folds of a cross-validation (Forman and Scholz 2010, on the area
             under the curve).
         share: Whether it is a share of the examples, each of which counts 0 or 1.
+        of_members: The same score of each of M members, `(M,)`, from their predictions `(M, N)` and
+            labels, at once; None where they are computed one by one.
     """
 
     name: str
@@ -75,18 +79,24 @@ class Metric:
     higher_is_better: bool = True
     compares: bool = False
     share: bool = False
+    of_members: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
 
     def __call__(self, outcome: Outcome, labels: np.ndarray) -> float:
         """The score; NaN where it is not defined."""
         return self.compute(outcome, labels)
 
-    def utility(self, score: float) -> float:
-        """The score with its sign turned where lower is better."""
+    def utility(self, score: Score) -> Score:
+        """The score, or array of scores, with its sign turned where lower is better."""
         return score if self.higher_is_better else -score
 
 
 def _accuracy(outcome: Outcome, labels: np.ndarray) -> float:
     return float((outcome.predictions == labels).mean())
+
+
+def _accuracies(predictions: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    accuracies: np.ndarray = np.count_nonzero(predictions == labels, axis=1) / len(labels)
+    return accuracies
 
 
 def _macro_f1(outcome: Outcome, labels: np.ndarray) -> float:
@@ -166,6 +176,16 @@ def correlation(left: np.ndarray, right: np.ndarray) -> float:
 
 def _pearson(outcome: Outcome, labels: np.ndarray) -> float:
     return correlation(outcome.predictions, labels)
+
+
+def _correlations(predictions: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """`correlation` of each row."""
+    a = predictions - predictions.mean(axis=1, keepdims=True)
+    b = labels - labels.mean()
+    scale = np.sqrt(np.einsum("mn,mn->m", a, a) * (b @ b))
+    defined = scale > 1e-12 * max(1.0, len(b))
+    correlations: np.ndarray = np.where(defined, a @ b / np.where(defined, scale, 1), np.nan)
+    return correlations
 
 
 def _spearman(outcome: Outcome, labels: np.ndarray) -> float:
@@ -249,14 +269,14 @@ def _average_precision(outcome: Outcome, labels: np.ndarray) -> float:
     return _mean_of_defined(of_each.sum(axis=0) / has.sum(axis=0))
 
 
-ACCURACY = Metric("accuracy", "accuracy", _accuracy, share=True)
+ACCURACY = Metric("accuracy", "accuracy", _accuracy, share=True, of_members=_accuracies)
 MACRO_F1 = Metric("macro_f1", "macro F1", _macro_f1)
 NLL = Metric("nll", "NLL", _nll, higher_is_better=False)
 BRIER = Metric("brier", "brier", _brier, higher_is_better=False)
 CALIBRATION_ERROR = Metric(
     "calibration_error", "calibration error", _calibration_error, higher_is_better=False
 )
-PEARSON = Metric("pearson", "Pearson's r", _pearson, compares=True)
+PEARSON = Metric("pearson", "Pearson's r", _pearson, compares=True, of_members=_correlations)
 SPEARMAN = Metric("spearman", "Spearman's rho", _spearman, compares=True)
 MSE = Metric("mse", "mean squared error", _mse, higher_is_better=False)
 MAE = Metric("mae", "mean absolute error", _mae, higher_is_better=False)

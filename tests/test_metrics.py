@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from numpy.testing import assert_allclose, assert_array_equal
 from scipy import stats
 from sklearn import metrics as sk
 from torchmetrics import functional
@@ -183,3 +184,27 @@ def test_joining_all_members():
     logits = np.array([[[5.0]], [[-1.0]], [[-1.0]]])
     assert join(QUORA, logits, [1, 2, 3], "vote") == [0]
     assert join(QUORA, logits, [1, 2, 3], "logits") == [1]
+
+
+@pytest.mark.parametrize("task", [SST, STS], ids=lambda task: task.name)
+def test_scores_of_all_members_at_once_are_those_of_each(task, make_pool):
+    pool = make_pool(task)
+    metric = task.main_metric
+    assert metric.of_members is not None
+    predictions = np.vstack([pool.predictions, np.ones(len(pool.labels))])  # a constant, too
+    each = [metric(Outcome(row), pool.labels) for row in predictions]
+    assert_allclose(metric.of_members(predictions, pool.labels), each, rtol=1e-13)
+
+
+@pytest.mark.parametrize("task", [SST, STS], ids=lambda task: task.name)
+def test_parts_of_a_pool_have_the_arrays_of_their_examples(task, make_pool):
+    pool = make_pool(task)
+    indices = np.array([5, 2, 2, 9, 0, 7])
+    further = np.array([4, 1, 1])
+    part = pool.at(indices).at(further)
+    alone = Pool(
+        task, pool.names, pool.ranks, pool.logits[:, [0, 2, 2]], labels=pool.labels[[0, 2, 2]]
+    )
+    for name in ("logits", "labels", "predictions", "errors", "averaged", "scores"):
+        assert_array_equal(getattr(part, name), getattr(alone, name))
+    assert_array_equal(part.of([2, 0]).predictions, alone.predictions[[2, 0]])

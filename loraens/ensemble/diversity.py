@@ -23,9 +23,10 @@ def _correlations(x: np.ndarray) -> np.ndarray:
 def _cosines(x: np.ndarray) -> np.ndarray:
     """Cosine of each pair of rows `(M, N)`; rows of zeros get similarity 1 with every row."""
     x = np.asarray(x, np.float64)
-    norms = np.linalg.norm(x, axis=1)
-    unit = x / np.where(norms > 0, norms, 1)[:, None]
-    cosines = np.clip(unit @ unit.T, -1, 1)
+    products = x @ x.T
+    norms = np.sqrt(products.diagonal())
+    positive = np.where(norms > 0, norms, 1)
+    cosines: np.ndarray = np.clip(products / positive[:, None] / positive, -1, 1)
     cosines[norms == 0] = 1.0
     cosines[:, norms == 0] = 1.0
     np.fill_diagonal(cosines, 1.0)

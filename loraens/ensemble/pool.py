@@ -5,9 +5,9 @@ Shape letters: M members, E epochs of a member, N examples, C outputs, K classes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Generic, TypeVar, overload
 
 import numpy as np
 
@@ -15,7 +15,32 @@ from loraens.labels import LabelKind
 from loraens.metrics import Outcome
 from loraens.tasks import Task
 
-HANDED_ON = ("probabilities", "predictions")  # of each member and example alone
+T = TypeVar("T")
+
+
+class Lazy(Generic[T]):
+    """`functools.cached_property` without its lock, which up to Python 3.11 all instances share, so
+    that threads would wait for each other's arrays.
+    """
+
+    def __init__(self, compute: Callable[[Any], T]) -> None:
+        self.compute = compute
+        self.__doc__ = compute.__doc__
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> Lazy[T]: ...
+
+    @overload
+    def __get__(self, instance: object, owner: type) -> T: ...
+
+    def __get__(self, instance: object | None, owner: type) -> Lazy[T] | T:
+        if instance is None:
+            return self
+        value = instance.__dict__[self.name] = self.compute(instance)
+        return value
 
 
 @dataclass(frozen=True)
@@ -69,46 +94,29 @@ class Pool:
         return not np.isnan(self.labels.flat[0])
 
     def at(self, indices: np.ndarray) -> Pool:
-        """The same members on some of the examples."""
-        whole = self.merged
-        merged = None if whole is None else lambda weights: whole(weights)[indices]
-        epochs = self.epochs and tuple(logits.take(indices, axis=1) for logits in self.epochs)
-        part = replace(
-            self,
-            logits=self.logits.take(indices, axis=1),
-            labels=self.labels[indices],
-            merged=merged,
-            epochs=epochs,
-            groups=None if self.groups is None else self.groups[indices],
-        )
-        self._hand_on(part, indices, axis=1)
-        return part
-
-    def _hand_on(self, part: Pool, indices: np.ndarray, axis: int) -> None:
-        """Give a part what was computed already."""
-        for name in HANDED_ON:
-            whole = self.__dict__.get(name)
-            if whole is not None:
-                part.__dict__[name] = whole.take(indices, axis=axis)
+        """The same members on some of the examples, each of which may be there more than once."""
+        return _Part(self, indices)
 
     def of(self, members: Sequence[int] | np.ndarray) -> Pool:
         """Some of the members on the same examples."""
         chosen = np.asarray(members)
-        part = replace(
-            self,
-            names=tuple(self.names[index] for index in chosen),
-            ranks=self.ranks[chosen],
-            logits=self.logits[chosen],
-            merged=None,
-            epochs=self.epochs and tuple(self.epochs[index] for index in chosen),
-            epoch_names=self.epoch_names and tuple(self.epoch_names[index] for index in chosen),
-            trained=None if self.trained is None else self.trained[chosen],
-            planned=None if self.planned is None else self.planned[chosen],
+        given = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
+        return Pool(
+            **{
+                **given,
+                "names": tuple(self.names[index] for index in chosen),
+                "ranks": self.ranks[chosen],
+                "logits": self.logits[chosen],
+                "merged": None,
+                "epochs": self.epochs and tuple(self.epochs[index] for index in chosen),
+                "epoch_names": self.epoch_names
+                and tuple(self.epoch_names[index] for index in chosen),
+                "trained": None if self.trained is None else self.trained[chosen],
+                "planned": None if self.planned is None else self.planned[chosen],
+            }
         )
-        self._hand_on(part, chosen, axis=0)
-        return part
 
-    @cached_property
+    @Lazy
     def _epoch_outcomes(self) -> list[list[Outcome]]:
         """Outcome of each member after each epoch."""
         assert self.epochs is not None
@@ -123,8 +131,6 @@ class Pool:
             scored_on: Indices of examples.
         """
         whole = self if self.epochs is None else self._at_best_epochs(chosen_on)
-        for name in HANDED_ON:
-            getattr(whole, name)  # once for both parts, and for the parts of these
         return whole.at(chosen_on), whole.at(scored_on)
 
     def _at_best_epochs(self, chosen_on: np.ndarray) -> Pool:
@@ -132,58 +138,66 @@ class Pool:
         assert self.epochs is not None
         labels = self.labels[chosen_on]
         logits = []
+        chosen = []
         for of_member, outcomes in zip(self.epochs, self._epoch_outcomes, strict=True):
             scores = [self.task.score(outcome.at(chosen_on), labels) for outcome in outcomes]
             best = int(np.argmax(np.where(np.isnan(scores), -np.inf, scores)))
             logits.append(of_member[best])
-        return replace(self, logits=np.stack(logits), epochs=None, epoch_names=None)
+            chosen.append(outcomes[best])
+        pool = replace(self, logits=np.stack(logits), epochs=None, epoch_names=None)
+        pool.__dict__["_outcomes"] = _stacked(chosen, len(chosen))  # which are computed already
+        return pool
 
     @property
     def kind(self) -> LabelKind:
         """The task's label kind."""
         return self.task.label_kind
 
-    @cached_property
+    @Lazy
     def _outcomes(self) -> Outcome:
-        """Outcome of all members' examples, one member after another."""
-        return self.task.outcome(self.logits.reshape(-1, self.logits.shape[-1]))
+        """Outcomes of all members: predictions `(M, N, ...)` and probabilities `(M, N, K)`; member
+        by member, as intermediate results of all at once would be larger than both.
+        """
+        return _stacked(map(self.task.outcome, self.logits), len(self))
 
-    @cached_property
+    @Lazy
     def probabilities(self) -> np.ndarray | None:
         """Class probabilities `(M, N, K)`; None where there are no classes."""
-        flat = self._outcomes.probabilities
-        return None if flat is None else flat.reshape(*self.logits.shape[:2], -1)
+        return self._outcomes.probabilities
 
-    @cached_property
+    @Lazy
     def predictions(self) -> np.ndarray:
         """Class numbers or values `(M, N)`, or zeros and ones `(M, N, K)`."""
-        flat = self._outcomes.predictions
-        return flat.reshape(*self.logits.shape[:2], *flat.shape[1:])
+        return self._outcomes.predictions
 
-    @cached_property
+    @Lazy
     def errors(self) -> np.ndarray:
         """Errors of each member `(M, N)`: 0 or 1 for classes, differences for numbers; of several
         labels those of all decisions, `(M, N K)`.
         """
         return self.kind.errors(self.predictions, self.labels)
 
-    @cached_property
+    @Lazy
     def averaged(self) -> np.ndarray:
         """What members contribute to a mean `(M, N, K)`: probabilities, or else predictions."""
         return self.kind.averaged(self.predictions, self.probabilities)
 
-    @cached_property
+    @Lazy
     def log_likelihood(self) -> np.ndarray:
         """Log density of each label under each member `(M, N)`."""
         return self.kind.log_likelihood(self.predictions, self.probabilities, self.labels)
 
-    @cached_property
+    @Lazy
     def scores(self) -> np.ndarray:
         """The task's metric of each member `(M,)`, its sign turned where lower is better; minus
         infinity if not defined.
         """
-        outcomes = map(self.outcome, range(len(self)))
-        scores = np.array([self.task.score(outcome, self.labels) for outcome in outcomes])
+        metric = self.task.main_metric
+        if metric.of_members is not None:
+            scores = metric.utility(metric.of_members(self.predictions, self.labels))
+        else:
+            outcomes = map(self.outcome, range(len(self)))
+            scores = np.array([self.task.score(outcome, self.labels) for outcome in outcomes])
         return np.where(np.isnan(scores), -np.inf, scores)
 
     def outcome(self, member: int) -> Outcome:
@@ -191,7 +205,7 @@ class Pool:
         probabilities = None if self.probabilities is None else self.probabilities[member]
         return Outcome(self.predictions[member], probabilities)
 
-    @cached_property
+    @Lazy
     def order(self) -> np.ndarray:
         """Members by score, the best first; equal ones by name."""
         by_name = np.argsort(np.argsort(self.names))
@@ -202,3 +216,67 @@ class Pool:
         """Standing of each member in that order, 0 the best."""
         standings: np.ndarray = np.argsort(self.order)
         return standings
+
+
+def _stacked(outcomes: Iterable[Outcome], count: int) -> Outcome:
+    """So many outcomes as one, along a new first axis."""
+    stacks: list[np.ndarray | None] = []
+    for index, outcome in enumerate(outcomes):
+        arrays = (outcome.predictions, outcome.probabilities)
+        if not stacks:
+            stacks = [None if x is None else np.empty((count, *x.shape), x.dtype) for x in arrays]
+        for stack, array in zip(stacks, arrays, strict=True):
+            if stack is not None:
+                stack[index] = array
+    predictions, probabilities = stacks
+    assert predictions is not None
+    return Outcome(predictions, probabilities)
+
+
+class _Part(Pool):
+    """A pool on some of the examples of another one, from which arrays are taken where they are
+    used.
+
+    Args:
+        whole: The other one.
+        indices: `(n,)` of the examples in it.
+    """
+
+    def __init__(self, whole: Pool, indices: np.ndarray) -> None:
+        given = {f.name: getattr(whole, f.name) for f in fields(whole) if f.name != "logits"}
+        merged = whole.merged
+        self.__dict__.update(
+            given,
+            _whole=whole,
+            _indices=indices,
+            labels=whole.labels[indices],
+            merged=None if merged is None else lambda weights: merged(weights)[indices],
+            epochs=whole.epochs and tuple(x.take(indices, axis=1) for x in whole.epochs),
+            groups=None if whole.groups is None else whole.groups[indices],
+            similarities={},
+        )
+
+    def _take(self, name: str) -> np.ndarray:
+        """An array `(M, N, ...)` of the whole pool, `(M, n, ...)`; parts of parts are taken from
+        that pool too, without one in between.
+        """
+        whole, indices = self, np.arange(len(self.labels))
+        while isinstance(whole, _Part) and name not in whole.__dict__:
+            whole, indices = whole.__dict__["_whole"], whole.__dict__["_indices"][indices]
+        taken: np.ndarray = getattr(whole, name).take(indices, axis=1)
+        return taken
+
+    @Lazy
+    def logits(self) -> np.ndarray:
+        """As of a pool."""
+        return self._take("logits")
+
+    @Lazy
+    def probabilities(self) -> np.ndarray | None:
+        """As of a pool."""
+        return self._take("probabilities") if self.kind.categorical else None
+
+    @Lazy
+    def predictions(self) -> np.ndarray:
+        """As of a pool."""
+        return self._take("predictions")

@@ -230,18 +230,30 @@ def _scorer(pool: Pool) -> BagScores:
 
 def _accuracy_scorer(probabilities: np.ndarray, labels: np.ndarray) -> BagScores:
     """By margins over every other class, for a whole bag at once; a tie counts as an error."""
-    probabilities = probabilities.astype(np.float32)
-    classes = np.arange(probabilities.shape[2] - 1)
+    members, examples, K = probabilities.shape
     label = labels.astype(np.int64)[:, None]
-    others = classes + (classes >= label)  # (N, K - 1)
-    of_label = np.take_along_axis(probabilities, label[None], 2)
-    margins = of_label - np.take_along_axis(probabilities, others[None], 2)
-    margins = np.ascontiguousarray(margins.transpose(2, 0, 1))  # (K - 1, M, N): faster to reduce
+    others = np.arange(K - 1) + (np.arange(K - 1) >= label)  # (N, K - 1)
+    margins = np.empty((K - 1, members, examples), np.float32)  # in this order faster to reduce
+    for member, of_member in enumerate(probabilities):
+        of_member = of_member.astype(np.float32)
+        of_label = np.take_along_axis(of_member, label, 1)
+        margins[:, member] = (of_label - np.take_along_axis(of_member, others, 1)).T
+    nothing = np.zeros_like(margins[:, 0])
+    summed: tuple[list[int], np.ndarray] = [], nothing  # of the call before, mostly one less
 
     def scores(chosen: list[int], bag: np.ndarray) -> np.ndarray:
-        total = margins[:, chosen].sum(axis=1)[:, None]
-        correct = (margins[:, bag] + total > 0).all(axis=0)
-        accuracies: np.ndarray = correct.mean(axis=1)
+        nonlocal summed
+        members, total = summed if summed[0] == chosen[: len(summed[0])] else ([], nothing)
+        for member in chosen[len(members) :]:
+            total = total + margins[:, member]
+        summed = chosen, total
+        least = -total
+        correct = np.empty((len(bag), len(labels)), dtype=bool)
+        for row, member in zip(correct, bag, strict=True):  # a member's margins stay in the cache
+            np.greater(margins[0, member], least[0], out=row)
+            for other in range(1, len(margins)):
+                row &= margins[other, member] > least[other]
+        accuracies: np.ndarray = np.count_nonzero(correct, axis=1) / len(labels)
         return accuracies
 
     return scores

@@ -99,8 +99,8 @@ def pseudo_bma(pool: Pool, options: Options, rng: np.random.Generator) -> np.nda
     """
     density = pool.log_likelihood
     drawn = rng.standard_exponential((options.draws, density.shape[1]), dtype=np.float32)
-    shares = drawn / drawn.sum(axis=1, keepdims=True)  # Dirichlet(1, ..., 1)
-    means = (shares @ density.T.astype(np.float32)).astype(np.float64)
+    sums = (drawn @ density.T.astype(np.float32)).astype(np.float64)
+    means = sums / drawn.sum(axis=1, keepdims=True)  # by shares of Dirichlet(1, ..., 1)
     weights: np.ndarray = _softmax(density.shape[1] * means).mean(axis=0)
     return weights
 
