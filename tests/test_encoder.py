@@ -104,6 +104,23 @@ def test_fast_equals_general(build, pooling, targets, batched):
         )
 
 
+def test_nothing_is_kept_below_the_lowest_adapted_layer(build):
+    """Its gradients are the same bits as with adapters below it that change nothing."""
+    everywhere, top = (
+        build(True, "mean", targets=[t]) for t in ("value", "layer.1.attention.self.value")
+    )
+    (name,) = (name for name in everywhere.adapters if name in top.adapters)
+    for other, adapter in everywhere.adapters.items():
+        adapter.lora_B.data.zero_()
+        if other == name:
+            adapter.load_state_dict(top.adapters[name].state_dict())
+    (expected, grads), (got, of_top) = (losses_and_grads(m, batch()) for m in (everywhere, top))
+    assert torch.equal(got, expected)
+    for parameter, grad in of_top.items():
+        assert torch.equal(grad, grads[parameter]), parameter
+    assert {layer for _, layer in top.fast.buffers._tensors} == {-1, 1}  # -1: of all
+
+
 def test_every_type_is_tried():
     assert set(FAST) == {kind for kind, record in ARCHITECTURE_RECORDS.items() if record.fast}
 

@@ -190,7 +190,7 @@ def attend(
     keys = span.kv(kv[0])
     values = span.kv(kv[1])
     scores = torch.bmm(
-        span.q(q), keys.transpose(1, 2), out=buffers.get("scores", 0, weights.shape, q)
+        span.q(q), keys.transpose(1, 2), out=buffers.get("scores", -1, weights.shape, q)
     )
     if span.bias is not None:
         scores.view(len(span.sequences), -1, *scores.shape[1:]).add_(span.bias)
@@ -226,7 +226,7 @@ def attend_backward(
     g = span.q(grad)
     scale = 1 / (1 - p) if mask is not None else 1.0
     dropped, g_weights = (
-        buffers.get(name, 0, weights.shape, q) for name in ("scores", "score grads")
+        buffers.get(name, -1, weights.shape, q) for name in ("scores", "score grads")
     )
     used = weights if mask is None else drop(weights, mask.view(weights.shape), out=dropped)
     g_values = span.kv(kv_grad[1])

@@ -59,6 +59,8 @@ class Run:
         last, others = self._make_slots(lengths, device, first_only)
         self.slots = [others] * (len(layers) - 1) + [last]
         self.block = _BLOCK if device.type == "cpu" else sum(lengths)
+        # below the lowest adapted layer there is nothing to train: no backward, nothing is kept
+        self.lowest = next((layer.index for layer in layers if layer.adapters), len(layers))
         self.saved: list[SavedLayer] = []
 
     def _make_slots(
@@ -70,6 +72,10 @@ class Run:
         last = Slots(layout, heads, first_only, self.training)
         return last, Slots(layout, heads, False, self.training) if first_only else last
 
+    def _keeps(self, layer: FastLayer) -> bool:
+        """Whether what the backward of a layer needs is kept."""
+        return self.keep and layer.index >= self.lowest
+
     def _new(
         self,
         name: str,
@@ -79,7 +85,7 @@ class Run:
         dtype: torch.dtype | None = None,
     ) -> Tensor:
         """A buffer that is kept for the backward; without one, all layers share it."""
-        owner = layer.index if self.keep else -1
+        owner = layer.index if self._keeps(layer) else -1
         return self.buffers.get(name=name, layer=owner, shape=shape, like=like, dtype=dtype)
 
     def _scratch(self, name: str, shape: Sequence[int], like: Tensor) -> Tensor:
@@ -106,7 +112,7 @@ class Run:
             x, saved.second = self._add_and_norm(
                 layer=layer, part=layer.output, y=y, residual=x, slots=slots
             )
-            if self.keep:
+            if self._keeps(layer):
                 self.saved.append(saved)
         return x
 
@@ -236,9 +242,8 @@ class Run:
                 "the backward of a forward must come before the next forward of the same model"
             )
         grads: list[list[Tensor]] = []
-        for layer, slots, saved in reversed(
-            list(zip(self.layers, self.slots, self.saved, strict=True))
-        ):
+        layers, of_slots = self.layers[self.lowest :], self.slots[self.lowest :]
+        for layer, slots, saved in reversed(list(zip(layers, of_slots, self.saved, strict=True))):
             residual, g = self._add_and_norm_backward(layer.output, grad, saved.second, slots)
             self._feed_forward_backward(layer, g, residual, saved)
             residual, g = self._add_and_norm_backward(
@@ -333,10 +338,11 @@ class Run:
     ) -> tuple[list[Tensor], Tensor]:
         """Gradients of the layer's adapters, and of its input.
 
-        The first layer's input needs no gradient; what is returned for it is not used.
+        The input of the lowest adapted layer needs no gradient; what is returned for it is not
+        used.
         """
         width = q.shape[1]
-        deeper = layer.index > 0
+        deeper = layer.index > self.lowest
         # written into `residual`, which is a fresh tensor of the layer norm's backward
         xq_grad = residual.addmm_(q, layer.query.weight) if deeper else None
         x_grad = None
