@@ -121,6 +121,17 @@ def test_nothing_is_kept_below_the_lowest_adapted_layer(build):
     assert {layer for _, layer in top.fast.buffers._tensors} == {-1, 1}  # -1: of all
 
 
+def test_weights_of_long_sequences_are_computed_again(build, monkeypatch):
+    """The same bits, with less memory."""
+    kept, again = build(True, "mean"), build(True, "mean")
+    losses, grads = losses_and_grads(kept, batch())
+    monkeypatch.setattr("loraens.model.fast_run.LONG", 8)
+    got, of_again = losses_and_grads(again, batch())
+    assert torch.equal(got, losses)
+    assert all(torch.equal(of_again[name], grad) for name, grad in grads.items())
+    assert again.fast.buffers.nbytes < kept.fast.buffers.nbytes
+
+
 def test_every_type_is_tried():
     assert set(FAST) == {kind for kind, record in ARCHITECTURE_RECORDS.items() if record.fast}
 

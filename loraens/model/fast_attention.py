@@ -18,6 +18,9 @@ from torch import Tensor
 from loraens.model.dropout import attention_coordinates, drop
 from loraens.model.packed import Layout
 
+LONG = 128  # tokens of a sequence above which its attention weights, as many as all else that a
+# layer keeps at some 350, are computed again in the backward
+
 
 class Buffers:
     """Named scratch tensors, grown on demand, reused every step.
@@ -165,9 +168,26 @@ def _inverse(index: Tensor, size: int) -> Tensor:
     return inverse
 
 
+def attention_weights(span: Span, q: Tensor, kv: Tensor, buffers: Buffers, out: Tensor) -> None:
+    """Attention weights of one group.
+
+    Args:
+        span: The group.
+        q: `(H Pq, K)` padded queries, scaled.
+        kv: `(2, H P, K)` padded keys and values.
+        buffers: Scratch tensors.
+        out: `(s H, Lq, L)`, written.
+    """
+    keys = span.kv(kv[0])
+    scores = torch.bmm(span.q(q), keys.transpose(1, 2), out=buffers.get("scores", -1, out.shape, q))
+    if span.bias is not None:
+        scores.view(len(span.sequences), -1, *scores.shape[1:]).add_(span.bias)
+    # the operator behind softmax: unlike the public one it writes into a given tensor
+    torch._softmax(scores, -1, False, out=out)
+
+
 def attend(
     span: Span,
-    q: Tensor,
     kv: Tensor,
     mask: Tensor | None,
     p: float,
@@ -179,28 +199,20 @@ def attend(
 
     Args:
         span: The group.
-        q: `(H Pq, K)` padded queries, scaled.
         kv: `(2, H P, K)` padded keys and values.
         mask: `(s, H, Lq, L)` of dropout, or None.
         p: Probability of dropout.
         buffers: Scratch tensors.
-        weights: `(s H, Lq, L)`, written.
+        weights: `(s H, Lq, L)`.
         out: `(H Pq, K)`, the group's part of it is written.
     """
-    keys = span.kv(kv[0])
     values = span.kv(kv[1])
-    scores = torch.bmm(
-        span.q(q), keys.transpose(1, 2), out=buffers.get("scores", -1, weights.shape, q)
-    )
-    if span.bias is not None:
-        scores.view(len(span.sequences), -1, *scores.shape[1:]).add_(span.bias)
-    # the operator behind softmax: unlike the public one it writes into a given tensor
-    torch._softmax(scores, -1, False, out=weights)
     if mask is None:
         torch.bmm(weights, values, out=span.q(out))
         return
     # the scores are not needed any more, their memory is reused; the weights are kept whole for the
     # backward, and the scaling by 1 / (1 - p) is done by the product
+    scores = buffers.get("scores", -1, weights.shape, weights)
     dropped = drop(weights, mask.view(weights.shape), out=scores)
     torch.baddbmm(span.q(out), dropped, values, beta=0, alpha=1 / (1 - p), out=span.q(out))
 
@@ -217,8 +229,8 @@ def attend_backward(
     q_grad: Tensor,
     kv_grad: Tensor,
 ) -> None:
-    """Gradients of `attend`: from `grad` `(H Pq, K)` into the group's parts of `q_grad`
-    `(H Pq, K)` and `kv_grad` `(2, H P, K)`; the other arguments are those of `attend`.
+    """Gradients of `attend` and `attention_weights`: from `grad` `(H Pq, K)` into the group's parts
+    of `q_grad` `(H Pq, K)` and `kv_grad` `(2, H P, K)`; the other arguments are those of these.
     """
     keys = span.kv(kv[0])
     values = span.kv(kv[1])

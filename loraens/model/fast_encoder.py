@@ -65,6 +65,12 @@ class FastEncoder:
             FastLayer(layer, index, projections) for index, layer in enumerate(stock.encoder.layer)
         ]
 
+    @property
+    def lowest(self) -> int:
+        """The lowest adapted layer: below it there is nothing to train."""
+        adapted = (layer.index for layer in self.layers if layer.adapters)
+        return next(adapted, len(self.layers))
+
     def __call__(self, lengths: list[int], first_only: bool, **embedded: Tensor) -> Tensor:
         """Hidden states after the last layer.
 
@@ -99,6 +105,7 @@ class FastEncoder:
             device=x.device,
             first_only=first_only,
             training=bool(self.stock.training),
+            lowest=self.lowest,
         )
         x = x[0].to(dtype)
         if not run.keep:

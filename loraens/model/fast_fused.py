@@ -89,7 +89,7 @@ class FusedRun(Run):
         operators.add_norm(
             y, residual, norm.weight, norm.bias, out, mean, rstd, *keys, part.dropout.p, norm.eps
         )
-        return out, SavedNorm(y, mean, rstd, None)
+        return out, SavedNorm(y, mean, rstd)
 
     def _add_and_norm_backward(
         self, part: Any, grad: Tensor, saved: SavedNorm, slots: Rows

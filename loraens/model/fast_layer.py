@@ -20,14 +20,11 @@ from loraens.model.adapters import Adapter
 
 @dataclass
 class SavedNorm:
-    """What the backward of dropout, residual and layer norm needs: `(Q, D)`, `(Q, 1)`, `(Q, 1)`,
-    `(Q, D)` or None.
-    """
+    """What the backward of residual and layer norm needs: `(Q, D)`, `(Q, 1)`, `(Q, 1)`."""
 
     x: Tensor
     mean: Tensor
     rstd: Tensor
-    mask: Tensor | None
 
 
 @dataclass
@@ -38,8 +35,7 @@ class SavedLayer:
     xq: Tensor  # (Q, D) its rows of the query tokens
     q: Tensor = field(init=False)  # (H Pq, K), scaled
     kv: Tensor = field(init=False)  # (2, H P, K)
-    weights: list[Tensor] = field(default_factory=list)  # of each group (s H, Lq, L)
-    masks: list[Tensor | None] = field(default_factory=list)  # likewise
+    weights: list[Tensor | None] = field(default_factory=list)  # of each group, if kept
     context: Tensor = field(init=False)  # (Q, D), of the kernels, as is
     lse: Tensor = field(init=False)  # (Q, H)
     adapted: dict[str, Tensor] = field(default_factory=dict)  # what each add_delta returned

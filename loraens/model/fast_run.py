@@ -15,7 +15,15 @@ import torch
 from torch import Tensor
 
 from loraens.model.dropout import MaskGenerator, drop
-from loraens.model.fast_attention import Buffers, Slots, attend, attend_backward
+from loraens.model.fast_attention import (
+    LONG,
+    Buffers,
+    Slots,
+    Span,
+    attend,
+    attend_backward,
+    attention_weights,
+)
 from loraens.model.fast_layer import FastLayer, SavedLayer, SavedNorm
 from loraens.model.packed import layout_of
 from loraens.model.routing import Routing
@@ -35,6 +43,7 @@ class Run:
         device: Where the tokens are.
         first_only: Whether only the first token of each sequence is wanted.
         training: Whether dropout is on.
+        lowest: The lowest adapted layer, where the backward ends; nothing is kept below it.
     """
 
     def __init__(
@@ -47,6 +56,7 @@ class Run:
         device: torch.device,
         first_only: bool,
         training: bool,
+        lowest: int,
     ) -> None:
         self.layers = layers
         self.routing = routing
@@ -59,8 +69,7 @@ class Run:
         last, others = self._make_slots(lengths, device, first_only)
         self.slots = [others] * (len(layers) - 1) + [last]
         self.block = _BLOCK if device.type == "cpu" else sum(lengths)
-        # below the lowest adapted layer there is nothing to train: no backward, nothing is kept
-        self.lowest = next((layer.index for layer in layers if layer.adapters), len(layers))
+        self.lowest = lowest
         self.saved: list[SavedLayer] = []
 
     def _make_slots(
@@ -88,9 +97,38 @@ class Run:
         owner = layer.index if self._keeps(layer) else -1
         return self.buffers.get(name=name, layer=owner, shape=shape, like=like, dtype=dtype)
 
-    def _scratch(self, name: str, shape: Sequence[int], like: Tensor) -> Tensor:
+    def _scratch(
+        self, name: str, shape: Sequence[int], like: Tensor, dtype: torch.dtype | None = None
+    ) -> Tensor:
         """A buffer that every layer overwrites, in the forward and in the backward."""
-        return self.buffers.get(name, -1, shape, like)
+        return self.buffers.get(name, -1, shape, like, dtype)
+
+    # Masks are hashed again in the backward: kept, they would be a fifth of the buffers
+
+    def _token_mask(self, part: Any, slots: Any, like: Tensor) -> Tensor | None:
+        """Mask of a part's dropout, of the shape of `like`; None without dropout."""
+        if not self.training or part.dropout.p == 0:
+            return None
+        return self.masks.token_mask(
+            site=part.dropout.site,
+            width=like.shape[1],
+            p=part.dropout.p,
+            rows=slots.query_tokens,
+            out=self._scratch("token mask", like.shape, like, torch.int32),
+        )
+
+    def _attention_mask(self, layer: FastLayer, span: Span, like: Tensor) -> Tensor | None:
+        """Mask of a group's attention weights, as many numbers as `like`; None without dropout."""
+        if not self.training or layer.attention_dropout.p == 0:
+            return None
+        assert span.coordinates is not None
+        return self.masks.attention_mask(
+            site=layer.attention_dropout.site,
+            inputs=span.coordinates,
+            sequences=span.sequences,
+            p=layer.attention_dropout.p,
+            out=self._scratch("attention mask", like.shape, like, torch.int32),
+        )
 
     # Forward
 
@@ -121,31 +159,12 @@ class Run:
         self._pad(layer, slots, saved)
         mixed = self._scratch("mixed", saved.q.shape, saved.x)
         for number, span in enumerate(slots.spans):
-            shape = (span.pairs, span.queries, span.length)
-            weights = self._new(f"weights {number}", layer, shape, saved.x)
-            mask = None
-            if self.training and layer.attention_dropout.p > 0:
-                assert span.coordinates is not None
-                mask = self.masks.attention_mask(
-                    site=layer.attention_dropout.site,
-                    inputs=span.coordinates,
-                    sequences=span.sequences,
-                    p=layer.attention_dropout.p,
-                    out=self._new(
-                        name=f"mask {number}",
-                        layer=layer,
-                        shape=shape,
-                        like=saved.x,
-                        dtype=torch.int32,
-                    ),
-                )
-            saved.masks.append(mask)
-            saved.weights.append(weights)
+            weights = self._weights(layer, number, span, saved)
+            saved.weights.append(None if span.length > LONG else weights)
             attend(
                 span=span,
-                q=saved.q,
                 kv=saved.kv,
-                mask=mask,
+                mask=self._attention_mask(layer, span, weights),
                 p=layer.attention_dropout.p,
                 buffers=self.buffers,
                 weights=weights,
@@ -155,6 +174,18 @@ class Run:
         k = saved.q.shape[1]
         torch.index_select(mixed, 0, slots.q_packed, out=context.view(-1, k))
         return context
+
+    def _weights(self, layer: FastLayer, number: int, span: Span, saved: SavedLayer) -> Tensor:
+        """Attention weights of a group, which are kept for the backward unless its sequences are
+        long.
+        """
+        shape = (span.pairs, span.queries, span.length)
+        if span.length > LONG:
+            weights = self._scratch("weights", shape, saved.x)
+        else:
+            weights = self._new(f"weights {number}", layer, shape, saved.x)
+        attention_weights(span, saved.q, saved.kv, self.buffers, out=weights)
+        return weights
 
     def _project(
         self, layer: FastLayer, slots: Any, saved: SavedLayer, q: Tensor, kv: Tensor
@@ -192,20 +223,11 @@ class Run:
         self, layer: FastLayer, part: Any, y: Tensor, residual: Tensor, slots: Any
     ) -> tuple[Tensor, SavedNorm]:
         """Layer norm of residual plus dropout of y; the sum is left in y, for the backward."""
-        mask = None
-        p = part.dropout.p
-        if self.training and p > 0:
-            name = "first mask" if part is layer.attention_output else "second mask"
-            mask = self.masks.token_mask(
-                site=part.dropout.site,
-                width=y.shape[1],
-                p=p,
-                rows=slots.query_tokens,
-                out=self._new(name=name, layer=layer, shape=y.shape, like=y, dtype=torch.int32),
-            )
-            torch.add(residual, drop(y, mask, out=y), alpha=1 / (1 - p), out=y)
-        else:
+        mask = self._token_mask(part, slots, y)
+        if mask is None:
             y.add_(residual)
+        else:
+            torch.add(residual, drop(y, mask, out=y), alpha=1 / (1 - part.dropout.p), out=y)
         norm = part.LayerNorm
         out, mean, rstd = torch.native_layer_norm(
             input=y,
@@ -214,7 +236,7 @@ class Run:
             bias=norm.bias,
             eps=norm.eps,
         )
-        return out, SavedNorm(y, mean, rstd, mask)
+        return out, SavedNorm(y, mean, rstd)
 
     def _feed_forward(self, layer: FastLayer, x: Tensor, saved: SavedLayer) -> Tensor:
         up = layer.intermediate
@@ -272,11 +294,12 @@ class Run:
             bias=norm.bias,
             output_mask=[True, False, False],
         )[0]
-        if saved.mask is None:
+        mask = self._token_mask(part, slots, saved.x)
+        if mask is None:
             return residual, residual
         g = self._scratch("norm grad", residual.shape, residual)
         torch.mul(residual, 1 / (1 - part.dropout.p), out=g)
-        return residual, drop(g, saved.mask, out=g)
+        return residual, drop(g, mask, out=g)
 
     def _feed_forward_backward(
         self, layer: FastLayer, g: Tensor, out: Tensor, saved: SavedLayer
@@ -308,12 +331,13 @@ class Run:
         torch.index_select(context.view(-1, k), 0, slots.q_padded, out=mixed)
         q_grad = self._scratch("q grad", saved.q.shape, g)
         kv_grad = self._scratch("kv grad", saved.kv.shape, g)
-        for span, weights, mask in zip(slots.spans, saved.weights, saved.masks, strict=True):
+        for number, (span, kept) in enumerate(zip(slots.spans, saved.weights, strict=True)):
+            weights = self._weights(layer, number, span, saved) if kept is None else kept
             attend_backward(
                 span=span,
                 q=saved.q,
                 kv=saved.kv,
-                mask=mask,
+                mask=self._attention_mask(layer, span, weights),
                 p=layer.attention_dropout.p,
                 buffers=self.buffers,
                 weights=weights,

@@ -18,6 +18,7 @@ from lightning.pytorch import Trainer
 from loraens.data.modules import TextData
 from loraens.errors import InputError
 from loraens.members import Member, by_rank, configurations, packs
+from loraens.model.fast_attention import LONG
 from loraens.model.population import MemberModel
 from loraens.train.memory import give_back, is_out_of_memory
 from loraens.train.module import Population
@@ -63,22 +64,23 @@ def formula_bytes(model: MemberModel, lengths: np.ndarray) -> int:
     """Bytes that the fast path needs beside the backbone to train one member, without what it uses
     for a moment only.
 
-    Of each token every layer keeps its input, two sums and a normalised one, query, key and value,
-    the feed-forward part before its activation, two dropout masks, and of each head the attention
-    weights and their mask. Trained numbers count four times: weight, gradient and AdamW's two
-    moments.
+    Of each token every layer from the lowest adapted one on keeps its input, two sums and a
+    normalised one, query, key and value, the feed-forward part before its activation, and of each
+    head the attention weights, if the sequence is not too long for that. Trained numbers count four
+    times: weight, gradient and AdamW's two moments.
 
     Args:
         model: The model.
         lengths: `(B,)` tokens of the sequences in the member's batch.
     """
     config = model.encoder.config
+    layers = config.num_hidden_layers - (model.fast.lowest if model.fast is not None else 0)
     width = config.hidden_size
     wide = config.intermediate_size
     heads = config.num_attention_heads
     tokens = int(lengths.sum())
-    squares = int((lengths**2).sum())
-    activations = config.num_hidden_layers * (tokens * (9 * width + wide) + 2 * heads * squares)
+    squares = int((lengths[lengths <= LONG] ** 2).sum())
+    activations = layers * (tokens * (7 * width + wide) + heads * squares)
     trained = max(model.trainable_parameters(index) for index in range(len(model.members)))
     return int(4 * (activations + 4 * trained))
 
