@@ -21,16 +21,19 @@ from transformers import (
     TrainingArguments,
 )
 from transformers import Trainer as HubTrainer
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from loraens.data.modules import TextData
 from loraens.members import Member
 from loraens.model.packaged import locate
+from loraens.model.population import Pooling
 from loraens.train.module import Population
 
 RANK = 8
 SCALE = 1.0
 LR = 1e-4
 BATCH = 8
+WARM_UP = 2  # steps that are not timed
 CUDA = torch.cuda.is_available()
 
 
@@ -58,6 +61,16 @@ class Bench:
         ]
         steps_of = np.stack(orders).reshape(members, -1, BATCH).transpose(1, 0, 2)
         return steps_of[(start + np.arange(steps)) % len(steps_of)]
+
+    def grouped_rows(self, turn: int) -> np.ndarray:
+        """Rows `(steps, 1, B)` of one mega-batch of transformers' `group_by_length`, after as many
+        as are not timed: its first batches, which are the longest.
+        """
+        lengths = self.split.tokens.lengths.tolist()
+        generator = torch.Generator().manual_seed(turn)
+        order = np.array(get_length_grouped_indices(lengths, BATCH, generator=generator))
+        rows = order[: min(50, len(order) // (4 * BATCH)) * BATCH].reshape(-1, 1, BATCH)
+        return np.concatenate([rows[: WARM_UP + 1], rows])
 
     def tokens(self, rows: np.ndarray) -> int:
         """Real tokens of rows."""
@@ -144,16 +157,32 @@ class Bench:
             trainer.train()
         return trainer.model, np.diff(clock.times).tolist()
 
-    def bare_loop(self, rows: np.ndarray) -> list[float]:
-        """Arm B: the seconds of each step."""
+    def bare_loop(
+        self,
+        rows: np.ndarray,
+        compiled: bool = False,
+        warm: Callable[[], Any] = lambda: None,
+    ) -> list[float]:
+        """Arm B: the seconds of each step.
+
+        Args:
+            rows: `(steps, B)`.
+            compiled: Whether the model is compiled by torch.compile, for any length.
+            warm: Called when the steps begin that are timed.
+        """
         device = torch.device("cuda" if CUDA else "cpu")
         model = self.peft_model(True, 0).to(device)
+        if compiled:
+            model = torch.compile(model, dynamic=True)
         records = self.records(rows)
         times = []
         optimizer = torch.optim.AdamW(
             [p for p in model.parameters() if p.requires_grad], lr=LR, fused=True
         )
         for start in range(0, len(records), BATCH):
+            if start == (WARM_UP + 1) * BATCH:
+                warm()
+                times[-1] = now()
             batch = {
                 key: value.to(device)
                 for key, value in collate(records[start : start + BATCH]).items()
@@ -169,7 +198,12 @@ class Bench:
     # Arms C, D and E
 
     def population(
-        self, members: int, dropout: bool = True, first: int = 0, decay: float = 0.01
+        self,
+        members: int,
+        dropout: bool = True,
+        first: int = 0,
+        decay: float = 0.01,
+        pooling: Pooling = "pooler",
     ) -> Population:
         """Our members, built."""
         rate = 0.3 if dropout else 0.0
@@ -180,7 +214,7 @@ class Bench:
             chosen,
             self.texts.tasks,
             backbone=self.backbone,
-            pooling="pooler",
+            pooling=pooling,
             encoder_dropout=dropout,
         )
         module.build(self.texts.max_length)

@@ -6,10 +6,14 @@ Arms, all on the same token ids, threads, precision and steps (STS, batch 8, ran
 value, dropout on):
 
     A  PEFT + transformers.Trainer: dynamic padding, scaled dot product attention, fused AdamW
-    B  PEFT in a bare loop; on a GPU, A compiled by torch.compile too
+    B  PEFT in a bare loop
     C  loraens on the stock forward (the general path), eight members
     D  loraens with one member
     E  loraens with packs of members
+
+A and B also with batches grouped by length (`train_sampling_strategy="group_by_length"`), which
+changes the order of the examples that SGD sees, and then B under torch.compile, and on a CPU in two
+processes of half the threads each. E also with the pooling `mean`, which configs/minilm.yaml has.
 
 First the equality gate: without dropout, the members of a pack must end with the weights that A
 gives each. Then the arms are timed in turn, several rounds; the table has medians and quartiles.
@@ -24,6 +28,7 @@ import gc
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -35,7 +40,7 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
-from arms import BATCH, CUDA, LR, Bench, now, ours_of
+from arms import BATCH, CUDA, LR, WARM_UP, Bench, now, ours_of
 from transformers import AutoConfig, AutoTokenizer, BertConfig, BertModel
 from transformers.utils import logging as hub_logging
 
@@ -45,15 +50,23 @@ from loraens.model.packaged import locate
 from loraens.train.cost import formula_bytes
 from loraens.train.runs import quiet, quiet_trainers
 
+READY = "ready"
+Run = Callable[[np.ndarray], list[float]]  # rows (steps, M, B) to seconds of each step
 PACKS = (2, 4, 8, 16, 32) + ((64, 186) if CUDA else ())
-WARM_UP = 2  # steps that are not timed
 ARMS = {
     "A": "PEFT + Trainer",
     "A compiled": "PEFT + Trainer, torch.compile",
+    "A grouped": "PEFT + Trainer, grouped by length",
     "B": "PEFT, bare loop",
+    "B grouped": "PEFT, bare loop, grouped by length",
+    "B compiled": "PEFT, bare loop, grouped by length, torch.compile",
+    "B twice": "PEFT, bare loop, grouped by length, two processes",
     "C": "stock forward, 8 members",
     "D": "one member",
+    "E mean": "pack of 8, pooling mean",
 }
+GROUPED = {name for name, what in ARMS.items() if "grouped" in what}
+RIVALS = [name for name in ARMS if name[0] in "AB"]
 
 
 def gate(bench: Bench, steps: int = 5) -> float:
@@ -95,35 +108,92 @@ def gemm_rate() -> float:
     return 2 * size**3 / float(np.median(times[2:]))
 
 
+def arms_of(bench: Bench, sizes: list[int], twice: Run) -> dict[str, tuple[int, Run]]:
+    """Members and run of each arm.
+
+    Args:
+        bench: The backbone and the texts.
+        sizes: Of packs.
+        twice: Arm B in two processes.
+    """
+    arms: dict[str, tuple[int, Run]] = {
+        "A": (1, lambda rows: bench.hub_trainer(rows[:, 0])[1]),
+        "A grouped": (1, lambda rows: bench.hub_trainer(rows[:, 0])[1]),
+        "B": (1, lambda rows: bench.bare_loop(rows[:, 0])),
+        "B grouped": (1, lambda rows: bench.bare_loop(rows[:, 0])),
+        "C": (8, lambda rows: bench.loraens(rows, fast=False)),
+        "D": (1, bench.loraens),
+        **{f"E{size}": (size, bench.loraens) for size in sizes},
+        "E mean": (8, lambda rows: bench.loraens(rows, module=bench.population(8, pooling="mean"))),
+    }
+    if CUDA:
+        arms["A compiled"] = (1, lambda rows: bench.hub_trainer(rows[:, 0], compiled=True)[1])
+    else:
+        arms["B twice"] = (2, twice)
+    if CUDA or shutil.which("g++"):
+        arms["B compiled"] = (1, lambda rows: bench.bare_loop(rows[:, 0], compiled=True))
+    return arms
+
+
+def in_two_processes(model: str, data: str | None) -> Run:
+    """Arm B in two processes of half the threads each, whose timed steps begin together."""
+
+    def run(rows: np.ndarray) -> list[float]:
+        command = [sys.executable, __file__, "--model", model, "--half"]
+        command += ["--data", data] if data else []
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        halves = [subprocess.Popen(command, **pipes) for _ in range(2)]
+        for half in halves:
+            half.stdin.write(json.dumps(rows[:, 0].tolist()) + "\n")
+            half.stdin.flush()
+        for half in halves:
+            while half.stdout.readline().strip() != READY:
+                if half.poll() is not None:
+                    sys.exit(f"{' '.join(command)} ended with {half.returncode}")
+        started = now()
+        outputs = [half.communicate("\n") for half in halves]
+        seconds = now() - started
+        # a step of each is one of two members
+        longest = max(json.loads(output.splitlines()[-1]) for output, _ in outputs)
+        assert longest <= seconds
+        return [0.0] * WARM_UP + [longest]
+
+    return run
+
+
+def half(bench: Bench) -> float:
+    """Seconds of one of the two processes for the rows that it is given."""
+    torch.set_num_threads(max(1, torch.get_num_threads() // 2))
+    rows = np.array(json.loads(sys.stdin.readline()))
+
+    def warm() -> None:
+        print(READY, flush=True)
+        sys.stdin.readline()
+
+    return sum(bench.bare_loop(rows, warm=warm)[WARM_UP:])
+
+
 def timed(
-    bench: Bench, sizes: list[int], rounds: int, member_steps: int
+    bench: Bench, sizes: list[int], rounds: int, member_steps: int, twice: Run
 ) -> tuple[list[dict[str, Any]], float]:
     """Rows of the table, and the GEMM rate."""
     config = AutoConfig.from_pretrained(locate(bench.backbone))
-    arms: dict[str, tuple[int, Callable[[np.ndarray], list[float]]]] = {
-        "A": (1, lambda rows: bench.hub_trainer(rows[:, 0])[1]),
-        "B": (1, lambda rows: bench.bare_loop(rows[:, 0])),
-        "C": (8, lambda rows: bench.loraens(rows, fast=False)),
-        "D": (1, bench.loraens),
-        **(
-            {"A compiled": (1, lambda rows: bench.hub_trainer(rows[:, 0], compiled=True)[1])}
-            if CUDA
-            else {}
-        ),
-        **{f"E{size}": (size, bench.loraens) for size in sizes},
-    }
+    arms = arms_of(bench, sizes, twice)
     found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in arms}
     rates = []
     for turn in range(rounds):
         rates.append(gemm_rate())
         for name, (members, run) in arms.items():
-            steps = max(2, member_steps // members)
-            rows = bench.rows(members, WARM_UP + 1 + steps, turn * (steps + WARM_UP + 1))
-            seconds = sum(run(rows)[WARM_UP:])
+            if name in GROUPED:
+                rows = bench.grouped_rows(turn)
+            else:
+                steps = max(2, member_steps // members)
+                rows = bench.rows(members, WARM_UP + 1 + steps, turn * (steps + WARM_UP + 1))
             counted = rows[WARM_UP + 1 :]
+            seconds = sum(run(rows)[WARM_UP:])
             found[name].append(
                 (
-                    seconds / members / steps,
+                    seconds / members / len(counted),
                     bench.tokens(counted) / seconds,
                     bench.useful(counted, config) / seconds,
                 )
@@ -137,6 +207,8 @@ def timed(
     rate = float(np.median(rates))
     table = []
     reference = [entry[0] for entry in found["A"]]
+    of_rivals = [[entry[0] for entry in found[name]] for name in RIVALS if name in found]
+    best = min(of_rivals, key=np.median)
     for name, entries in found.items():
         seconds, tokens, useful = (np.array(column) for column in zip(*entries, strict=True))
         low, middle, high = np.percentile(seconds, [25, 50, 75])
@@ -150,6 +222,7 @@ def timed(
                 "tokens_per_second": float(np.median(tokens)),
                 "share_of_gemm_rate": float(np.median(useful)) / rate,
                 "times_a": float(np.median(np.array(reference) / seconds)),
+                "times_best": float(np.median(np.array(best) / seconds)),
             }
         )
     return table, rate
@@ -210,10 +283,10 @@ def as_table(result: dict[str, Any]) -> str:
         ),
         "",
         (
-            "| arm | ms a member-step (quartiles) | member-steps/s | tokens/s | times A | of GEMM"
-            " rate | MiB a member (formula) |"
+            "| arm | ms a member-step (quartiles) | member-steps/s | tokens/s | times A | times the"
+            " best of A and B | of GEMM rate | MiB a member (formula) |"
         ),
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in result["table"]:
         middle, low, high = row["ms_per_member_step"]
@@ -221,9 +294,10 @@ def as_table(result: dict[str, Any]) -> str:
         if row.get("bytes_per_member"):
             memory_cell = f"{row['bytes_per_member'] / 2**20:,.0f} ({row['formula'] / 2**20:,.0f})"
         lines.append(
-            f"| {row['arm'].rstrip('0123456789')}: {row['what']} | {middle:.1f} ({low:.1f} to"
+            f"| {row['arm'][0]}: {row['what']} | {middle:.1f} ({low:.1f} to"
             f" {high:.1f}) | {row['member_steps_per_second']:.1f} | {row['tokens_per_second']:,.0f}"
-            f" | {row['times_a']:.2f} | {100 * row['share_of_gemm_rate']:.0f} % | {memory_cell} |"
+            f" | {row['times_a']:.2f} | {row['times_best']:.2f} |"
+            f" {100 * row['share_of_gemm_rate']:.0f} % | {memory_cell} |"
         )
     return "\n".join(lines)
 
@@ -238,11 +312,12 @@ def run(arguments: argparse.Namespace, model: str, scratch: Path) -> dict[str, A
     ]
     rounds, member_steps = (3, 16) if arguments.quick else (5, 32)
     difference = gate(bench)
-    table, rate = timed(bench, sizes, rounds, member_steps if model == "minilm" or CUDA else 8)
+    steps = member_steps if model == "minilm" or CUDA else 8
+    table, rate = timed(bench, sizes, rounds, steps, in_two_processes(model, arguments.data))
     used = memories(arguments, model, [1, *sizes])
     for row in table:
         size = row["members"]
-        if row["arm"].startswith("E"):
+        if row["arm"].startswith("E") and row["arm"] not in ARMS:
             row["bytes_per_member"] = (used[size]["peak"] - used[1]["peak"]) / (size - 1)
             row["formula"] = used[size]["formula"]
     cores = f"{torch.get_num_threads()} threads, {platform.machine()}"
@@ -281,6 +356,7 @@ def main() -> None:
         help="where train.json and train.md go",
     )
     parser.add_argument("--memory", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--half", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     quiet()
     warnings.filterwarnings("ignore")
@@ -295,6 +371,9 @@ def main() -> None:
                 )
             )
             return
+        if arguments.half:
+            print(json.dumps(half(prepare(names[0], arguments.data, Path(scratch)))))
+            return
         results = [run(arguments, name, Path(scratch)) for name in names]
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "train.json").write_text(json.dumps(results, indent=2) + "\n")
@@ -306,8 +385,8 @@ def main() -> None:
         key=lambda row: row["times_a"],
     )
     print(
-        f"best pack: {best['times_a']:.2f} times A, {100 * best['share_of_gemm_rate']:.0f} % of the"
-        " GEMM rate"
+        f"best pack: {best['times_a']:.2f} times A, {best['times_best']:.2f} times the best of A and"
+        f" B, {100 * best['share_of_gemm_rate']:.0f} % of the GEMM rate"
     )
 
 
