@@ -385,8 +385,8 @@ def main() -> None:
         key=lambda row: row["times_a"],
     )
     print(
-        f"best pack: {best['times_a']:.2f} times A, {best['times_best']:.2f} times the best of A and"
-        f" B, {100 * best['share_of_gemm_rate']:.0f} % of the GEMM rate"
+        f"best pack: {best['times_a']:.2f} times A, {best['times_best']:.2f} times the best of A"
+        f" and B, {100 * best['share_of_gemm_rate']:.0f} % of the GEMM rate"
     )
 
 
