@@ -37,6 +37,20 @@ class Outcome:
         probabilities = None if self.probabilities is None else self.probabilities[indices]
         return Outcome(self.predictions[indices], probabilities)
 
+    def of(self, index: int) -> Outcome:
+        """One of several outcomes that are one along their first axis."""
+        probabilities = None if self.probabilities is None else self.probabilities[index]
+        return Outcome(self.predictions[index], probabilities)
+
+    def reshaped(self, count: int) -> Outcome:
+        """So many outcomes, that are one along their first axis, of one of all their examples."""
+        predictions = self.predictions.reshape(count, -1, *self.predictions.shape[1:])
+        if self.probabilities is None:
+            return Outcome(predictions)
+        return Outcome(
+            predictions, self.probabilities.reshape(count, -1, *self.probabilities.shape[1:])
+        )
+
     @classmethod
     def concatenated(cls, parts: Sequence[Outcome]) -> Outcome:
         """The outcome of the examples of several, one after another."""

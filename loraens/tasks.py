@@ -189,6 +189,14 @@ class Task:
         """The task's metric, its sign turned where lower is better; NaN where not defined."""
         return self.utility(self.main_metric(outcome, labels))
 
+    def scores_of(self, outcomes: Outcome, labels: np.ndarray) -> np.ndarray:
+        """`score` of each of M outcomes `(M,)`, which are one along their first axis."""
+        metric = self.main_metric
+        if metric.of_members is not None:
+            return metric.utility(metric.of_members(outcomes.predictions, labels))
+        each = range(len(outcomes.predictions))
+        return np.array([self.score(outcomes.of(index), labels) for index in each])
+
     def all_scores(self, outcome: Outcome, labels: np.ndarray) -> dict[str, float]:
         """Every metric of the task's kind, by name; NaN where one is not defined."""
         return {metric.name: metric(outcome, labels) for metric in self.label_kind.metrics}

@@ -137,6 +137,11 @@ class HeldOut:
         of_repeat = None if probabilities is None else probabilities[repeat]
         return Outcome(self.predictions[repeat], of_repeat)
 
+    def outcomes(self, indices: np.ndarray) -> Outcome:
+        """The outcomes of all repetitions on some of the examples, one along their first axis."""
+        probabilities = None if self.probabilities is None else self.probabilities[:, indices]
+        return Outcome(self.predictions[:, indices], probabilities)
+
     def score(self, metric: Metric, labels: np.ndarray, calibrated: bool = False) -> float:
         """A metric, mean of the repetitions; NaN where it is not defined."""
         scores = []
@@ -253,7 +258,7 @@ def score_bags(
     each = np.arange(len(pool.labels))  # copies of an example in a bag are a group
     grouped = pool if pool.groups is not None else replace(pool, groups=each)
 
-    def scores_of(number: int) -> list[tuple[float, list[float], np.ndarray]]:
+    def scores_of(number: int) -> list[tuple[float, np.ndarray, np.ndarray]]:
         inside, outside = grouped.split(*drawn[number])
         choices = Choices(inside)
         scores = []
@@ -263,14 +268,11 @@ def score_bags(
             weights = choices.weights(candidate)
             outcome = combine_apart(inside, outside, weights, candidate.rule)
             chosen = pool.task.score(outcome, outside.labels)
-            fixed = [
-                pool.task.score(of_candidate.outcome(repeat).at(drawn[number][1]), outside.labels)
-                for repeat in range(candidate.repeats)
-            ]
+            fixed = pool.task.scores_of(of_candidate.outcomes(drawn[number][1]), outside.labels)
             scores.append((chosen, fixed, weights))
         return scores
 
-    rows: list[list[tuple[float, list[float], np.ndarray]]] = [[] for _ in candidates]
+    rows: list[list[tuple[float, np.ndarray, np.ndarray]]] = [[] for _ in candidates]
     with ThreadPoolExecutor(_workers(pool)) as executor:
         for number, row in enumerate(executor.map(scores_of, range(len(drawn)))):
             of_bag = [of for of, c in zip(rows, candidates, strict=True) if number < c.bags]

@@ -192,18 +192,12 @@ class Pool:
         """The task's metric of each member `(M,)`, its sign turned where lower is better; minus
         infinity if not defined.
         """
-        metric = self.task.main_metric
-        if metric.of_members is not None:
-            scores = metric.utility(metric.of_members(self.predictions, self.labels))
-        else:
-            outcomes = map(self.outcome, range(len(self)))
-            scores = np.array([self.task.score(outcome, self.labels) for outcome in outcomes])
+        scores = self.task.scores_of(Outcome(self.predictions, self.probabilities), self.labels)
         return np.where(np.isnan(scores), -np.inf, scores)
 
     def outcome(self, member: int) -> Outcome:
         """Predictions of one member."""
-        probabilities = None if self.probabilities is None else self.probabilities[member]
-        return Outcome(self.predictions[member], probabilities)
+        return Outcome(self.predictions, self.probabilities).of(member)
 
     @Lazy
     def order(self) -> np.ndarray:

@@ -218,12 +218,13 @@ def _scorer(pool: Pool) -> BagScores:
         assert pool.probabilities is not None
         return _accuracy_scorer(pool.probabilities, pool.labels)
     averaged = pool.averaged
+    K = averaged.shape[2]
 
     def scores(chosen: list[int], bag: np.ndarray) -> np.ndarray:
-        total = averaged[chosen].sum(axis=0)
-        means = ((total + averaged[member]) / (len(chosen) + 1) for member in bag)
-        outcomes = map(pool.kind.outcome_of_mean, means)
-        return np.array([defined_or_lowest(pool.task.score(o, pool.labels)) for o in outcomes])
+        means = (averaged[chosen].sum(axis=0) + averaged[bag]) / (len(chosen) + 1)
+        outcome = pool.kind.outcome_of_mean(means.reshape(-1, K))
+        of_each = pool.task.scores_of(outcome.reshaped(len(bag)), pool.labels)
+        return np.where(np.isnan(of_each), -np.inf, of_each)
 
     return scores
 
