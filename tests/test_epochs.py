@@ -34,7 +34,12 @@ class Recorder(Callback):
 
 def train(directory, tiny_bert, corpus, epochs=3, eval_batch_size=64, **options):
     """Train the members; returns what was evaluated."""
-    texts = data.SST(root=str(corpus), backbone=str(tiny_bert), eval_batch_size=eval_batch_size)
+    texts = data.SST(
+        root=str(corpus),
+        backbone=str(tiny_bert),
+        eval_batch_size=eval_batch_size,
+        test_logits=True,
+    )
     recorder = Recorder()
     quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
     Trainer(

@@ -576,10 +576,15 @@ def test_automatic_packs(sweep, capsys):
 
 
 @pytest.mark.slow
-def test_logits_of_test_can_be_left_out(sweep, run_command):
-    run = sweep("--data.test_logits", "false", epochs=1)
-    assert [*run.glob("*/epoch-001/sts-dev.npz")]
-    assert not [*run.glob("r*/**/sts-test.npz")]
+@pytest.mark.parametrize(("options", "stored"), [((), 0), (("--data.test_logits", "true"), 2)])
+def test_logits_of_test_without_labels_are_made_where_they_are_asked_for(
+    sweep, run_command, options, stored
+):
+    run = sweep(*options, epochs=1)
+    members = [*run.glob("*/epoch-001/sts-dev.npz")]
+    assert members
+    # in the epoch's directory and in that of all epochs' logits
+    assert len([*run.glob("r*/**/sts-test.npz")]) == stored * len(members)
     assert run_command("ensemble", "--runs", run, "--method", "omni", "soup") == 0
 
 

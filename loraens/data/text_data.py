@@ -46,8 +46,8 @@ class TextData(RecordedArguments, LightningDataModule):
             ** (1 / temperature).
         pool_dev: With folds, cut dev into parts too, together with train. Without it dev is kept
             apart: it chooses nothing, and its logits are stored.
-        test_logits: Whether logits of test are stored after every epoch, for scores of ensembles
-            where it has labels; they take more time than those of dev where it is larger.
+        test_logits: Whether logits of test are stored after every epoch, for scores of ensembles on
+            it; by default where it has labels. `predict` needs none.
 
     Raises:
         InputError: An option is out of range.
@@ -63,7 +63,7 @@ class TextData(RecordedArguments, LightningDataModule):
         limit: int | None = None,
         temperature: float = 1.0,
         pool_dev: bool = False,
-        test_logits: bool = True,
+        test_logits: bool | None = None,
         long: Long = "cut",
     ) -> None:
         super().__init__()
@@ -219,11 +219,18 @@ class TextData(RecordedArguments, LightningDataModule):
         assert self.trainer is not None
         fitting = self.trainer.state.fn == "fit"
         others = [] if self.folds is None else ["dev"]
-        others += ["test"] if self.test_logits else []
+        others += ["test"] if self.stores_test else []
         loaders = self.eval_loaders(self.scored)
         for split in others if fitting else ():
             loaders += self.eval_loaders(split)
         return loaders
+
+    @property
+    def stores_test(self) -> bool:
+        """Whether logits of test are stored while fitting."""
+        if self.test_logits is not None:
+            return self.test_logits
+        return any(part.split.labels is not None for part in self.of("test"))
 
     @property
     def scored(self) -> str:

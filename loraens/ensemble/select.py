@@ -247,7 +247,7 @@ def _accuracy_scorer(probabilities: np.ndarray, labels: np.ndarray) -> BagScores
         members, total = summed if summed[0] == chosen[: len(summed[0])] else ([], nothing)
         for member in chosen[len(members) :]:
             total = total + margins[:, member]
-        summed = chosen, total
+        summed = list(chosen), total
         least = -total
         correct = np.empty((len(bag), len(labels)), dtype=bool)
         for row, member in zip(correct, bag, strict=True):  # a member's margins stay in the cache

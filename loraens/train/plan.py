@@ -113,7 +113,7 @@ def planned(
         for split in ("train", "dev", "test")
     }
     part = tokens["train"] / folds if folds else 0.0  # that a member is evaluated on
-    test = tokens["test"] if worker.data.test_logits else 0
+    test = tokens["test"] if worker.data.stores_test else 0
     evaluated = (part + tokens["dev"] + test) / (tokens["train"] - part)
     epochs_of = worker.config.epochs_of
     packs = packs_of(left, pack_size) if left else []
