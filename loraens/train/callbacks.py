@@ -14,6 +14,7 @@ import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
+from loraens import __version__
 from loraens.arrays import npz
 from loraens.data.imports import resume_options
 from loraens.data.modules import TextData
@@ -289,4 +290,5 @@ def _weights(module: Population) -> list[dict[str, bytes]]:
 
 @cache
 def _versions() -> dict[str, str]:
-    return {name: version(name) for name in ("loraens", "torch", "transformers", "lightning")}
+    others = ("torch", "transformers", "lightning")
+    return {"loraens": __version__, **{name: version(name) for name in others}}
