@@ -11,6 +11,7 @@ from typing import Any
 OUT_OF_FOLD = "oof"  # the split of which a member of fold k has the examples of part k
 
 WHOLE = ("rank", "seed", "epochs")  # settings that are whole numbers
+NEWER = ("fold", "epochs", "loraplus_lr_ratio")  # settings that older versions had not
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class Member:
         fold: Number of the part of the labelled examples that it is not trained on, from 0; None
             where it is trained on all of train.
         epochs: Its own number of epochs; None for the run's, `trainer.max_epochs`.
+        loraplus_lr_ratio: Learning rate of B by that of A and of the heads (LoRA+, Hayou et al.
+            2024).
     """
 
     rank: int
@@ -37,6 +40,7 @@ class Member:
     head_dropout: float = 0.3
     fold: int | None = None
     epochs: int | None = None
+    loraplus_lr_ratio: float = 1.0
 
     def __post_init__(self) -> None:
         if (
@@ -45,10 +49,11 @@ class Member:
             or not 0 < self.lr < math.inf
             or not 0 <= self.weight_decay < math.inf
             or not 0 <= self.head_dropout < 1
+            or not 0 < self.loraplus_lr_ratio < math.inf
         ):
             raise ValueError(
-                "rank and weight decay of at least 0, positive scale and learning rate and a"
-                f" dropout in [0, 1) are expected: {self}"
+                "rank and weight decay of at least 0, positive scale, learning rate and ratio of"
+                f" learning rates and a dropout in [0, 1) are expected: {self}"
             )
         if self.fold is not None and self.fold < 0:
             raise ValueError(f"fold {self.fold} is not a number of a part, from 0")
@@ -57,8 +62,8 @@ class Member:
 
     @property
     def name(self) -> str:
-        """Short name; weight decay, dropout, epochs and fold are in it where they are not the
-        default.
+        """Short name; weight decay, dropout, epochs, ratio of learning rates and fold are in it
+        where they are not the default.
 
         Examples:
             >>> Member(rank=8, scale=3.0).name
@@ -69,6 +74,8 @@ class Member:
             'r8-c3-s0-lr0.0001-f0'
             >>> Member(rank=8, scale=3.0, epochs=12).name
             'r8-c3-s0-lr0.0001-e12'
+            >>> Member(rank=8, scale=3.0, loraplus_lr_ratio=16).name
+            'r8-c3-s0-lr0.0001-plus16'
         """
         return self.configuration + ("" if self.fold is None else f"-f{self.fold}")
 
@@ -81,12 +88,16 @@ class Member:
         decay = "" if self.weight_decay == Member.weight_decay else f"-wd{self.weight_decay:g}"
         dropout = "" if self.head_dropout == Member.head_dropout else f"-do{self.head_dropout:g}"
         epochs = "" if self.epochs is None else f"-e{self.epochs}"
-        return f"{adapter}s{self.seed}-lr{self.lr:g}{decay}{dropout}{epochs}"
+        ratio = self.loraplus_lr_ratio
+        plus = "" if ratio == Member.loraplus_lr_ratio else f"-plus{ratio:g}"
+        return f"{adapter}s{self.seed}-lr{self.lr:g}{decay}{dropout}{epochs}{plus}"
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as JSON has them; without the fold and the epochs where there are none."""
-        optional = ("fold", "epochs")
-        return {k: v for k, v in asdict(self).items() if v is not None or k not in optional}
+        """The fields as JSON has them; of those that older versions had not, what is not the
+        default.
+        """
+        given = asdict(self)
+        return {k: v for k, v in given.items() if k not in NEWER or v != getattr(Member, k)}
 
 
 @dataclass
@@ -101,6 +112,7 @@ class Grid:
         weight_decay: Weight decays.
         head_dropout: Dropouts before the heads.
         epochs: Numbers of epochs; the trainer's where it is not given.
+        loraplus_lr_ratio: Learning rates of B by that of A (LoRA+).
         members: Members one by one, such as `[{rank: 8, scale: 1}, {rank: 16, scale: 3}]`, in place
             of axes.
         folds: K of a K-fold cross-validation, at least 2: each point of the grid becomes K
@@ -114,6 +126,7 @@ class Grid:
     weight_decay: list[float] | None = None
     head_dropout: list[float] | None = None
     epochs: list[int] | None = None
+    loraplus_lr_ratio: list[float] | None = None
     members: list[dict[str, float]] | None = None
     folds: int | None = None
 

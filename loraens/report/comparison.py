@@ -33,6 +33,7 @@ COLUMNS = (
         "scale",
         "seed",
         "lr",
+        "loraplus_lr_ratio",
         "members",
         "method",
         "rule",
@@ -52,6 +53,7 @@ COLUMNS = (
         "path",
     ),
 )
+MEMBER_COLUMNS = ("rank", "scale", "seed", "lr", "loraplus_lr_ratio")
 TEXTS = frozenset(
     {
         "kind",
@@ -142,7 +144,7 @@ def _of_member(path: Path) -> list[Row]:
         "status": manifest.status,
         "mode": mode,
         "backbone": manifest.settings.backbone,
-        **{name: getattr(manifest.member, name) for name in ("rank", "scale", "seed", "lr")},
+        **{name: getattr(manifest.member, name) for name in MEMBER_COLUMNS},
         "members": 1,
         "best_epoch": None if epoch is None else int(epoch.split("-")[1]),
         "trainable_parameters": manifest.trainable_parameters,

@@ -90,6 +90,14 @@ class Population(LightningModule):
         if adapter not in ADAPTERS:
             names = ", ".join(ADAPTERS)
             raise InputError(f"adapter {adapter!r} is none of {names}", option="model.adapter")
+        plus = [member.name for member in members if member.loraplus_lr_ratio != 1]
+        if plus and (mode != "lora" or not ADAPTERS[adapter].loraplus):
+            what = f"adapters of kind {adapter} have" if mode == "lora" else f"mode {mode} has"
+            raise InputError(
+                f"loraplus_lr_ratio of {plus[0]}: {what} no B with a learning rate of its own:"
+                " leave it out",
+                option="model.loraplus_lr_ratio",
+            )
         if init_std <= 0:
             raise InputError(f"init_std {init_std:g} must be positive", option="model.init_std")
         self.strict_loading = False  # checkpoints have no frozen weights
@@ -196,9 +204,17 @@ class Population(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW with the members' rates and decays, and the schedule stepped every batch."""
-        rates = [m.lr for m in self.members]
-        decays = [m.weight_decay for m in self.members]
-        optimizer = MemberAdamW((p for p in self.parameters() if p.requires_grad), rates, decays)
+        optimizer = MemberAdamW(
+            params=(p for p in self.parameters() if p.requires_grad),
+            rates=[m.lr for m in self.members],
+            decays=[m.weight_decay for m in self.members],
+            ratios=[m.loraplus_lr_ratio for m in self.members],
+            faster=[
+                layer.get_parameter(name)
+                for layer in self.model.adapters.values()
+                for name in layer.loraplus
+            ],
+        )
         steps = self._scheduled_steps()
         if steps is None:
             return optimizer
