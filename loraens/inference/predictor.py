@@ -283,6 +283,7 @@ class Predictor:
                         labels=None,
                         task=task.name,
                         split="predict",
+                        starts=tokens.starts,
                     )
                     found = forward(model)(batch.to(device)).float().cpu().numpy()
                     outputs[np.array(members)[:, None], indices] = found
