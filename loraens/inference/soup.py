@@ -67,7 +67,7 @@ class Soup:
                 mine, theirs = (getattr(of, name) for of in (self.settings, manifest.settings))
                 if mine != theirs:
                     raise InputError(
-                        f"method soup merges members of one adapter kind and targets, and"
+                        "method soup merges members of one adapter kind and targets, and"
                         f" {members.directories[0]} and {path} differ in {name}: choose another"
                         " method, or name members that do not (--runs)",
                         option="method",

@@ -90,7 +90,10 @@ class Coordinator:
     def _settings(self) -> dict[str, Any]:
         """What all members share; JSON gives the same back."""
         # first, so that a wrong option is noticed before the texts are read
-        modules = [self.worker.build(kind[:1]) for kind in by_kind(self.config.members)]
+        kinds = by_kind(self.config.members)
+        for kind in kinds:
+            self.worker.build(kind)  # refuses what one of its members cannot have
+        modules = [self.worker.build(kind[:1]) for kind in kinds]
         data = self.worker.data
         for module in modules:
             module.build(data.max_length)
