@@ -163,7 +163,7 @@ class Settings(Record):
         scheduled_steps: Steps that the learning rate is scheduled over; None where it is constant.
         adapter: Adapter kind.
         folds: Parts that the labelled examples are cut into; None where they are not.
-        long: How sequences of more tokens are shortened: "cut" or "head_tail".
+        long: How sequences of more tokens are read: "cut", "head_tail" or "windows".
     """
 
     backbone: str

@@ -7,6 +7,7 @@ from loraens.train.optimizer import MemberAdamW, gradient_norms, scale_gradients
 
 RATES = [1e-2, 3e-3, 1e-4]
 DECAYS = [0.0, 0.1, 0.01]
+RATIOS = [16.0, 1.0, 4.0]
 
 
 def parameters():
@@ -19,11 +20,13 @@ def parameters():
 
 def test_against_torch():
     ours = parameters()
-    optimizer = MemberAdamW(ours, RATES, DECAYS)
+    optimizer = MemberAdamW(ours, RATES, DECAYS, RATIOS, faster=ours[:1])
     alone = [[torch.nn.Parameter(p.detach()[index].clone()) for p in ours] for index in range(3)]
     others = [
-        torch.optim.AdamW(ps, lr=lr, weight_decay=decay)
-        for ps, lr, decay in zip(alone, RATES, DECAYS, strict=True)
+        torch.optim.AdamW(
+            [{"params": first, "lr": lr * ratio}, {"params": rest, "lr": lr}], weight_decay=decay
+        )
+        for (first, *rest), lr, ratio, decay in zip(alone, RATES, RATIOS, DECAYS, strict=True)
     ]
     for step in range(20):
         optimizer.param_groups[0]["lr"] = factor = 1 - step / 40
@@ -36,8 +39,9 @@ def test_against_torch():
                     None if parameter.grad is None else parameter.grad[index].clone()
                 )
         optimizer.step()
-        for other, rate in zip(others, RATES, strict=True):
-            other.param_groups[0]["lr"] = rate * factor
+        for other, rate, ratio in zip(others, RATES, RATIOS, strict=True):
+            other.param_groups[0]["lr"] = rate * ratio * factor
+            other.param_groups[1]["lr"] = rate * factor
             other.step()
     for place, parameter in enumerate(ours):
         for index in range(3):

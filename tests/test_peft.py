@@ -5,6 +5,7 @@ import peft
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from peft.optimizers import create_loraplus_optimizer
 from torch.nn import functional as F
 from transformers import AutoModel, AutoTokenizer, BertForSequenceClassification
 
@@ -66,12 +67,14 @@ def pairs_of(model, other):
 
 
 @pytest.mark.slow
-def test_training_equals_peft_in_a_plain_loop(tiny_bert, corpus):
-    """`Trainer.fit` in float64, dropout off, 20 steps, against PEFT on padded batches with the same
-    start and order.
+@pytest.mark.parametrize("ratio", [1.0, 4.0])
+def test_training_equals_peft_in_a_plain_loop(tiny_bert, corpus, ratio):
+    """`Trainer.fit` in float64, dropout off, 20 steps, against PEFT and its optimiser of LoRA+ on
+    padded batches with the same start and order.
     """
     texts = data.STS(root=str(corpus), backbone=str(tiny_bert), batch_size=4)
-    member = Member(RANK, SCALE, seed=4, lr=1e-2, weight_decay=0.05, head_dropout=0.0)
+    own = {"lr": 1e-2, "weight_decay": 0.05, "loraplus_lr_ratio": ratio}
+    member = Member(RANK, SCALE, seed=4, head_dropout=0.0, **own)
     module = Population([member], texts.tasks, backbone=str(tiny_bert), encoder_dropout=False)
     module.build(texts.max_length)
     other = peft_model(tiny_bert).train()
@@ -91,8 +94,11 @@ def test_training_equals_peft_in_a_plain_loop(tiny_bert, corpus):
 
     part = texts.splits["sts", "train"]
     tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
-    trainable = [parameter for parameter in other.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trainable, lr=member.lr, weight_decay=member.weight_decay)
+    rates = {"loraplus_lr_ratio": ratio, "loraplus_weight_decay": member.weight_decay}
+    optimizer = create_loraplus_optimizer(other, torch.optim.AdamW, lr=member.lr, **rates)
+    (bias,) = optimizer.param_groups[3]["params"]  # of the head, which is no B
+    assert bias.shape == (1,)
+    optimizer.param_groups[3].update(lr=member.lr, weight_decay=member.weight_decay)
     sampler = TrainSampler([len(part)], 4, [member.seed])
     batches = [
         rows[0] for epoch in range(2) for _, rows in (sampler.set_epoch(epoch), list(sampler))[1]

@@ -21,9 +21,9 @@ from loraens.train.module import Population
 MEMBERS = [
     Member(1, 10.0, seed=0, lr=1e-3),
     Member(31, 1.0, seed=1, lr=5e-3, weight_decay=0.3),
-    Member(7, 3.0, seed=2, lr=1e-3, head_dropout=0.0),
+    Member(7, 3.0, seed=2, lr=1e-3, head_dropout=0.0, loraplus_lr_ratio=16.0),
     Member(16, 2.5, seed=0, lr=5e-3, head_dropout=0.5),
-    Member(3, 4.0, seed=1, lr=1e-3),
+    Member(3, 4.0, seed=1, lr=1e-3, loraplus_lr_ratio=2.0),
 ]
 STEPS = 20
 CLIP = 0.5
@@ -99,7 +99,10 @@ def naive(member, texts, tiny_bert, targets):
         .train()
     )
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=member.lr, weight_decay=member.weight_decay)
+    of_b = [layer.lora_B for layer in model.adapters.values()]
+    others = [p for p in parameters if all(p is not b for b in of_b)]
+    groups = [{"params": of_b, "lr": member.lr * member.loraplus_lr_ratio}, {"params": others}]
+    optimizer = torch.optim.AdamW(groups, lr=member.lr, weight_decay=member.weight_decay)
     sampler = texts.sampler([member])
     (split,) = texts.of("train")
     step = 0

@@ -37,8 +37,9 @@ class Sweep:
         scale: the scale c = alpha / r,
         seed: the seed,
         lr: the learning rate,
-        weight_decay: the weight decay, and
-        head_dropout: the dropout before the head.
+        weight_decay: the weight decay,
+        head_dropout: the dropout before the head, and
+        loraplus_lr_ratio: the learning rate of B by that of A (LoRA+).
         pooling: What the head reads: "pooler" (the backbone's own), "cls", "mean" or
             "last" (of decoders).
         targets: Names of the encoder's linear layers that get an adapter; query, key and value are
@@ -70,6 +71,7 @@ class Sweep:
         lr: float = 1e-4,
         weight_decay: float = 0.01,
         head_dropout: float = 0.3,
+        loraplus_lr_ratio: float = 1.0,
         pooling: Pooling = "pooler",
         targets: Sequence[str] = ("query", "value"),
         adapter: str = "lora",
@@ -88,6 +90,7 @@ class Sweep:
             lr=lr,
             weight_decay=weight_decay,
             head_dropout=head_dropout,
+            loraplus_lr_ratio=loraplus_lr_ratio,
         )
         config = SweepConfig.from_objects(
             data,

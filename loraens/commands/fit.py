@@ -52,6 +52,7 @@ class LoraModule(Population):
         lr: float = 1e-4,
         weight_decay: float = 0.01,
         head_dropout: float = 0.3,
+        loraplus_lr_ratio: float = 1.0,
         mode: Mode = "lora",
         **kwargs: Any,
     ) -> None:
@@ -65,6 +66,7 @@ class LoraModule(Population):
             lr: Learning rate.
             weight_decay: Decoupled weight decay of AdamW.
             head_dropout: Dropout before the heads.
+            loraplus_lr_ratio: Learning rate of B by that of A (LoRA+); 16 is usual there.
             mode: "lora" trains adapter and heads, "frozen" heads alone on features computed once,
                 "full" the whole encoder.
         """
@@ -76,6 +78,7 @@ class LoraModule(Population):
                 lr=lr,
                 weight_decay=weight_decay,
                 head_dropout=head_dropout,
+                loraplus_lr_ratio=loraplus_lr_ratio,
             )
         except ValueError as error:
             raise InputError(f"--model: {error}") from None

@@ -149,16 +149,17 @@ def parameters(module: str, name: str) -> list[Parameter]:
     return own
 
 
-def registered(module: str, registry: str, group: str) -> list[str]:
-    """Names that a module puts into a registry, and those of installed packages.
+def registered(modules: Sequence[str], registry: str, group: str) -> list[str]:
+    """Names that modules put into a registry, and those of installed packages.
 
     Args:
-        module: The module that has the calls of `register`.
+        modules: The modules that have the calls of `register`.
         registry: Name of the registry, such as "ADAPTERS".
         group: Its group of entry points, without "loraens.".
     """
     names = [
         str(ast.literal_eval(node.args[0]))
+        for module in modules
         for node in ast.walk(_tree(module))
         if isinstance(node, ast.Call) and ast.unparse(node.func) == f"{registry}.register"
     ]

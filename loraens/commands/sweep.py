@@ -55,6 +55,11 @@ def plan_text(plan: Plan) -> str:
     if plan.workers.threads is not None:
         each = f" each, with {plan.workers.in_words}"
         together = f"; {plan.total_bytes / mib:,.0f} MiB for all packs at a time"
+    kinds = [
+        f"  {kind}: {left} members left, {1 / of_kind.seconds:.1f} member-steps a second,"
+        f" {of_kind.total_bytes / mib:,.0f} MiB for a pack"
+        for kind, left, of_kind in plan.kinds
+    ]
     return "\n".join(
         [
             f"{plan.count}, of which {plan.ended} have ended",
@@ -72,6 +77,7 @@ def plan_text(plan: Plan) -> str:
                 f" member at the longest texts, {cost.backbone_bytes / mib:,.0f} for the backbone"
                 f"{together}"
             ),
+            *(kinds if len(kinds) > 1 else ()),
         ]
     )
 

@@ -196,10 +196,11 @@ class Options:
 
 def _choices(option: str) -> Iterator[str]:
     """A sentence that lists the values of an option that are registered by name."""
-    if option == "model.adapter":
-        yield f"There are: {', '.join(registered('loraens.model.lora', 'ADAPTERS', 'adapters'))}."
+    if option in ("model.adapter", "grid.adapter"):
+        modules = ("loraens.model.lora", "loraens.model.rslora", "loraens.model.dora")
+        yield f"There are: {', '.join(registered(modules, 'ADAPTERS', 'adapters'))}."
     elif option == "sweep.engine":
-        names = registered("loraens.train.executors", "EXECUTORS", "executors")
+        names = registered(["loraens.train.executors"], "EXECUTORS", "executors")
         yield f"There are: {', '.join(names)}."
     elif option == "data.kind":
         yield f"There are: {', '.join(LABEL_KINDS)}."

@@ -1,12 +1,14 @@
-"""Texts of more tokens than an encoder reads: cut, or their head and tail kept."""
+"""Texts of more tokens than an encoder reads: cut, their head and tail kept, or read in windows."""
 
 from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
 from tokenizers import Encoding
 
-Long = Literal["cut", "head_tail"]
+Long = Literal["cut", "head_tail", "windows"]
+OVERLAP = 4  # a quarter of a window is in the next one, too
 HEAD = 4  # of what is kept of a text, this part is its head: a quarter
 
 
@@ -51,3 +53,27 @@ def head_and_tail(encoding: Encoding, max_length: int) -> list[int]:
             indices.append(index)
         seen[text] += 1
     return indices
+
+
+def windows_of(encoding: Encoding, max_length: int) -> list[list[int]]:
+    """Indices of the tokens of each window of an example: special ones, and a part of the text, or
+    of the longer text of a pair, beside the other, of which at most half a window is kept.
+
+    A quarter of what a window has of the text is in the next one, too; the last one ends with the
+    text.
+
+    Args:
+        encoding: The whole example, with special tokens; more than `max_length`.
+        max_length: Tokens that a window may have.
+    """
+    of = np.array([-1 if text is None else text for text in encoding.sequence_ids])
+    texts = [np.flatnonzero(of == text) for text in range(of.max() + 1)]
+    long = max(range(len(texts)), key=lambda text: len(texts[text]))
+    room = max_length - int((of < 0).sum())
+    others = [tokens[: room // 2] for text, tokens in enumerate(texts) if text != long]
+    size = room - sum(map(len, others))
+    last = len(texts[long]) - size
+    starts = [*range(0, last, size - size // OVERLAP), last]
+    fixed = np.concatenate([np.flatnonzero(of < 0), *others])
+    parts = [np.concatenate([fixed, texts[long][start : start + size]]) for start in starts]
+    return [np.sort(part).tolist() for part in parts]

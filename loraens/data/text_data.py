@@ -38,8 +38,9 @@ class TextData(RecordedArguments, LightningDataModule):
             default 64 on a CPU, and what an eighth of its memory holds on a GPU.
         max_length: Longest sequence in tokens, special tokens counted; longer ones are shortened
             and counted.
-        long: How they are: "cut" at the end, or to "head_tail", the first quarter and the last
-            three of what is kept of a text.
+        long: How they are: "cut" at the end; to "head_tail", the first quarter and the last three
+            of what is kept of a text; or not, but read in overlapping "windows" of that length,
+            over whose features the mean is taken.
         limit: Use at most this many records of each split, drawn by a fixed seed: for a quick look,
             not for results.
         temperature: With several tasks, a task's share of the batches is in proportion to records

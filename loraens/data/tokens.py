@@ -11,12 +11,13 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
 from loraens.data.folds import Folds, cut
-from loraens.data.long_texts import Long, head_and_tail
+from loraens.data.long_texts import Long, head_and_tail, windows_of
 from loraens.data.splits import Split
 from loraens.data.tables import BAR_DELAY
 from loraens.files import replacing
@@ -38,26 +39,28 @@ class Tokens:
     Args:
         ids: Token ids, int32.
         types: 0 for the first text and special tokens, 1 for the second, int8.
-        offsets: Start of each example, and the end, int64.
-        truncated: How many examples were shortened to the maximum length.
+        offsets: Start of each sequence, and the end, int64.
+        truncated: How many examples were longer than the maximum length.
+        starts: First sequence of each example, and the end, int64; None where each is one.
     """
 
     ids: np.ndarray
     types: np.ndarray
     offsets: np.ndarray
     truncated: int
+    starts: np.ndarray | None = None
 
     @property
     def lengths(self) -> np.ndarray:
         """Tokens of each example."""
-        return np.diff(self.offsets)
+        return np.diff(self.offsets if self.starts is None else self.offsets[self.starts])
 
 
 def tokenise(
     texts: list[tuple[str, ...]], tokenizer: Tokenizer, max_length: int, long: Long = "cut"
 ) -> Tokens:
     """Tokenise one or two texts an example, with special tokens, shortened to `max_length` tokens
-    (the longer text first): cut, or to head and tail.
+    (the longer text first): cut, to head and tail, or into windows of so many.
 
     Memory grows with the tokens that are kept, not with those of the whole texts; a bar is shown
     where it takes long.
@@ -69,6 +72,7 @@ def tokenise(
     ids: list[np.ndarray] = []
     types: list[np.ndarray] = []
     lengths: list[int] = []
+    counts: list[int] = []
     overflowing = 0
     with tqdm(
         desc="tokenise", total=len(texts), unit=" texts", delay=BAR_DELAY, disable=None
@@ -80,7 +84,9 @@ def tokenise(
             else:
                 tokenizer.no_truncation()
             encoded = tokenizer.encode_batch(chunk if pairs else [text for (text,) in chunk])
-            kept = [_kept(encoding, max_length) for encoding in encoded]
+            examples = [_kept(encoding, max_length, long) for encoding in encoded]
+            counts += map(len, examples)
+            kept = [sequence for example in examples for sequence in example]
             lengths += [len(of_text) for of_text, _ in kept]
             ids.append(_joined([of_text for of_text, _ in kept], np.int32))
             if pairs:
@@ -95,17 +101,28 @@ def tokenise(
     return Tokens(
         ids=_filled(np.empty(total, np.int32), ids),
         types=_filled(np.zeros(total, np.int8), types),
-        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        offsets=_ends(lengths),
         truncated=overflowing,
+        starts=_ends(counts) if long == "windows" else None,
     )
 
 
-def _kept(encoding: Encoding, max_length: int) -> tuple[list[int], list[int]]:
-    """Ids and types of an example's tokens, of one that is too long its head and tail."""
+def _ends(counts: list[int]) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+
+
+def _kept(encoding: Encoding, max_length: int, long: Long) -> list[tuple[list[int], list[int]]]:
+    """Ids and types of the tokens of an example's sequences: of one that is too long its head and
+    tail, or its windows.
+    """
+    ids, types = encoding.ids, encoding.type_ids
     if len(encoding) <= max_length:
-        return encoding.ids, encoding.type_ids
-    indices = head_and_tail(encoding, max_length)
-    return [encoding.ids[index] for index in indices], [encoding.type_ids[i] for i in indices]
+        return [(ids, types)]
+    if long == "windows":
+        parts = windows_of(encoding, max_length)
+    else:
+        parts = [head_and_tail(encoding, max_length)]
+    return [([ids[index] for index in part], [types[index] for index in part]) for part in parts]
 
 
 def _joined(rows: list[list[int]], kind: type) -> np.ndarray:
@@ -192,10 +209,13 @@ def cached_tokens(
     if path.is_file():
         try:
             with np.load(path, allow_pickle=False) as file:
-                return Tokens(file["ids"], file["types"], file["offsets"], int(file["truncated"]))
+                starts = file["starts"] if long == "windows" else None
+                truncated = int(file["truncated"])
+                return Tokens(file["ids"], file["types"], file["offsets"], truncated, starts)
         except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, TypeError, EOFError):
             path.unlink()
     tokens = tokenise(texts, tokenizer, max_length, long)
+    of_windows: dict[str, Any] = {} if tokens.starts is None else {"starts": tokens.starts}
     try:
         with replacing(path) as file:
             np.savez(
@@ -204,6 +224,7 @@ def cached_tokens(
                 types=tokens.types,
                 offsets=tokens.offsets,
                 truncated=tokens.truncated,
+                **of_windows,
             )
     except OSError as error:
         warnings.warn(
@@ -239,6 +260,7 @@ class TokenSplit:
             task=self.task.name,
             split=self.split.name,
             weights=self.split.weights,
+            starts=tokens.starts,
         )
 
     @cached_property
@@ -270,7 +292,10 @@ class TokenSplit:
             return f"{self.task.name} {self.folds.report()}"
         parts = [f"{self.task.name} {self.split.report()}"]
         if self.tokens.truncated:
-            parts.append(f"{self.tokens.truncated} cut to the maximum length")
+            what = "cut to the maximum length"
+            if self.tokens.starts is not None:
+                what = f"cut into up to {np.diff(self.tokens.starts).max()} windows"
+            parts.append(f"{self.tokens.truncated} {what}")
         if self.split.labels is not None:
             counts = self.task.label_kind.counts(self.task, self.split.labels)
             parts += [] if counts is None else [self._classes(counts)]

@@ -7,6 +7,7 @@ labels, D width of the encoder, I inputs and O outputs of an adapted layer, R la
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -17,7 +18,6 @@ from loraens.errors import InputError
 from loraens.inference.combination import Combination
 from loraens.inference.predictor import Predictor
 from loraens.metrics import TINY
-from loraens.model.adapters import Adapter
 from loraens.model.backbone import load_encoder, pooler_of
 from loraens.tasks import Task
 
@@ -40,15 +40,13 @@ class StackedLinear(nn.Module):
 
     Args:
         base: The frozen layer.
-        adapter: Its members' changes.
+        factors: B `(O, r)` and A `(r, I)` of each member's change.
     """
 
-    def __init__(self, base: nn.Linear, adapter: Adapter) -> None:
+    def __init__(self, base: nn.Linear, factors: Sequence[tuple[Tensor, Tensor]]) -> None:
         super().__init__()
         self.base = base
-        members = self.members = len(adapter.ranks)
-        ones = torch.eye(members).tolist()
-        factors = [adapter.combined(one) for one in ones]
+        members = self.members = len(factors)
         rank = max(len(down) for _, down in factors)
         up = torch.zeros(members, rank, base.out_features)
         down = torch.zeros(members, base.in_features, rank)
@@ -63,6 +61,30 @@ class StackedLinear(nn.Module):
         by_member = x.reshape(self.members, -1, x.shape[-1])
         change = by_member @ cast(Tensor, self.down) @ cast(Tensor, self.up)
         return cast(Tensor, self.base(x)) + change.reshape(*x.shape[:-1], -1)
+
+
+def _factors(predictor: Predictor, name: str, base: nn.Linear) -> list[tuple[Tensor, Tensor]]:
+    """B `(O, r)` and A `(r, I)` of each member's change of a layer; of rank 0 where it has none.
+
+    Raises:
+        InputError: A change is not of low rank.
+    """
+    weight = base.weight
+    factors = [(weight.new_zeros(len(weight), 0), weight.new_zeros(0, weight.shape[1]))]
+    factors *= predictor.members
+    for model, members in predictor.parts:
+        adapter = model.adapters.get(name)
+        if adapter is None:
+            continue
+        for one, index in zip(torch.eye(len(members)).tolist(), members, strict=True):
+            try:
+                factors[index] = adapter.combined(one)
+            except InputError as error:
+                reason = str(error).partition(":")[0]
+                raise InputError(
+                    f"format onnx: {reason}: give --format loraens or peft", option="format"
+                ) from None
+    return factors
 
 
 class Graph(nn.Module):
@@ -81,7 +103,7 @@ class Graph(nn.Module):
     def __init__(self, predictor: Predictor, task: Task, region: Region | None = None) -> None:
         super().__init__()
         model = predictor.model
-        self.members = len(model.members)
+        self.members = predictor.members
         self.task = task
         self.kind = task.label_kind
         self.combination: Combination = predictor.combined(task)
@@ -92,16 +114,21 @@ class Graph(nn.Module):
         pooler = model.pooling == "pooler"
         encoder = load_encoder(predictor.backbone, pooler=pooler, packed=False)
         encoder.set_attn_implementation("eager")
-        if model.adapters:
-            for name, adapter in model.adapters.items():
+        names = dict.fromkeys(name for part in predictor.parts for name in part.model.adapters)
+        if names:
+            for name in names:
                 base = cast(nn.Linear, encoder.get_submodule(name))
-                encoder.set_submodule(name, StackedLinear(base, adapter))
+                encoder.set_submodule(name, StackedLinear(base, _factors(predictor, name, base)))
         else:  # its only member is merged with the encoder
             encoder.load_state_dict(model.encoder.state_dict())
         self.encoder = encoder.eval()
-        head = model.heads[task.name]
-        self.register_buffer("weight", head.weight.detach().transpose(1, 2).clone())
-        self.register_buffer("bias", head.bias.detach()[:, None].clone())
+        order = torch.tensor(
+            [index for part in predictor.parts for index in part.indices]
+        ).argsort()
+        heads = [part.model.heads[task.name] for part in predictor.parts]
+        weight = torch.cat([head.weight.detach() for head in heads])[order]
+        self.register_buffer("weight", weight.transpose(1, 2).clone())
+        self.register_buffer("bias", torch.cat([head.bias.detach() for head in heads])[order, None])
         weights = torch.from_numpy(self.combination.weights.astype("float64"))
         self.register_buffer("weights", weights)
         self.register_buffer("shares", weights / weights.sum())

@@ -46,7 +46,7 @@ def export_merged(
         InputError: It is an ensemble of several members, no library loads its like, a package is
             missing, or the logits differ.
     """
-    members = len(predictor.model.members)
+    members = predictor.members
     if members > 1:
         raise InputError(
             f"format transformers is of one model, and this ensemble runs {members}: give a member,"

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from loraens.inference.combination import Combination
 from loraens.members import Member
@@ -111,12 +111,7 @@ class InTurn:
     def __init__(self, model: MemberModel) -> None:
         self.model = model
         self.members: tuple[Member, ...] = model.members
-        ones = torch.eye(len(self.members)).tolist()
-        self.changes = {
-            name: [adapter.combined(one) for one in ones]
-            for name, adapter in model.adapters.items()
-        }
-        self.base = {name: adapter.base.weight.clone() for name, adapter in model.adapters.items()}
+        self.adapters = model.adapters
         self.heads = {
             name: (head.weight.detach(), head.bias.detach()) for name, head in model.heads.items()
         }
@@ -131,11 +126,9 @@ class InTurn:
         """Have the model be a member."""
         if index == self.now:
             return
-        for name, weight in self.base.items():
-            up, down = self.changes[name][index]
-            layer = self.model.encoder.get_submodule(name)
-            assert isinstance(layer.weight, Tensor)
-            layer.weight.copy_(torch.addmm(weight, up, down))
+        for name, adapter in self.adapters.items():
+            merged = adapter.merged(index)
+            self.model.encoder.get_submodule(name).load_state_dict(merged.state_dict())
         for name, (weight, bias) in self.heads.items():
             head = self.model.heads[name]
             head.weight = nn.Parameter(weight[index : index + 1], requires_grad=False)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
     from loraens.model.population import MemberModel
 
 BUNDLED = "backbone"  # directory of the backbone in an exported ensemble
-SHARED = ("backbone_fingerprint", "pooling", "targets", "mode", "adapter", "max_length", "long")
+SHARED = ("backbone_fingerprint", "pooling", "mode", "max_length", "long")
 
 
 class LoadedMember(NamedTuple):
@@ -24,8 +26,18 @@ class LoadedMember(NamedTuple):
     epoch: str
 
 
-def load_members(members: Sequence[LoadedMember]) -> MemberModel:
-    """The model of members with their weights.
+class Part(NamedTuple):
+    """Those members that have one adapter kind and the same targets: a model of them, and their
+    indices among all.
+    """
+
+    model: MemberModel
+    indices: list[int]
+
+
+def load_members(members: Sequence[LoadedMember]) -> list[Part]:
+    """The models of members with their weights, one for each adapter kind and targets; the weights
+    of the backbone exist once.
 
     Raises:
         InputError: They cannot share a backbone, or it cannot be had or is another than theirs.
@@ -41,15 +53,26 @@ def load_members(members: Sequence[LoadedMember]) -> MemberModel:
                     f"{other.directory} and {first.directory} differ in {name}: members that"
                     " predict together must share it, so choose an ensemble of one sweep"
                 )
-    model = _model(members)
+    kinds: dict[tuple[str, tuple[str, ...]], list[int]] = {}
     for index, member in enumerate(members):
-        load_member(model, index, member.directory / member.epoch)
-    return model
+        its = member.manifest.settings
+        kinds.setdefault((its.adapter, its.targets), []).append(index)
+    models = _models([[members[index] for index in indices] for indices in kinds.values()])
+    for model, indices in zip(models, kinds.values(), strict=True):
+        for number, index in enumerate(indices):
+            load_member(model, number, members[index].directory / members[index].epoch)
+    return [Part(*part) for part in zip(models, kinds.values(), strict=True)]
 
 
-def _model(members: Sequence[LoadedMember]) -> MemberModel:
-    """The model of members, its adapters and heads not loaded; without `transformers` where the
-    fast path runs all of it.
+def _sharing(encoder: Any) -> Any:
+    """Another encoder of the same weights, which are not copied."""
+    shared = chain(encoder.parameters(), encoder.buffers())
+    return deepcopy(encoder, {id(tensor): tensor for tensor in shared})
+
+
+def _models(kinds: Sequence[Sequence[LoadedMember]]) -> list[MemberModel]:
+    """A model of the members of each kind, adapters and heads not loaded; without `transformers`
+    where the fast path runs all of them.
 
     Raises:
         InputError: The backbone cannot be had, or is another than the members'.
@@ -58,27 +81,31 @@ def _model(members: Sequence[LoadedMember]) -> MemberModel:
     from loraens.model.plain_encoder import read_plain
     from loraens.model.population import MemberModel
 
-    first = members[0]
+    first = kinds[0][0]
     settings = first.manifest.settings
     pooler = settings.pooling == "pooler"
 
-    def of(encoder: Any) -> MemberModel:
-        return MemberModel(
-            encoder,
-            settings.tasks,
-            [member.manifest.member for member in members],
-            mode=settings.mode,  # type: ignore[arg-type]
-            targets=settings.targets,
-            pooling=settings.pooling,  # type: ignore[arg-type]
-            adapter=settings.adapter,
-        )
+    def of(encoder: Any) -> list[MemberModel]:
+        encoders = [encoder, *(_sharing(encoder) for _ in kinds[1:])]
+        return [
+            MemberModel(
+                encoder,
+                settings.tasks,
+                [member.manifest.member for member in members],
+                mode=settings.mode,  # type: ignore[arg-type]
+                targets=members[0].manifest.settings.targets,
+                pooling=settings.pooling,  # type: ignore[arg-type]
+                adapter=members[0].manifest.settings.adapter,
+            )
+            for encoder, members in zip(encoders, kinds, strict=True)
+        ]
 
     directory = local_directory(settings.backbone)
     plain: Any = None if directory is None else read_plain(directory, pooler)
     if plain is not None and fingerprint(plain) == settings.backbone_fingerprint:
-        model = of(plain)
-        if model.fast is not None:
-            return model
+        models = of(plain)
+        if all(model.fast is not None for model in models):
+            return models
     try:
         encoder = load_encoder(settings.backbone, pooler=pooler)
     except InputError as error:

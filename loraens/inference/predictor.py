@@ -1,5 +1,5 @@
-"""A trained member or an ensemble, ready to predict: all members run in one packed pass over one
-backbone.
+"""A trained member or an ensemble, ready to predict: all members of one adapter kind and targets
+run in one packed pass over one backbone.
 
 Shape letters: M members, N texts, C outputs, D width of the encoder, K classes.
 """
@@ -22,7 +22,7 @@ from loraens.ensemble.record import EnsembleRecord
 from loraens.errors import InputError
 from loraens.inference.combination import Combination, thresholds_of
 from loraens.inference.hub import fetched
-from loraens.inference.loading import BUNDLED, LoadedMember, load_members
+from loraens.inference.loading import BUNDLED, LoadedMember, Part, load_members
 from loraens.inference.rows import column_names, rows_of
 from loraens.records import Epoch
 from loraens.store import ENSEMBLE, MANIFEST, MemberStore, find_member
@@ -44,7 +44,8 @@ class Predictor:
     """A trained member or an ensemble.
 
     Args:
-        model: The model with the members' weights, in evaluation mode.
+        model: The model with the members' weights, in evaluation mode; where there are several, the
+            first of them.
         tasks: Its tasks, by name.
         tokenizer: The backbone's tokenizer.
         max_length: Longest sequence in tokens.
@@ -64,6 +65,7 @@ class Predictor:
         in_turn: Runs members one after another; set where only predictions are kept and these can
             be certain before all members ran.
         long: How longer sequences are shortened.
+        several: The models of all members, where these have several adapter kinds or targets.
     """
 
     model: MemberModel
@@ -80,6 +82,17 @@ class Predictor:
     kept: tuple[str, ...] | None = None
     in_turn: InTurn | None = None
     long: Long = "cut"
+    several: Sequence[Part] = ()
+
+    @property
+    def parts(self) -> Sequence[Part]:
+        """The models, each with the indices of its members."""
+        return self.several or [Part(self.model, list(range(len(self.model.members))))]
+
+    @property
+    def members(self) -> int:
+        """M."""
+        return sum(len(part.indices) for part in self.parts)
 
     @classmethod
     def load(
@@ -153,11 +166,12 @@ class Predictor:
         settings = members[0].manifest.settings
         where = usable_device(device)
         precisions = {member.manifest.settings.precision for member in members}
-        model = load_members(members)
+        parts = load_members(members)
         allow_tf32(where)
-        model.eval().to(where)
+        for part in parts:
+            part.model.eval().to(where)
         return cls(
-            model=model,
+            model=parts[0].model,
             tasks={task.name: task for task in settings.tasks},
             tokenizer=load_tokenizer(settings.backbone),
             max_length=settings.max_length,
@@ -166,6 +180,7 @@ class Predictor:
             precision=precisions.pop() if len(precisions) == 1 else "32-true",
             backbone=settings.backbone,
             long=settings.long,  # type: ignore[arg-type]
+            several=parts if len(parts) > 1 else (),
         )
 
     def _fold(self) -> None:
@@ -201,7 +216,8 @@ class Predictor:
         if self.kept == ("prediction",) and self.model.mode == "lora":
             from loraens.inference.early_stop import InTurn, stops_early
 
-            if stops_early(task, self.combined(task)) and self.precision == "32-true":
+            one = not self.several and self.precision == "32-true"
+            if one and stops_early(task, self.combined(task)):
                 device = next(self.model.parameters()).device
                 self.in_turn = InTurn(self.model) if device.type == "cpu" else None
 
@@ -223,21 +239,22 @@ class Predictor:
 
     def logits(self, texts: Sequence[tuple[str, ...]], task: Task) -> np.ndarray:
         """Logits `(M, N, C)` of texts, in their order."""
-        return self._run(texts, task, self.model, task.num_outputs)
+        return self._run(texts, task, lambda model: model, task.num_outputs)
 
     def features(self, texts: Sequence[tuple[str, ...]], task: Task) -> np.ndarray:
         """Pooled features of texts, which the heads read, `(M, N, D)`, in their order."""
-        return self._run(texts, task, self.model.pooled, self.model.encoder.config.hidden_size)
+        width = self.model.encoder.config.hidden_size
+        return self._run(texts, task, lambda model: model.pooled, width)
 
     def _run(
         self,
         texts: Sequence[tuple[str, ...]],
         task: Task,
-        forward: Callable[[PackedBatch], Tensor],
+        forward: Callable[[MemberModel], Callable[[PackedBatch], Tensor]],
         width: int,
     ) -> np.ndarray:
-        """Outputs of a part of the model for texts, `(M, N, width)`, in packed passes over texts of
-        similar length.
+        """Outputs of a part of each model for texts, `(M, N, width)`, in packed passes over texts
+        of similar length.
         """
         import torch
 
@@ -245,8 +262,7 @@ class Predictor:
         from loraens.model.batch import pack
         from loraens.model.device import computing_in, records_together
 
-        members = len(self.model.members)
-        outputs = np.zeros((members, len(texts), width), np.float32)
+        outputs = np.zeros((self.members, len(texts), width), np.float32)
         if not texts:
             return outputs
         tokens = tokenise(list(texts), self.tokenizer, self.max_length, self.long)
@@ -254,20 +270,23 @@ class Predictor:
         device = next(self.model.parameters()).device
         longest = int(tokens.lengths.max())
         together = self.batch_size or records_together(self.model.encoder.config, longest, device)
-        size = max(1, together // members)
         with torch.inference_mode(), computing_in(self.precision, device):
-            for start in range(0, len(order), size):
-                indices = order[start : start + size]
-                batch = pack(
-                    tokens=tokens.ids,
-                    types=tokens.types,
-                    offsets=tokens.offsets,
-                    indices=np.tile(indices, (members, 1)),
-                    labels=None,
-                    task=task.name,
-                    split="predict",
-                )
-                outputs[:, indices] = forward(batch.to(device)).float().cpu().numpy()
+            for model, members in self.parts:
+                size = max(1, together // len(members))
+                for start in range(0, len(order), size):
+                    indices = order[start : start + size]
+                    batch = pack(
+                        tokens=tokens.ids,
+                        types=tokens.types,
+                        offsets=tokens.offsets,
+                        indices=np.tile(indices, (len(members), 1)),
+                        labels=None,
+                        task=task.name,
+                        split="predict",
+                        starts=tokens.starts,
+                    )
+                    found = forward(model)(batch.to(device)).float().cpu().numpy()
+                    outputs[np.array(members)[:, None], indices] = found
         return outputs
 
     def combined(self, task: Task) -> Combination:

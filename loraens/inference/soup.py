@@ -62,6 +62,16 @@ class Soup:
                 " seen every example, so it has no out-of-fold score: choose another method",
                 option="method",
             )
+        for path, manifest in zip(members.directories, members.manifests, strict=True):
+            for name in ("adapter", "targets"):
+                mine, theirs = (getattr(of, name) for of in (self.settings, manifest.settings))
+                if mine != theirs:
+                    raise InputError(
+                        "method soup merges members of one adapter kind and targets, and"
+                        f" {members.directories[0]} and {path} differ in {name}: choose another"
+                        " method, or name members that do not (--runs)",
+                        option="method",
+                    )
         self.texts = read_texts(members)
         stored = zip(members.directories, members.manifests, strict=True)
         self.parts = Predictor.of_members(
@@ -139,7 +149,7 @@ class Soup:
         }
         rank = max(up.shape[1] for up, _ in factors.values())
         best = self.members.manifests[int(self.members.dev.order[0])].member
-        member = replace(best, rank=rank, scale=1.0)
+        member = replace(best, rank=rank, scale=1.0, adapter=None)
         model = self._model(member, "lora")
         for name, (up, down) in factors.items():
             layer = model.adapters[name]

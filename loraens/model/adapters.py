@@ -37,12 +37,15 @@ class Adapter(nn.Module, ABC):
     Attributes:
         rank_axes: For each parameter that is padded to the largest rank, which of its axes (0 is
             the member axis) is padded; entries beyond a member's rank are zero and stay zero.
+        loraplus: Names of the parameters whose learning rate is times a member's
+            `loraplus_lr_ratio`.
         supports_fast: Whether `add_delta` and `add_delta_backward` are implemented; a model of
             another kind takes the stock forward.
         sequence_axis: Which axis of a padded input are the sequences.
     """
 
     rank_axes: ClassVar[Mapping[str, int]] = {}
+    loraplus: ClassVar[tuple[str, ...]] = ()
     supports_fast: ClassVar[bool] = False
 
     def __init__(

@@ -242,7 +242,7 @@ class MaskGenerator:
         """
         first, second = (
             key.view(len(p), each, 1)
-            for key in self._derive_keys([self._sites[site]], each, p.device)
+            for key in self._derive_keys([self._sites[site]], [each] * len(p), p.device)
         )
         return self._mask(
             shape=(len(p), each, width),
@@ -272,7 +272,7 @@ class MaskGenerator:
             )
         lengths = routing.lengths
         device = lengths.device
-        first, second = self._derive_keys(self._sites, len(lengths) // len(self._seeds), device)
+        first, second = self._derive_keys(self._sites, routing.sequences, device)
         sequence = torch.repeat_interleave(
             torch.arange(len(lengths), device=device), lengths, output_size=len(routing.positions)
         )
@@ -287,14 +287,16 @@ class MaskGenerator:
         return self._keys
 
     def _derive_keys(
-        self, sites: Sequence[int], each: int, device: torch.device
+        self, sites: Sequence[int], sequences: Sequence[int], device: torch.device
     ) -> tuple[Tensor, Tensor]:
-        """Two keys `(sites, S)` of every sequence, of which each member has `each`."""
+        """Two keys `(sites, S)` of every sequence, of which member m has `sequences[m]`."""
         if not self._seeds:
             raise RuntimeError("dropout masks have no seed: call seed before a mask")
         member = torch.tensor(self._seeds)
         site = torch.tensor(sites)
-        sequence = _mix64(_mix64(member * _WIDE[0])[:, None] + torch.arange(each)).flatten()
+        number = torch.cat([torch.arange(count) for count in sequences])
+        of_member = _mix64(member * _WIDE[0]).repeat_interleave(torch.tensor(sequences))
+        sequence = _mix64(of_member + number)
         mixed = _mix64(sequence + _mix64(site * _WIDE[0])[:, None])
         # made by the host, as a GPU would take longer to be asked for it
         first, second = upload([mixed.to(torch.int32), (mixed >> 32).to(torch.int32)], device)

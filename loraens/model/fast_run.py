@@ -398,5 +398,5 @@ class Run:
         """Rows of each member in the input of query, key or value."""
         tokens = self.routing.tokens
         if name == "query" and slots.query_tokens is not None:
-            return [len(slots.query_tokens) // len(tokens)] * len(tokens)
+            return self.routing.sequences
         return tokens

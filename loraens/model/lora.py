@@ -43,6 +43,7 @@ class LoRALinear(Adapter):
     """
 
     rank_axes = {"lora_A": 1, "lora_B": 2}
+    loraplus = ("lora_B",)
     supports_fast = True
 
     def __init__(

@@ -7,7 +7,8 @@ tokens of the longest of these, D width of the encoder.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -72,21 +73,23 @@ class PaddedEncoder:
     def __call__(self, batch: PackedBatch) -> Tensor:
         """Features `(S, D)` of a batch that was routed."""
         device = batch.input_ids.device
-        each = len(batch.lengths) // batch.members
+        counts_of = batch.sequences
+        member_of = np.repeat(np.arange(batch.members), counts_of)
+        firsts = np.cumsum([0, *counts_of])
         lengths = np.array(batch.lengths)
         starts = np.cumsum(lengths) - lengths
         order: list[Tensor] = []
         features: list[Tensor] = []
         forward = self.forward or FORWARD.get(device.type, FORWARD["cuda"])
-        for chosen in _groups(lengths, each if self.in_turn else len(lengths), forward):
+        for chosen in _groups(lengths, counts_of if self.in_turn else [len(lengths)], forward):
             column = np.arange(lengths[chosen].max())
             within = column < lengths[chosen][:, None]
             tokens = np.where(within, starts[chosen][:, None] + column, 0)
             real = torch.from_numpy(within).to(device)
-            members, counts = np.unique(chosen // each, return_counts=True)
+            members, counts = np.unique(member_of[chosen], return_counts=True)
             self.routing.parts = list(zip(members.tolist(), counts.tolist(), strict=True))
             sequences = torch.from_numpy(chosen).to(device)
-            self._sites.route(sequences, int(members[0]) * each)
+            self._sites.route(sequences, int(firsts[members[0]]))
             ids, types = (
                 x[torch.from_numpy(tokens).to(device)]
                 for x in (batch.input_ids, batch.token_type_ids)
@@ -115,16 +118,17 @@ class PaddedEncoder:
         return torch.where(real[..., None], hidden, 0).sum(1) / lengths[:, None]
 
 
-def _groups(lengths: np.ndarray, together: int, forward: int) -> Iterator[np.ndarray]:
-    """Sequences of similar length, in order, of each `together` that follow each other.
+def _groups(lengths: np.ndarray, together: Sequence[int], forward: int) -> Iterator[np.ndarray]:
+    """Sequences of similar length, in order, of those that follow each other and may be in one
+    forward.
 
     Args:
         lengths: `(S,)` tokens of each sequence.
-        together: Sequences that may be in one forward.
+        together: How many sequences these are, in a row.
         forward: What another forward costs, in tokens.
     """
-    for start in range(0, len(lengths), together):
-        order = start + np.argsort(lengths[start : start + together], kind="stable")
+    for start, end in pairwise([0, *accumulate(together)]):
+        order = start + np.argsort(lengths[start:end], kind="stable")
         for low, high in _cheapest(lengths[order], forward):
             yield np.sort(order[low:high])
 

@@ -1,7 +1,7 @@
 """One frozen backbone, the adapters of every member, and their heads.
 
-Shape letters: M members, B examples of a member, S = M B sequences, N tokens, D width of
-the encoder, C outputs of a task.
+Shape letters: M members, B examples of a member, S sequences (M B, unless examples have several
+windows), N tokens, D width of the encoder, C outputs of a task.
 """
 
 from __future__ import annotations
@@ -85,6 +85,17 @@ class Heads(nn.Module):
         if made is None or made.dtype != pooled.dtype or made.device != pooled.device:
             made = self._made = pooled.new_tensor(self.dropouts)[:, None, None]
         return made
+
+
+def _means(x: Tensor, counts: Tensor) -> Tensor:
+    """Means of rows that follow each other: `(N, D)` -> `(S, D)`, of as many as `counts` `(S,)`."""
+    means: Tensor = torch.segment_reduce(
+        x.float() if x.dtype.itemsize < 4 else x,
+        "mean",
+        lengths=counts,
+        unsafe=True,  # unchecked, for which a GPU would be waited for
+    )
+    return means
 
 
 class MemberModel(nn.Module):
@@ -227,28 +238,27 @@ class MemberModel(nn.Module):
         Raises:
             RuntimeError: In training mode, `seed_dropout` was not called before.
         """
-        (lengths,) = upload([torch.tensor(batch.lengths)], batch.input_ids.device)
+        counts = [batch.lengths] if batch.windows is None else [batch.lengths, batch.windows]
+        lengths, *windows = upload(list(map(torch.tensor, counts)), batch.input_ids.device)
         tokens = [sum(member_lengths) for member_lengths in batch.member_lengths]
-        self.routing.route(tokens, lengths, batch.position_ids)
-        if self.padded is not None:
-            features = self.padded(batch)
-            return features.view(batch.members, -1, features.shape[-1])
+        self.routing.route(tokens, lengths, batch.position_ids, batch.sequences)
+        features = self._features(batch, lengths) if self.padded is None else self.padded(batch)
+        if windows:
+            features = _means(features, *windows)
+        return features.view(batch.members, -1, features.shape[-1])
+
+    def _features(self, batch: PackedBatch, lengths: Tensor) -> Tensor:
+        """Pooled features `(S, D)` of the sequences of a batch that was routed, without padding."""
         hidden = self._hidden(batch)
         if self.pooling == "mean":
-            pooled = torch.segment_reduce(
-                hidden.float() if hidden.dtype.itemsize < 4 else hidden,
-                "mean",
-                lengths=lengths,
-                unsafe=True,  # unchecked, for which a GPU would be waited for
-            )
-        elif self.pooling == "last":
-            pooled = hidden[lengths.cumsum(0) - 1]
-        elif self.pooling == "cls":
-            pooled = hidden
-        else:
-            # the stock pooler reads the first token of each sequence
-            pooled = cast(nn.Module, pooler_of(self.encoder))(hidden[:, None])
-        return pooled.view(batch.members, -1, hidden.shape[-1])
+            return _means(hidden, lengths)
+        if self.pooling == "last":
+            return hidden[lengths.cumsum(0) - 1]
+        if self.pooling == "cls":
+            return hidden
+        # the stock pooler reads the first token of each sequence
+        pooled: Tensor = cast(nn.Module, pooler_of(self.encoder))(hidden[:, None])
+        return pooled
 
     def _hidden(self, batch: PackedBatch) -> Tensor:
         """Hidden states after the last layer: `(N, D)`, or `(S, D)` of the first tokens where

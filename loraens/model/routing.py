@@ -57,6 +57,7 @@ class Routing:
 
     Attributes:
         tokens: Number of tokens of each member of the current batch.
+        sequences: Number of sequences of each member.
         lengths: `(S,)` tokens of each sequence; None before the first batch.
         positions: `(N,)` position of each token in its sequence; None before the first batch.
         parts: Of a padded forward, the members in it and how many sequences of each, in order; None
@@ -68,6 +69,7 @@ class Routing:
 
     def __init__(self, tokens: Sequence[int] = ()) -> None:
         self.tokens = list(tokens)
+        self.sequences: list[int] = []
         self.lengths: Tensor | None = None
         self.positions: Tensor | None = None
         self.parts: list[tuple[int, int]] | None = None
@@ -76,15 +78,24 @@ class Routing:
         self._rows: dict[tuple[int, ...], MemberRows] = {}
         self._ends: dict[tuple[int, ...], Tensor] = {}
 
-    def route(self, tokens: Sequence[int], lengths: Tensor, positions: Tensor) -> None:
+    def route(
+        self,
+        tokens: Sequence[int],
+        lengths: Tensor,
+        positions: Tensor,
+        sequences: Sequence[int] | None = None,
+    ) -> None:
         """Switch to a batch.
 
         Args:
             tokens: Tokens of each member.
             lengths: `(S,)` tokens of each sequence.
             positions: `(N,)` position of each token in its sequence.
+            sequences: Sequences of each member; equal numbers by default.
         """
         self.tokens = list(tokens)
+        each = len(lengths) // len(tokens)
+        self.sequences = [each] * len(tokens) if sequences is None else list(sequences)
         self.lengths = lengths
         self.positions = positions
         self.batched = self.batched or lengths.device.type == "cuda"

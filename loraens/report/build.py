@@ -18,7 +18,7 @@ from loraens.report.content import Content, read
 from loraens.report.drawing import png
 from loraens.report.elements import Missing, Picture, Section
 from loraens.report.page import page
-from loraens.report.tables import overall_scores, scores, verdict
+from loraens.report.tables import adapters, overall_scores, scores, verdict
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,10 @@ def sections_of(content: Content, texts: bool) -> list[Section]:
         total=FOLDS * REPEATS, desc=f"{content.task.name}: folds", disable=None, leave=False
     ) as bar:
         frontier = make.frontier(content, bar.update)
+    of_adapters = adapters(content)
     return [
         scores(content),
+        *([] if of_adapters is None else [of_adapters]),
         frontier,
         make.scores(content),
         make.heatmap(content),

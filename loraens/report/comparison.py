@@ -33,6 +33,9 @@ COLUMNS = (
         "scale",
         "seed",
         "lr",
+        "loraplus_lr_ratio",
+        "adapter",
+        "targets",
         "members",
         "method",
         "rule",
@@ -52,6 +55,7 @@ COLUMNS = (
         "path",
     ),
 )
+MEMBER_COLUMNS = ("rank", "scale", "seed", "lr", "loraplus_lr_ratio")
 TEXTS = frozenset(
     {
         "kind",
@@ -61,6 +65,8 @@ TEXTS = frozenset(
         "status",
         "mode",
         "backbone",
+        "adapter",
+        "targets",
         "method",
         "rule",
         "recommended",
@@ -142,7 +148,9 @@ def _of_member(path: Path) -> list[Row]:
         "status": manifest.status,
         "mode": mode,
         "backbone": manifest.settings.backbone,
-        **{name: getattr(manifest.member, name) for name in ("rank", "scale", "seed", "lr")},
+        **{name: getattr(manifest.member, name) for name in MEMBER_COLUMNS},
+        "adapter": manifest.settings.adapter if mode == "lora" else None,
+        "targets": "+".join(manifest.settings.targets) if mode == "lora" else None,
         "members": 1,
         "best_epoch": None if epoch is None else int(epoch.split("-")[1]),
         "trainable_parameters": manifest.trainable_parameters,

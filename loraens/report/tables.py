@@ -83,6 +83,30 @@ def scores(content: Content) -> Rows:
     return Rows("Scores", caption, columns, rows)
 
 
+def adapters(content: Content) -> Rows | None:
+    """Scores of the members by adapter kind, targets and ratio of learning rates; None where these
+    are the same for all.
+    """
+    members: dict[tuple[Any, ...], list[int]] = {}
+    for index, manifest in enumerate(content.members.manifests):
+        settings, ratio = manifest.settings, manifest.member.loraplus_lr_ratio
+        if settings.mode == "lora":
+            kind = settings.adapter, ", ".join(settings.targets), f"{ratio:g}"
+            members.setdefault(kind, []).append(index)
+    if len(members) < 2:
+        return None
+    sign = 1 if content.task.main_metric.higher_is_better else -1
+    rows = []
+    for kind, indices in members.items():
+        dev = content.dev[indices]
+        numbers = [content.members.manifests[index].trainable_parameters for index in indices]
+        most = None if None in numbers else max(filter(None, numbers))
+        rows.append([*kind, len(indices), sign * (sign * dev).max(), dev.mean(), most])
+    caption = f"{content.metric[:1].upper()}{content.metric[1:]} of members on dev, chosen on it."
+    columns = ["adapter", "targets", "rate of B by A", "members", "best", "mean", "most parameters"]
+    return Rows("Adapter kinds and targets", caption, columns, rows)
+
+
 def _of_paper(task: str, row: str) -> list[float | None]:
     """The paper's scores of a row on dev and test."""
     return [table.get(row, {}).get(task) for table in (PAPER_DEV, PAPER_TEST)]

@@ -215,7 +215,7 @@ def about(predictor: Predictor, task: Task, model: str) -> dict[str, Any]:
         "kind": task.kind,
         "text_columns": list(task.text_columns),
         "classes": list(task.class_names),
-        "members": len(predictor.model.members),
+        "members": predictor.members,
         "rule": combination.rule,
         "columns": predictor.columns(task),
         "max_length": predictor.max_length,

@@ -15,7 +15,7 @@ from jsonargparse import ArgumentParser
 from loraens.data.config import DataConfig, plain
 from loraens.data.modules import TextData
 from loraens.errors import InputError
-from loraens.members import Grid, Member
+from loraens.members import NAMES, Grid, Member
 from loraens.train.device import default_precision
 from loraens.train.module import Population
 from loraens.train.options import SweepOptions
@@ -24,8 +24,9 @@ from loraens.train.runs import TRAINER_DEFAULTS, check_run, check_trainer
 CONFIG = "config.yaml"
 IN_MEMORY = "# data: in the memory of the Python program that made this sweep\n"
 BASE = Member(rank=8, scale=1.0)  # as `fit` trains one by default
-# those of `--model`: a fold is the grid's, and without epochs of its own a member has the trainer's
-MEMBER_FIELDS = tuple(f.name for f in fields(Member) if f.name not in ("fold", "epochs"))
+# those of `--model`: a fold is the grid's, and what a member has not of its own is the run's
+_NOT_OF_MODEL = ("fold", "epochs", *NAMES)
+MEMBER_FIELDS = tuple(f.name for f in fields(Member) if f.name not in _NOT_OF_MODEL)
 # options of the trainer that a sweep needs at their defaults, as it trains whole epochs
 _FIXED: dict[str, Any] = {
     "max_steps": -1,
@@ -78,6 +79,11 @@ class TrainConfig:
     def epochs_of(self, member: Member) -> int:
         """Epochs of a member that is not stopped."""
         return member.epochs or self.epochs
+
+    def kind_in_words(self, member: Member) -> str:
+        """The adapter kind and the targets of a member."""
+        targets = member.targets or self.model["targets"]
+        return f"{member.adapter or self.model['adapter']} on {', '.join(targets)}"
 
     @property
     def logger(self) -> Any:

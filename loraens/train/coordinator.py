@@ -24,7 +24,7 @@ from loraens.data.imports import resume_options
 from loraens.data.modules import TextData
 from loraens.errors import say
 from loraens.files import write_atomically
-from loraens.members import Member
+from loraens.members import Member, by_kind
 from loraens.members import packs as packs_of
 from loraens.records import Manifest
 from loraens.store import SWEEP, MemberStore
@@ -32,7 +32,7 @@ from loraens.train.bar import SweepBar
 from loraens.train.callbacks import write_data_examples
 from loraens.train.checkpoints import PackCheckpoint
 from loraens.train.config import CONFIG, SweepConfig
-from loraens.train.cost import choose_pack
+from loraens.train.cost import choose_size
 from loraens.train.device import in_words
 from loraens.train.executors import Executor, entered, executor_of
 from loraens.train.halving import halved
@@ -90,15 +90,23 @@ class Coordinator:
     def _settings(self) -> dict[str, Any]:
         """What all members share; JSON gives the same back."""
         # first, so that a wrong option is noticed before the texts are read
-        module = self.worker.build(self.config.members[:1])
+        kinds = by_kind(self.config.members)
+        for kind in kinds:
+            self.worker.build(kind)  # refuses what one of its members cannot have
+        modules = [self.worker.build(kind[:1]) for kind in kinds]
         data = self.worker.data
-        module.build(data.max_length)
+        for module in modules:
+            module.build(data.max_length)
         halvings = self.config.rungs[:-1]
+        train = self.config.train
         shared = {
-            "folds": self.config.train.folds,  # first, as other folds are other data too
-            **module.fixed_settings(data, self.worker.trainer()).to_json(),
+            "folds": train.folds,  # first, as other folds are other data too
+            **modules[0].fixed_settings(data, self.worker.trainer()).to_json(),
+            # those of members that have none of their own
+            "adapter": train.model["adapter"],
+            "targets": list(train.model["targets"]),
             "limit": data.limit,
-            "max_epochs": self.config.train.epochs,
+            "max_epochs": train.epochs,
             "patience": self.config.options.patience,
             "halving": halvings,
             "halving_factor": self.config.options.halving_factor,
@@ -130,7 +138,7 @@ class Coordinator:
         if size == "auto":
             if self.state.measured is None:
                 with self.workers.as_one():
-                    self.state.measured = choose_pack(
+                    self.state.measured = choose_size(
                         build=self.worker.build,
                         members=self.config.members,
                         data=self.worker.data,
@@ -138,7 +146,7 @@ class Coordinator:
                         report=print,
                         workers=self.workers.count,
                         beside=self.workers.beside,
-                    ).size
+                    )
             size = self.state.measured
         return size
 

@@ -17,7 +17,7 @@ from lightning.pytorch import Trainer
 
 from loraens.data.modules import TextData
 from loraens.errors import InputError
-from loraens.members import Member, by_rank, configurations, packs
+from loraens.members import Member, by_kind, by_rank, configurations, packs
 from loraens.model.fast_attention import LONG
 from loraens.model.population import MemberModel
 from loraens.train.memory import give_back, is_out_of_memory
@@ -184,6 +184,31 @@ def measure(
     )
 
 
+def choose_size(
+    build: Build,
+    members: Sequence[Member],
+    data: TextData,
+    trainer: Trainer,
+    report: Callable[[str], None],
+    workers: int = 1,
+    beside: int = 1,
+) -> int:
+    """The pack size that is best for the adapter kind and targets of most members; less where the
+    memory of others needs it. Arguments as of `choose_pack`.
+
+    Raises:
+        InputError: One member alone, or one configuration, does not fit in memory.
+    """
+    most, *others = sorted(by_kind(members), key=len, reverse=True)
+    size = choose_pack(build, most, data, trainer, report, workers, beside).size
+    free = free_memory(trainer.strategy.root_device) / beside
+    unit = len(configurations(members)[0])
+    for kind in others:
+        cost = choose_pack(build, kind, data, trainer, lambda text: None, patience=0)
+        size = min(size, max(unit, int((SHARE * free - cost.backbone_bytes) // cost.member_bytes)))
+    return size
+
+
 def choose_pack(
     build: Build,
     members: Sequence[Member],
@@ -192,6 +217,7 @@ def choose_pack(
     report: Callable[[str], None],
     workers: int = 1,
     beside: int = 1,
+    patience: float = PATIENCE,
 ) -> Cost:
     """The cost of the pack size that is best: doubled while that makes it faster, and memory and
     patience allow it, from one configuration on.
@@ -206,6 +232,7 @@ def choose_pack(
         report: Is told each size's cost in words.
         workers: Packs that are trained at a time: there shall be one for each.
         beside: How many of them share the device's memory.
+        patience: Seconds for measuring.
 
     Raises:
         InputError: One member alone, or one configuration, does not fit in memory.
@@ -237,7 +264,7 @@ def choose_pack(
         if not faster or double == size or predicted > SHARE * free:
             break
         now = time.monotonic()
-        if now + 2 * (now - begun) > started + PATIENCE:
+        if now + 2 * (now - begun) > started + patience:
             report(f"packs of {double} are not measured, which would take long: --sweep.pack_size")
             break
         size = double

@@ -20,7 +20,7 @@ from transformers import get_scheduler
 
 from loraens.data.modules import TextData
 from loraens.errors import InputError
-from loraens.members import OUT_OF_FOLD, Member, indices_of_configurations
+from loraens.members import OUT_OF_FOLD, Member, by_kind, indices_of_configurations
 from loraens.model.adapters import ADAPTERS
 from loraens.model.backbone import fingerprint, load_encoder, max_positions
 from loraens.model.batch import PackedBatch
@@ -43,22 +43,23 @@ class Population(LightningModule):
     that step, and disturbs no other.
 
     Args:
-        members: The population.
+        members: The population; those of one kind of adapters and targets.
         tasks: What is predicted; linked from the data.
         backbone: Hub name or directory of an encoder or decoder of texts, or the packaged "minilm"
             or "mpnet".
         mode: "lora" trains adapters and heads, "frozen" heads alone on features computed once,
             "full" the whole encoder.
-        targets: Names of the encoder's linear layers that get an adapter; query, key and value are
-            attention's projections, whatever they are called, attention is all three, and
-            all-linear is every linear layer.
+        targets: Names of the encoder's linear layers that get an adapter, where the members give
+            none of their own; query, key and value are attention's projections, whatever they are
+            called, attention is all three, and all-linear is every linear layer.
         pooling: What the head reads: "pooler" (the backbone's own), "cls" (the first token), "mean"
             or "last" (the last token, of decoders).
         init_std: Standard deviation of A at the start; B is zero.
         encoder_dropout: Whether the backbone's own dropout is on while training.
         schedule: Learning rate after the warm-up: constant, or linear or cosine decay to zero.
         warmup: Share of the steps in which the learning rate rises from zero, in [0, 1).
-        adapter: Adapter kind: "lora", "rslora", "dora", or one that another package registered.
+        adapter: Adapter kind, where the members give none of their own: "lora", "rslora", "dora",
+            or one that another package registered.
 
     Raises:
         InputError: An option is out of range or does not fit the backbone.
@@ -87,9 +88,23 @@ class Population(LightningModule):
             )
         if mode == "lora" and any(member.rank < 1 for member in members):
             raise InputError("rank must be at least 1 in mode lora", option="model.rank")
+        if len(by_kind(members)) > 1:
+            raise InputError("members of several adapter kinds or targets are no one population")
+        own, own_targets = members[0].adapter, members[0].targets
+        adapter, targets = own or adapter, own_targets or targets
         if adapter not in ADAPTERS:
-            names = ", ".join(ADAPTERS)
-            raise InputError(f"adapter {adapter!r} is none of {names}", option="model.adapter")
+            raise InputError(
+                f"adapter {adapter!r} is none of {', '.join(ADAPTERS)}",
+                option="model.adapter" if own is None else "grid.adapter",
+            )
+        plus = [member.name for member in members if member.loraplus_lr_ratio != 1]
+        if plus and (mode != "lora" or not ADAPTERS[adapter].loraplus):
+            what = f"adapters of kind {adapter} have" if mode == "lora" else f"mode {mode} has"
+            raise InputError(
+                f"loraplus_lr_ratio of {plus[0]}: {what} no B with a learning rate of its own:"
+                " leave it out",
+                option="model.loraplus_lr_ratio",
+            )
         if init_std <= 0:
             raise InputError(f"init_std {init_std:g} must be positive", option="model.init_std")
         self.strict_loading = False  # checkpoints have no frozen weights
@@ -175,7 +190,8 @@ class Population(LightningModule):
         except InputError:
             raise
         except ValueError as error:
-            raise InputError(f"targets: {error}", option="model.targets") from None
+            section = "model" if self.members[0].targets is None else "grid"
+            raise InputError(f"targets: {error}", option=f"{section}.targets") from None
 
     def _check_memory(self, config: Any) -> None:
         """Refuse a rank whose adapters can't be in memory: 16 bytes a number, of the weight, its
@@ -196,9 +212,17 @@ class Population(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW with the members' rates and decays, and the schedule stepped every batch."""
-        rates = [m.lr for m in self.members]
-        decays = [m.weight_decay for m in self.members]
-        optimizer = MemberAdamW((p for p in self.parameters() if p.requires_grad), rates, decays)
+        optimizer = MemberAdamW(
+            params=(p for p in self.parameters() if p.requires_grad),
+            rates=[m.lr for m in self.members],
+            decays=[m.weight_decay for m in self.members],
+            ratios=[m.loraplus_lr_ratio for m in self.members],
+            faster=[
+                layer.get_parameter(name)
+                for layer in self.model.adapters.values()
+                for name in layer.loraplus
+            ],
+        )
         steps = self._scheduled_steps()
         if steps is None:
             return optimizer

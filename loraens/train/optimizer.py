@@ -9,7 +9,7 @@ Shape letters: M members, P parameters.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +23,8 @@ _PARTS = 8  # of a parameter, whose squares are summed side by side
 
 
 class MemberAdamW(torch.optim.Optimizer):
-    """AdamW (Loshchilov and Hutter 2019), with a learning rate and a weight decay of each member.
+    """AdamW (Loshchilov and Hutter 2019), with a learning rate and a weight decay of each member,
+    and another rate of some parameters (LoRA+, Hayou et al. 2024).
 
     A group's `lr`, which schedulers change, is a factor of the members' rates; it is 1 at the
     start.
@@ -32,14 +33,28 @@ class MemberAdamW(torch.optim.Optimizer):
         params: Parameters of shape `(M, ...)`; with one member any shape will do.
         rates: Learning rate of each member.
         decays: Weight decay of each member.
+        ratios: Rate of each member's `faster` parameters by that of its others; 1 by default.
+        faster: Those of `params` that have another rate.
+
+    Attributes:
+        rates: `(2, M)` of the other parameters, and of the faster ones.
+        decays: `(M,)`.
     """
 
     def __init__(
-        self, params: Iterable[Tensor], rates: Sequence[float], decays: Sequence[float]
+        self,
+        params: Iterable[Tensor],
+        rates: Sequence[float],
+        decays: Sequence[float],
+        ratios: Sequence[float] | None = None,
+        faster: Collection[Tensor] = (),
     ) -> None:
         super().__init__(params, {"lr": 1.0})
         first: Tensor = self.param_groups[0]["params"][0]
-        self.rates, self.decays = (first.new_tensor(values)[:, None] for values in (rates, decays))
+        factors = first.new_tensor([[1.0] * len(rates), ratios or [1.0] * len(rates)])
+        self.rates = factors * first.new_tensor(rates)
+        self.decays = first.new_tensor(decays)
+        self._faster = frozenset(map(id, faster))
         self.active: Tensor | None = None  # (M,) members that move; all, if None
         self.factor: Tensor | None = None  # (M,) of the gradients, of the kernel alone; 1, if None
 
@@ -83,8 +98,7 @@ class MemberAdamW(torch.optim.Optimizer):
         """`_update` of all parameters by one kernel."""
         from loraens.model.kernels import operators
 
-        rates = self.rates[:, 0] * lr
-        ones = torch.ones_like(rates)
+        ones = torch.ones_like(self.decays)
         corrections: list[float] = []
         for state in states:
             first, second = (1 - beta ** state["step"] for beta in BETAS)
@@ -95,19 +109,24 @@ class MemberAdamW(torch.optim.Optimizer):
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],
             corrections,
-            rates,
-            self.decays[:, 0],
+            [self._row(parameter) for parameter in parameters],
+            self.rates * lr,
+            self.decays,
             ones if self.factor is None else self.factor,
             ones > 0 if self.active is None else self.active,
             *BETAS,
             EPS,
         )
 
+    def _row(self, parameter: Tensor) -> int:
+        """The row of `rates` that a parameter has."""
+        return int(id(parameter) in self._faster)
+
     def _update(self, parameter: Tensor, state: dict[str, Any], lr: float) -> None:
-        members = len(self.rates)
+        members = len(self.decays)
         assert parameter.grad is not None
         grad = parameter.grad.view(members, -1)
-        rates = self.rates * lr
+        rates = self.rates[self._row(parameter), :, None] * lr
         if self.active is not None:
             rates = torch.where(self.active[:, None], rates, 0.0)
         first = state["exp_avg"].view(members, -1)
@@ -117,7 +136,7 @@ class MemberAdamW(torch.optim.Optimizer):
         corrections = [1 - beta ** state["step"] for beta in BETAS]
         change = second.sqrt().div_(corrections[1] ** 0.5).add_(EPS)
         torch.div(first, change, out=change).mul_(rates / corrections[0])
-        parameter.view(members, -1).mul_(1 - rates * self.decays).sub_(change)
+        parameter.view(members, -1).mul_(1 - rates * self.decays[:, None]).sub_(change)
 
 
 def is_fused(parameters: Sequence[Tensor]) -> bool:

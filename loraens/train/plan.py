@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from loraens.errors import InputError
-from loraens.members import Member, by_rank
+from loraens.members import Member, by_kind, by_rank
 from loraens.members import packs as packs_of
 from loraens.train.cost import Cost, measure
-from loraens.train.memory import is_out_of_memory
+from loraens.train.memory import give_back, is_out_of_memory
 from loraens.train.worker import Worker
 from loraens.train.workers import Workers, busiest
 
@@ -31,9 +31,11 @@ class Plan:
         steps_of_epoch: Batches of one member and epoch.
         member_steps: Training steps that are left, of all members.
         seconds: Until the last worker ends, if nothing stops early and none slows another.
-        cost: Of a pack.
+        cost: Of the pack that takes most memory; its seconds are the mean of all packs' steps.
         folds: Members of each configuration; None without folds.
         workers: That train packs at a time.
+        kinds: Each adapter kind and targets in words, its members that are left, and the cost of a
+            pack of them.
     """
 
     members: int
@@ -47,6 +49,7 @@ class Plan:
     cost: Cost
     folds: int | None = None
     workers: Workers = ONE
+    kinds: tuple[tuple[str, int, Cost], ...] = ()
 
     @property
     def total_bytes(self) -> int:
@@ -79,7 +82,7 @@ def planned(
     folds: int | None = None,
     workers: Workers = ONE,
 ) -> Plan:
-    """Measure a pack, and multiply.
+    """Measure a pack of each adapter kind and targets, and multiply.
 
     Args:
         worker: Of the sweep.
@@ -93,21 +96,8 @@ def planned(
     Raises:
         InputError: A pack does not fit in memory.
     """
-    try:
-        with workers.as_one():
-            cost = measure(
-                build=worker.build,
-                members=by_rank(members)[-pack_size:],
-                data=worker.data,
-                trainer=worker.trainer(),
-            )
-    except (RuntimeError, MemoryError, OSError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise InputError(
-            f"pack_size {pack_size}: so many members do not fit in memory, give fewer",
-            option="sweep.pack_size",
-        ) from None
+    with workers.as_one():
+        costs = {kind[0].kind: _cost(worker, kind, pack_size) for kind in by_kind(members)}
     tokens = {
         split: sum(int(part.tokens.lengths.sum()) for part in worker.data.of(split))
         for split in ("train", "dev", "test")
@@ -118,6 +108,18 @@ def planned(
     epochs_of = worker.config.epochs_of
     packs = packs_of(left, pack_size) if left else []
     loads = [sum(map(epochs_of, pack)) * steps_of_epoch for pack in packs]
+    seconds = [load * costs[pack[0].kind].seconds for load, pack in zip(loads, packs, strict=True)]
+    cost = max(costs.values(), key=lambda cost: cost.total_bytes)
+    if len(costs) > 1 and packs:
+        cost = replace(cost, seconds=sum(seconds) / sum(loads))
+    kinds = tuple(
+        (
+            worker.config.kind_in_words(kind[0]),
+            sum(member.kind == kind[0].kind for member in left),
+            costs[kind[0].kind],
+        )
+        for kind in by_kind(members)
+    )
     return Plan(
         members=len(members),
         ended=len(members) - len(left),
@@ -126,8 +128,33 @@ def planned(
         epochs=tuple(sorted(set(map(epochs_of, left or members)))),
         steps_of_epoch=steps_of_epoch,
         member_steps=sum(loads),
-        seconds=busiest(loads, workers.count) * cost.seconds * (1 + evaluated * FORWARD),
+        seconds=busiest(seconds, workers.count) * (1 + evaluated * FORWARD),
         cost=cost,
         folds=folds,
         workers=workers,
+        kinds=kinds,
     )
+
+
+def _cost(worker: Worker, members: Sequence[Member], pack_size: int) -> Cost:
+    """The cost of a pack of members of one kind.
+
+    Raises:
+        InputError: It does not fit in memory.
+    """
+    try:
+        return measure(
+            build=worker.build,
+            members=by_rank(members)[-pack_size:],
+            data=worker.data,
+            trainer=worker.trainer(),
+        )
+    except (RuntimeError, MemoryError, OSError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise InputError(
+            f"pack_size {pack_size}: so many members do not fit in memory, give fewer",
+            option="sweep.pack_size",
+        ) from None
+    finally:
+        give_back()

@@ -65,14 +65,14 @@ class Workers:
             torch.set_num_threads(before)
 
 
-def busiest(loads: Iterable[int], workers: int) -> int:
+def busiest(loads: Iterable[float], workers: int) -> float:
     """What the worker with most to do has to do, where each load goes to the first that is free.
 
     Examples:
         >>> busiest([4, 4, 3, 2], 1), busiest([4, 4, 3, 2], 2), busiest([], 3)
         (13, 7, 0)
     """
-    ends = [0] * workers
+    ends: list[float] = [0] * workers
     for load in loads:
         heapq.heapreplace(ends, ends[0] + load)
     return max(ends)

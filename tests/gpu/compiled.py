@@ -14,7 +14,7 @@ from loraens.model.kernels import attention, low_rank, norm, operators, optimise
 
 TYPES = {
     **dict.fromkeys(("first", "second", "q_offsets", "k_offsets", "ends"), "*i32"),
-    **dict.fromkeys(("sequence", "position", "table"), "*i64"),
+    **dict.fromkeys(("sequence", "position", "table", "rows"), "*i64"),
     **dict.fromkeys(("mean", "rstd", "lse", "sums", "corrections"), "*fp32"),
     **dict.fromkeys(("rates", "decays", "factors"), "*fp32"),
     **dict.fromkeys(("eps", "scale", "factor"), "fp32"),

@@ -149,15 +149,15 @@ def test_attention_masks_have_the_same_bits():
 @pytest.mark.parametrize("number", [torch.float64, torch.float32], ids=["float64", "float32"])
 def test_adamw(number):
     """Against the eager optimiser: heads of other tasks without a gradient now and then, a member
-    that is not active, and clipping.
+    that is not active, clipping, and a parameter of higher rates.
     """
-    rates, decays = [1e-2, 3e-3, 1e-4], [0.0, 0.1, 0.01]
+    rates, decays, ratios = [1e-2, 3e-3, 1e-4], [0.0, 0.1, 0.01], [1.0, 2.0, 16.0]
     shapes = ((40, 33), (6,), (1,))
     ours, eager = (
         [torch.nn.Parameter(random(3, *shape, seed=9).to(number)) for shape in shapes]
         for _ in range(2)
     )
-    optimizer = MemberAdamW(eager, rates, decays)
+    optimizer = MemberAdamW(eager, rates, decays, ratios, faster=eager[1:2])
     moments = [[torch.zeros_like(p) for p in ours] for _ in range(2)]
     active = torch.tensor([True, False, True])
     optimizer.active = active
@@ -174,11 +174,9 @@ def test_adamw(number):
         scale_gradients(eager, factors, active)
         optimizer.step()
         corrections = [1 - BETAS[0] ** step, (1 - BETAS[1] ** step) ** 0.5] * 3
-        of_members = [torch.tensor(values, dtype=number) for values in (rates, decays)]
+        of_members = optimizer.rates, optimizer.decays, factors, active
         with torch.no_grad():
-            operators.adamw(
-                ours, grads, *moments, corrections, *of_members, factors, active, *BETAS, EPS
-            )
+            operators.adamw(ours, grads, *moments, corrections, [0, 1, 0], *of_members, *BETAS, EPS)
     for a, b in zip(ours, eager, strict=True):
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
         assert torch.equal(a[1], b[1])

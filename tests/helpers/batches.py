@@ -7,19 +7,23 @@ from loraens.model.batch import pack
 from loraens.tasks import SST
 
 
-def batch_of(members, task="sst"):
-    """Four sequences of uneven lengths for each member, with labels of five classes."""
+def batch_of(members, task="sst", starts=None):
+    """Four examples for each member, with labels of five classes, of one sequence of uneven length
+    each, or of several that begin at `starts`.
+    """
     rng = np.random.default_rng(3)
+    examples = 12 if starts is None else len(starts) - 1
     lengths = rng.integers(3, 20, 12)
     tokens = rng.integers(5, 100, lengths.sum())
     return pack(
         tokens=tokens,
         types=np.zeros(len(tokens), np.int8),
         offsets=np.concatenate([[0], np.cumsum(lengths)]),
-        indices=np.stack([rng.permutation(12)[:4] for _ in range(members)]),
+        indices=np.stack([rng.permutation(examples)[:4] for _ in range(members)]),
         labels=rng.integers(0, 5, 12).astype(float),
         task=task,
         split="train",
+        starts=starts,
     )
 
 
@@ -31,6 +35,9 @@ def one_member(batch, index):
         for name in ("input_ids", "token_type_ids", "position_ids")
     }
     part = {name: getattr(batch, name)[index : index + 1] for name in ("indices", "labels")}
+    if batch.windows is not None:
+        each = batch.indices.shape[1]
+        part["windows"] = batch.windows[index * each : (index + 1) * each]
     return type(batch)(
         **tokens,
         **part,

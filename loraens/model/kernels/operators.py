@@ -275,8 +275,8 @@ def gradient_squares(grads: list[Tensor], sums: Tensor) -> None:
 
 @_operator(
     "adamw(Tensor(a!)[] parameters, Tensor[] grads, Tensor(b!)[] firsts, Tensor(c!)[] seconds,"
-    " float[] corrections, Tensor rates, Tensor decays, Tensor factors, Tensor active, float beta1,"
-    " float beta2, float eps)"
+    " float[] corrections, int[] rows, Tensor rates, Tensor decays, Tensor factors, Tensor active,"
+    " float beta1, float beta2, float eps)"
 )
 def adamw(
     parameters: list[Tensor],
@@ -284,6 +284,7 @@ def adamw(
     firsts: list[Tensor],
     seconds: list[Tensor],
     corrections: list[float],
+    rows: list[int],
     rates: Tensor,
     decays: Tensor,
     factors: Tensor,
@@ -292,16 +293,17 @@ def adamw(
     beta2: float,
     eps: float,
 ) -> None:
-    """One step of AdamW of all parameters: with rates, decays and factors of the gradients `(M,)`
-    of each member, and of each parameter's moments two corrections, 1 - beta1 ** t and the root of
-    1 - beta2 ** t.
+    """One step of AdamW of all parameters: with decays and factors of the gradients `(M,)` of each
+    member, rates `(2, M)`, of which each parameter has a row, and of each parameter's moments two
+    corrections, 1 - beta1 ** t and the root of 1 - beta2 ** t.
     """
-    members = len(rates)
+    members = len(decays)
     table = _table(members, parameters, grads, firsts, seconds)
-    table, divisors = upload([table, torch.tensor(corrections, dtype=rates.dtype)], rates.device)
+    divisors, of_rates = torch.tensor(corrections, dtype=rates.dtype), torch.tensor(rows)
+    table, divisors, of_rates = upload([table, divisors, of_rates], rates.device)
     most = max(parameter.numel() for parameter in parameters) // members
     optimiser.adamw[(triton.cdiv(most, _BLOCK), len(parameters), members)](
-        table, divisors, rates, decays, factors, active,
+        table, divisors, of_rates, rates, decays, factors, active,
         EPS=eps, BETA1=beta1, BETA2=beta2, BLOCK=_BLOCK, NUMBER=_FLOATS[rates.dtype],
     )  # fmt: skip
 

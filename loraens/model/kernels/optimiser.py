@@ -43,7 +43,8 @@ def squares(table, sums, members, BLOCK: tl.constexpr, PARTS: tl.constexpr, NUMB
 def adamw(
     table,  # (P, 5)
     corrections,  # (P, 2): 1 - beta1 ** t, and the root of 1 - beta2 ** t
-    rates,  # (M,)
+    rows,  # (P,) of rates, that each parameter has
+    rates,  # (2, M)
     decays,  # (M,)
     factors,  # (M,) of the gradients
     active,  # (M,) 0 for members that stay where they are
@@ -63,7 +64,8 @@ def adamw(
     inside = at < n
     at += member * n
     moves = tl.load(active + member) != 0
-    rate = tl.where(moves, tl.load(rates + member), 0.0)
+    at_rate = tl.load(rows + parameter) * tl.num_programs(2) + member
+    rate = tl.where(moves, tl.load(rates + at_rate), 0.0)
     g = tl.load(grad + at, mask=inside, other=0.0) * tl.load(factors + member)
     g = tl.where(moves, g, 0.0)
     m = tl.load(first + at, mask=inside, other=0.0)
