@@ -241,6 +241,10 @@ class Manifest(Record):
         examples: SHA-256 of each file of the run's examples that its logits refer to.
         max_epochs: Epochs that its training was to have; None where it had no such end, and in runs
             of older versions.
+        imported: Of a member that PEFT trained, where it was imported from: "directory", "base",
+            the name of the model that was adapted, and "sha256" of the weights. How it was trained
+            is not known: of its own settings only rank and scale hold, of the others those that
+            predictions depend on. It has one epoch, and no history.
     """
 
     name: str
@@ -259,6 +263,7 @@ class Manifest(Record):
     files: dict[Inside, Checksum] = field(default_factory=dict)
     examples: dict[Inside, Checksum] = field(default_factory=dict)
     max_epochs: Count | None = None
+    imported: dict[str, str] | None = None
 
     @property
     def trained_epochs(self) -> int | None:

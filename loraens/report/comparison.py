@@ -133,7 +133,8 @@ def _goals(file: Path) -> dict[str, str]:
 def _of_member(path: Path) -> list[Row]:
     manifest = MemberStore(path).read()
     mode = manifest.settings.mode
-    epoch = manifest.epochs.get("best")
+    epoch = manifest.epochs.get("best") if manifest.imported is None else None
+    known = ("rank", "scale") if manifest.imported else ("rank", "scale", "seed", "lr")
     shared = {
         **dict.fromkeys(COLUMNS),
         "kind": "baseline" if mode in ("frozen", "full") else "member",
@@ -142,7 +143,7 @@ def _of_member(path: Path) -> list[Row]:
         "status": manifest.status,
         "mode": mode,
         "backbone": manifest.settings.backbone,
-        **{name: getattr(manifest.member, name) for name in ("rank", "scale", "seed", "lr")},
+        **{name: getattr(manifest.member, name) for name in known},
         "members": 1,
         "best_epoch": None if epoch is None else int(epoch.split("-")[1]),
         "trainable_parameters": manifest.trainable_parameters,
