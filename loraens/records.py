@@ -21,7 +21,13 @@ Epoch = Literal["best", "last"]
 Status = Literal["training", "finished", "stopped", "failed"]
 ENDED: tuple[Status, ...] = ("finished", "stopped", "failed")
 # what runs of older versions were trained with, unsaid
-OLDER_SETTINGS = {"adapter": "lora", "folds": None, "halving_by": "score", "long": "cut"}
+OLDER_SETTINGS: dict[str, str | None] = {
+    "adapter": "lora",
+    "folds": None,
+    "halving_by": "score",
+    "long": "cut",
+    "merged": None,
+}
 CHECKSUM = "sha256"  # field with the checksum of the others
 R = TypeVar("R", bound="Record")
 
@@ -164,6 +170,8 @@ class Settings(Record):
         adapter: Adapter kind.
         folds: Parts that the labelled examples are cut into; None where they are not.
         long: How sequences of more tokens are shortened: "cut" or "head_tail".
+        merged: Of a backbone that is an adapter of PEFT, SHA-256 of the weights that it was merged
+            of, "base" and "adapter".
     """
 
     backbone: str
@@ -189,6 +197,7 @@ class Settings(Record):
     adapter: str = "lora"
     folds: Count | None = None
     long: str = "cut"
+    merged: dict[str, str] | None = None
 
     def task(self, name: str) -> Task | None:
         """The task of a name, if there is one."""

@@ -154,6 +154,17 @@ class PeftAdapter:
             found[inside] = layer
         return found
 
+    def others_in(self, encoder: PreTrainedModel) -> list[str]:
+        """Names of tensors that are no adapters', and that are the encoder's own or its
+        embeddings' adapters.
+        """
+        weights = encoder.state_dict()
+        return [
+            name
+            for name in self.others
+            if self._inside(name, encoder) in weights or "lora_" in name
+        ]
+
     def _inside(self, name: str, encoder: PreTrainedModel) -> str:
         """A name in the adapted model as one in its encoder; a classifier has the encoder as a
         part.
