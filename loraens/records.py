@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import cache
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, TypeVar, cast
@@ -254,6 +254,8 @@ class Manifest(Record):
             the name of the model that was adapted, and "sha256" of the weights. How it was trained
             is not known: of its own settings only rank and scale hold, of the others those that
             predictions depend on. It has one epoch, and no history.
+        backbone_path: Path of the backbone's directory from the run's, where it was given by a
+            relative path; so both can be moved together.
     """
 
     name: str
@@ -273,6 +275,7 @@ class Manifest(Record):
     examples: dict[Inside, Checksum] = field(default_factory=dict)
     max_epochs: Count | None = None
     imported: dict[str, str] | None = None
+    backbone_path: str | None = None
 
     @property
     def trained_epochs(self) -> int | None:
@@ -283,12 +286,6 @@ class Manifest(Record):
     def planned_epochs(self) -> int | None:
         """Epochs that it was to be trained, had it not stopped early; None where not known."""
         return self.trained_epochs if self.status == "finished" else self.max_epochs
-
-    def at(self, backbone: str | None) -> Manifest:
-        """The member on a backbone of the same weights at another place; None for its own."""
-        if backbone is None:
-            return self
-        return replace(self, settings=replace(self.settings, backbone=backbone))
 
     def score(self, task: Task, epoch: Epoch = "best") -> float | None:
         """The task's metric on dev after an epoch; None where it is not defined."""

@@ -30,7 +30,7 @@ from loraens.model.peft_adapter import Layer, PeftAdapter
 from loraens.model.tokenizer import load_tokenizer
 from loraens.model.weights import ADAPTER, member_files
 from loraens.records import Manifest
-from loraens.store import MANIFEST, MemberStore
+from loraens.store import MANIFEST, MemberStore, path_from_run
 from loraens.tasks import Task
 from loraens.train.callbacks import versions
 from loraens.train.config import CONFIG, SweepConfig
@@ -396,6 +396,7 @@ def _evaluated(
             },
             trainable_parameters=one.trained,
             versions={**versions(), "peft": str(one.adapter.config.get("peft_version", ""))},
+            backbone_path=path_from_run(settings.backbone, worker.directory),
             imported={
                 "directory": str(one.adapter.directory.resolve()),
                 "base": one.adapter.base,

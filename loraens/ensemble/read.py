@@ -136,7 +136,8 @@ def read_runs(
     """
     by_task: dict[str, list[Unit]] = {}
     stored = [
-        (path, MemberStore(path).manifest().at(backbone)) for path in _directories(runs, report)
+        (path, (store := MemberStore(path)).located(store.manifest(), backbone))
+        for path in _directories(runs, report)
     ]
     stored = _in_state(stored, unfinished, report)
     for unit in units_of(stored):

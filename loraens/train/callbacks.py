@@ -21,7 +21,7 @@ from loraens.errors import InputError
 from loraens.members import OUT_OF_FOLD
 from loraens.model.weights import member_files
 from loraens.records import Epoch, EpochRecord, Manifest, Status
-from loraens.store import CHECKPOINT, LOGITS, MemberStore, in_16_bits
+from loraens.store import CHECKPOINT, LOGITS, MemberStore, in_16_bits, path_from_run
 from loraens.train.checkpoints import WRITER
 from loraens.train.evaluation import combined_score, undefined_scores
 from loraens.train.failures import PopulationError
@@ -207,6 +207,7 @@ class MemberWriter(Callback):
             seconds=round(self._spent(), 1),
             versions=versions(),
             examples=self._examples,
+            backbone_path=path_from_run(module.backbone, self.directory),
             max_epochs=None if epochs_given in (None, -1) else epochs_given,
         )
 

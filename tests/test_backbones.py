@@ -1,7 +1,8 @@
-"""A backbone that is an adapter of PEFT is merged with the model that it adapts."""
+"""Backbones that are adapters of PEFT, merged with what they adapt, and backbones that are moved."""
 
 import json
 import shutil
+from pathlib import Path
 
 import peft
 import pytest
@@ -95,3 +96,35 @@ def test_added_tokens_need_embeddings(tiny_bert, tmp_path):
     ):
         load_tokenizer(str(tmp_path))
     assert pooler_of(load_encoder(str(tmp_path), pooler=True)) is not None
+
+
+@pytest.mark.slow
+def test_a_run_is_moved_together_with_its_backbone(
+    tiny_bert, corpus, tmp_path, run_command, monkeypatch, fails
+):
+    root = tmp_path / "here"
+    shutil.copytree(tiny_bert, root / "models" / "bert")
+    config = Path("configs/sst.yaml").resolve()
+    monkeypatch.chdir(root)
+    settings = ("--config", config, "--data.root", corpus, "--trainer.logger", "false")
+    settings += ("--trainer.max_epochs", 1, "--grid.seed", "[0,1]", "--model.pooling", "cls")
+    assert run_command("sweep", *settings, "--model.backbone", "models/bert") == 0
+    run = Path("checkpoints/sst-sweep")
+    ensemble = ("ensemble", "--method", "omni", "soup", "--logger", "false", "--runs")
+    assert run_command(*ensemble, run) == 0
+    names = ("sst-omni-logits", "sst-soup-merged")
+    bundle = ("--format", "loraens", "--out", "out")
+    assert run_command("export", run / "ensembles" / names[0], *bundle) == 0
+    texts = [("a man",), ("a dog",)]
+    before = [Predictor.load(run / "ensembles" / name).logits(texts, SST) for name in names]
+    moved = root.rename(tmp_path / "there")
+    monkeypatch.chdir(tmp_path)
+    places = [moved / run / "ensembles" / name for name in names]
+    for expected, place in zip([*before, before[0]], [*places, moved / "out"], strict=True):
+        torch.testing.assert_close(Predictor.load(place).logits(texts, SST), expected)
+    shutil.rmtree(moved / "out")
+    assert run_command(*ensemble, moved / run) == 0
+    (moved / "models").rename(moved / "elsewhere")
+    message = fails("predict", "--model", places[0], "--text", "a man")
+    assert "backbone 'models/bert' could not be loaded" in message
+    assert "say where it is (--backbone)" in message
