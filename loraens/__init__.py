@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from loraens.api.build import build
     from loraens.api.builder import Built
     from loraens.api.estimators import LoraEnsembleClassifier, LoraEnsembleRegressor
+    from loraens.api.imported import import_members
     from loraens.api.proofs import Proofs, ProvedEnsemble, prove
     from loraens.api.sweep import Sweep
     from loraens.data.modules import SST, STS, HubTexts, Multitask, Quora, TextData, TextFiles
@@ -68,6 +69,7 @@ __all__ = [
     "TextFiles",
     "build",
     "evaluate",
+    "import_members",
     "prove",
 ]
 
@@ -75,6 +77,7 @@ _MODULES = {
     "loraens.api.build": ("build",),
     "loraens.api.builder": ("Built",),
     "loraens.api.estimators": ("LoraEnsembleClassifier", "LoraEnsembleRegressor"),
+    "loraens.api.imported": ("import_members",),
     "loraens.api.proofs": ("Proofs", "ProvedEnsemble", "prove"),
     "loraens.api.sweep": ("Sweep",),
     "loraens.data.modules": (

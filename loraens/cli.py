@@ -35,6 +35,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "main",
         "train a grid of members at once on one backbone",
     ),
+    "import": (
+        "loraens.commands.import_peft",
+        "main",
+        "take adapters that PEFT trained into a run, as its members",
+    ),
     "ensemble": (
         "loraens.commands.ensemble",
         "main",

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import cache
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, TypeVar, cast
@@ -21,7 +21,13 @@ Epoch = Literal["best", "last"]
 Status = Literal["training", "finished", "stopped", "failed"]
 ENDED: tuple[Status, ...] = ("finished", "stopped", "failed")
 # what runs of older versions were trained with, unsaid
-OLDER_SETTINGS = {"adapter": "lora", "folds": None, "halving_by": "score", "long": "cut"}
+OLDER_SETTINGS: dict[str, str | None] = {
+    "adapter": "lora",
+    "folds": None,
+    "halving_by": "score",
+    "long": "cut",
+    "merged": None,
+}
 CHECKSUM = "sha256"  # field with the checksum of the others
 R = TypeVar("R", bound="Record")
 
@@ -164,6 +170,8 @@ class Settings(Record):
         adapter: Adapter kind.
         folds: Parts that the labelled examples are cut into; None where they are not.
         long: How sequences of more tokens are read: "cut", "head_tail" or "windows".
+        merged: Of a backbone that is an adapter of PEFT, SHA-256 of the weights that it was merged
+            of, "base" and "adapter".
     """
 
     backbone: str
@@ -189,6 +197,7 @@ class Settings(Record):
     adapter: str = "lora"
     folds: Count | None = None
     long: str = "cut"
+    merged: dict[str, str] | None = None
 
     def task(self, name: str) -> Task | None:
         """The task of a name, if there is one."""
@@ -241,6 +250,12 @@ class Manifest(Record):
         examples: SHA-256 of each file of the run's examples that its logits refer to.
         max_epochs: Epochs that its training was to have; None where it had no such end, and in runs
             of older versions.
+        imported: Of a member that PEFT trained, where it was imported from: "directory", "base",
+            the name of the model that was adapted, and "sha256" of the weights. How it was trained
+            is not known: of its own settings only rank and scale hold, of the others those that
+            predictions depend on. It has one epoch, and no history.
+        backbone_path: Path of the backbone's directory from the run's, where it was given by a
+            relative path; so both can be moved together.
     """
 
     name: str
@@ -259,6 +274,8 @@ class Manifest(Record):
     files: dict[Inside, Checksum] = field(default_factory=dict)
     examples: dict[Inside, Checksum] = field(default_factory=dict)
     max_epochs: Count | None = None
+    imported: dict[str, str] | None = None
+    backbone_path: str | None = None
 
     @property
     def trained_epochs(self) -> int | None:
@@ -269,12 +286,6 @@ class Manifest(Record):
     def planned_epochs(self) -> int | None:
         """Epochs that it was to be trained, had it not stopped early; None where not known."""
         return self.trained_epochs if self.status == "finished" else self.max_epochs
-
-    def at(self, backbone: str | None) -> Manifest:
-        """The member on a backbone of the same weights at another place; None for its own."""
-        if backbone is None:
-            return self
-        return replace(self, settings=replace(self.settings, backbone=backbone))
 
     def score(self, task: Task, epoch: Epoch = "best") -> float | None:
         """The task's metric on dev after an epoch; None where it is not defined."""

@@ -33,6 +33,7 @@ weights can be used alone, and logits only if the run's `examples/` is copied to
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -117,6 +118,15 @@ def write_examples(
     if not path.is_file() or path.read_bytes() != content:
         write_atomically(path, content)
     return hashlib.sha256(content).hexdigest()
+
+
+def path_from_run(backbone: str, run: Path) -> str | None:
+    """Path of a backbone's directory from a run's; None where the backbone is given by a name or by
+    an absolute path.
+    """
+    if Path(backbone).is_absolute() or not Path(backbone).is_dir():
+        return None
+    return Path(os.path.relpath(Path(backbone).resolve(), run.resolve())).as_posix()
 
 
 def logits_file(manifest: Manifest, epoch: str, task: str, split: str) -> str:
@@ -205,6 +215,22 @@ class MemberStore:
             remove_files(path, FILES)
         remove_files(self.directory / LOGITS, PART)
         remove_files(self.directory, PART)
+
+    def located(self, manifest: Manifest, backbone: str | None = None) -> Manifest:
+        """The member's manifest with its backbone where it is now.
+
+        Args:
+            manifest: The member's.
+            backbone: Where that is: a directory or hub name of the same weights. By default where
+                it was, or, if nothing is there and the path was relative, where it was as seen from
+                the run.
+        """
+        before = manifest.settings.backbone
+        if backbone is None and manifest.backbone_path is not None and not Path(before).is_dir():
+            path = self.directory.resolve().parent / manifest.backbone_path
+            backbone = os.path.normpath(path) if path.is_dir() else None
+        settings = replace(manifest.settings, backbone=before if backbone is None else backbone)
+        return replace(manifest, settings=settings)
 
     def update(self, **fields: Any) -> Manifest:
         """Change fields of the manifest; the member's files, which are verified, stay as they are.

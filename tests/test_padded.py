@@ -12,17 +12,20 @@ import pytest
 import torch
 from helpers.batches import batch_of, one_member, step
 from helpers.encoders import ARCHITECTURES, LENGTHS, SMALL, examples
+from helpers.peft_adapters import save_adapter
 from helpers.stock import CONFIGS, DECODERS, TARGETS
 from torch import nn
 from transformers import AutoModel, BertConfig, BertModel, FNetConfig, T5Config
 from transformers.models.bert.modeling_bert import BertLayer
 
+from loraens.api.imported import Imported
 from loraens.errors import InputError
 from loraens.members import Member
 from loraens.model.architectures import ARCHITECTURES as RECORDS
 from loraens.model.backbone import is_packed, load_encoder
 from loraens.model.batch import pack
 from loraens.model.padded import _cheapest
+from loraens.model.peft_adapter import PeftAdapter
 from loraens.model.population import MemberModel
 from loraens.model.weights import load_member, member_files
 from loraens.tasks import SST
@@ -159,6 +162,32 @@ def test_peft_loads_a_member_with_the_same_logits(saved, name, tmp_path):
     torch.testing.assert_close(again(batch(ROWS[2:]))[0], expected, rtol=0, atol=1e-5)
     again.fold()
     torch.testing.assert_close(again(batch(ROWS[2:]))[0], expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_member_is_what_peft_trained(saved, name, tmp_path):
+    members = [Member(1, 1.0), Member(3, 2.0)]
+    model = build(saved(name), name, members).eval()
+    targets = model.architecture.linear_names(TARGETS.get(name, ("query", "value")))
+    other = save_adapter(saved(name), tmp_path, classifier=False, target_modules=targets).double()
+    adapter = PeftAdapter.read(tmp_path)
+    layers = adapter.on(load_encoder(str(saved(name)), pooler=False))
+    head = torch.ones(5, 32), torch.zeros(5)
+    imported = Imported("peft", adapter, layers, *head, "lora", tuple(targets))
+    assert imported.member == members[1]
+    assert layers.keys() == model.adapters.keys()
+    imported.copy_to(model, 1, "sst")
+    tokens, types, offsets = examples()
+    for example in range(2):
+        part = slice(offsets[example], offsets[example + 1])
+        given = {"input_ids": torch.from_numpy(tokens[part].astype(np.int64))[None]}
+        if model.architecture.reads_token_types(model.encoder.config):
+            given["token_type_ids"] = torch.from_numpy(types[part].astype(np.int64))[None]
+        hidden = other(**given).last_hidden_state[0].detach()
+        features = hidden[-1] if model.pooling == "last" else hidden.mean(0)
+        rows = np.full((2, 1), example)
+        one = pack(tokens, types, offsets, rows, None, "sst", "dev")
+        torch.testing.assert_close(model.pooled(one)[1, 0].detach(), features, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean", "pooler", "last"])

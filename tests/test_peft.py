@@ -4,6 +4,7 @@ import numpy as np
 import peft
 import pytest
 import torch
+from helpers.stock import bracketing_tokenizer, write_stock
 from lightning.pytorch import Trainer
 from peft.optimizers import create_loraplus_optimizer
 from torch.nn import functional as F
@@ -18,7 +19,7 @@ from loraens.model.batch import pack
 from loraens.model.population import MemberModel
 from loraens.model.tokenizer import load_tokenizer
 from loraens.model.weights import load_member, member_files
-from loraens.tasks import STS
+from loraens.tasks import STS, Task
 from loraens.train.module import Population
 
 RANK = 3
@@ -203,3 +204,31 @@ def test_files_come_back(tiny_bert, tmp_path, options):
     assert not torch.equal(again(batch), model(batch))
     load_member(again, 0, tmp_path)
     assert torch.equal(again(batch), model(batch))
+
+
+TWO = Task("two", ("text",), "label", "classes", "cross_entropy", "accuracy", ("no", "yes"))
+
+
+@pytest.mark.parametrize("kind", ["lora", "rslora", "dora"])
+@pytest.mark.parametrize("name", ["bert", "albert"])
+def test_an_auto_class_loads_a_classifier(name, kind, tmp_path, caplog):
+    """Without further arguments where it has two classes, of which PEFT knows else nothing."""
+    write_stock(name, bracketing_tokenizer(["dog", "man"]), tmp_path / "model")
+    members = [Member(2, 4.0), Member(3, 0.5)]
+    for task, more in ((TWO, {}), (STS, {"num_labels": 1})):
+        encoder = load_encoder(str(tmp_path / "model"), pooler=True)
+        model = MemberModel(encoder, [task], members, adapter=kind).eval()
+        for layer in model.adapters.values():
+            layer.lora_B.data[1, :, :3].normal_()
+        files = member_files(model, 1, str(tmp_path / "model"), ("query", "value"))
+        write_files(tmp_path / task.name, files)
+        loaded = peft.AutoPeftModelForSequenceClassification.from_pretrained(
+            tmp_path / task.name, **more
+        ).eval()
+        adapted = {n for n, m in loaded.named_modules() if isinstance(m, peft.tuners.lora.Linear)}
+        assert adapted == {f"base_model.model.{name}.{layer}" for layer in model.adapters}
+        ids = np.array([2, 5, 6, 6, 3])
+        one = pack(ids, ids * 0, np.array([0, 5]), np.zeros((2, 1), int), None, task.name, "dev")
+        got = loaded(torch.from_numpy(ids)[None]).logits
+        torch.testing.assert_close(got, model(one)[1], rtol=0, atol=2e-5)
+    assert not [record for record in caplog.records if record.name.startswith("peft")]

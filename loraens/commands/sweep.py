@@ -145,16 +145,21 @@ def _representative(unit: list[Manifest]) -> Manifest:
     return next((manifest for manifest in unit if manifest.status == "failed"), unit[0])
 
 
-def main(args: list[str]) -> None:
-    """Run `sweep` with its options."""
+def parsed(args: list[str]) -> SweepCli:
+    """The settings that the options are."""
     quiet()
     sys.argv = [sys.argv[0], *args]
-    cli = SweepCli(
+    return SweepCli(
         **CLI_OPTIONS,
         save_config_callback=None,
         parser_kwargs={"prog": "loraens sweep", "exit_on_error": False},
         run=False,
     )
+
+
+def main(args: list[str]) -> None:
+    """Run `sweep` with its options."""
+    cli = parsed(args)
     sweep = Coordinator(cli.sweep_config())
     if cli.config.dry_run:
         say(plan_text(sweep.plan()))

@@ -44,21 +44,33 @@ def main(args: list[str]) -> None:
         InputError: An option is unknown, or its value is of another type.
     """
     command, *rest = args
-    rest, allowed = _without_allowed(rest)
+    rest, _ = _without_allowed(rest)
     if "-h" in rest or "--help" in rest:
         Options(command).parser().print_help()
     elif (name := _data_help(rest)) is not None:
         Options(command, name or None).parser("texts").print_help()
     else:
-        check(command, rest)
-        allow(allowed)
-        for file in _configs(rest):
-            if of_run(Path(file)):
-                check_imports(_settings(file), file)
-                _check_address(file, rest)
+        rest = checked(command, args[1:])
         rest = ["--help" if argument == "--help-all" else argument for argument in rest]
         module = import_module(f"loraens.commands.{'sweep' if command == 'sweep' else 'fit'}")
         module.main(rest if command == "sweep" else [command, *rest])
+
+
+def checked(command: str, args: list[str]) -> list[str]:
+    """The arguments of a command without `--allow`, whose modules may then be imported.
+
+    Raises:
+        InputError: An option is unknown, its value is of another type, or a file of a run names
+            what it may not.
+    """
+    rest, allowed = _without_allowed(args)
+    check(command, rest)
+    allow(allowed)
+    for file in _configs(rest):
+        if of_run(Path(file)):
+            check_imports(_settings(file), file)
+            _check_address(file, rest)
+    return rest
 
 
 class Options:

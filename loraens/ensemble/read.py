@@ -136,7 +136,8 @@ def read_runs(
     """
     by_task: dict[str, list[Unit]] = {}
     stored = [
-        (path, MemberStore(path).manifest().at(backbone)) for path in _directories(runs, report)
+        (path, (store := MemberStore(path)).located(store.manifest(), backbone))
+        for path in _directories(runs, report)
     ]
     stored = _in_state(stored, unfinished, report)
     for unit in units_of(stored):
@@ -310,7 +311,7 @@ def _with_epochs(
         InputError: An epoch has logits of other examples.
     """
     task = dev.task.name
-    names = [tuple(dict.fromkeys(e.name for _, m in unit for e in m.history)) for unit in units]
+    names = [tuple(dict.fromkeys(name for _, m in unit for name in _epochs(m))) for unit in units]
     lacking = 0
     for unit, of_unit in zip(units, names, strict=True):
         for _, manifest in unit:
@@ -330,6 +331,13 @@ def _with_epochs(
             _check_examples(unit[0][0], one, ids, split, "after some epochs than the pool")
         epochs.append(np.stack([one.logits for one in logits]))
     return replace(dev, epochs=tuple(epochs), epoch_names=tuple(names))
+
+
+def _epochs(manifest: Manifest) -> list[str]:
+    """Names of a member's epochs; the only one of a member that was imported."""
+    if manifest.imported is not None:
+        return [manifest.epochs["best"]]
+    return [entry.name for entry in manifest.history]
 
 
 def _of_epoch(unit: Unit, epoch: str, task: str, split: str) -> Logits:

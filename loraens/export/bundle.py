@@ -25,7 +25,15 @@ from loraens.inference.loading import BUNDLED
 from loraens.members import OUT_OF_FOLD
 from loraens.model.backbone import local_directory
 from loraens.records import Epoch, Manifest
-from loraens.store import ENSEMBLE, MANIFEST, MemberStore, find_member, logits_file, logits_to_bytes
+from loraens.store import (
+    ENSEMBLE,
+    MANIFEST,
+    MemberStore,
+    find_member,
+    logits_file,
+    logits_to_bytes,
+    path_from_run,
+)
 
 WEIGHTS = ".safetensors"
 BACKBONE_SUFFIXES = (".json", ".txt", ".model", WEIGHTS)
@@ -59,7 +67,7 @@ def export_bundle(
         record = EnsembleRecord.read(model) if (model / ENSEMBLE).is_file() else None
         if record is None or (model / MANIFEST).is_file():
             store = MemberStore(find_member(model))
-            manifest = store.manifest(examples=record is None)
+            manifest = store.located(store.manifest(examples=record is None))
             name = store.epoch(manifest, epoch).name
             files = _weights(store.directory / name, half) | _held_out(store, manifest, name)
             _write(work, manifest, name, files)
@@ -69,6 +77,7 @@ def export_bundle(
             members = []
             for number, member in enumerate(record.members):
                 at, manifest = record.member_store(model, member)
+                manifest = MemberStore(at).located(manifest)
                 to = work / "members" / f"{number:03d}"
                 _write(to, manifest, member.epoch, _weights(at / member.epoch, half))
                 members.append(
@@ -163,6 +172,7 @@ def _write(directory: Path, manifest: Manifest, epoch: str, files: dict[str, byt
         dev={"best": scores, "last": scores},
         history=tuple(entry for entry in manifest.history if entry.name == epoch),
         examples={},
+        backbone_path=path_from_run(manifest.settings.backbone, directory.parent),
     )
     MemberStore(directory).write({epoch: files}, alone)
 

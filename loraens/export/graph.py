@@ -18,7 +18,7 @@ from loraens.errors import InputError
 from loraens.inference.combination import Combination
 from loraens.inference.predictor import Predictor
 from loraens.metrics import TINY
-from loraens.model.backbone import load_encoder, pooler_of
+from loraens.model.backbone import load_encoder
 from loraens.tasks import Task
 
 
@@ -187,17 +187,21 @@ class Graph(nn.Module):
             given["token_type_ids"] = token_type_ids
         if members > 1:
             given = {name: ids.repeat(members, 1) for name, ids in given.items()}
-        hidden: Tensor = self.encoder(**given).last_hidden_state
+        if self.encoder.config.model_type == "xlnet":  # which subtracts it from a float
+            given["attention_mask"] = given["attention_mask"].float()
+        output = self.encoder(**given)
+        hidden: Tensor = output.last_hidden_state
         if self.pooling == "mean":
             real = given["attention_mask"][:, :, None].to(hidden.dtype)
             pooled = (hidden * real).sum(1) / real.sum(1)
         elif self.pooling == "cls":
             pooled = hidden[:, 0]
         elif self.pooling == "last":
-            last = given["attention_mask"].sum(1) - 1
-            pooled = hidden[torch.arange(len(hidden)), last]
+            last = given["attention_mask"].long().sum(1) - 1
+            index = last[:, None, None].expand(-1, 1, hidden.shape[2])
+            pooled = hidden.gather(1, index)[:, 0]
         else:
-            pooled = cast(nn.Module, pooler_of(self.encoder))(hidden)
+            pooled = output.pooler_output
         pooled = pooled.reshape(members, -1, pooled.shape[-1])
         return pooled @ cast(Tensor, self.weight) + cast(Tensor, self.bias)
 

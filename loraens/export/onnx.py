@@ -12,9 +12,10 @@ import random
 import runpy
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -167,18 +168,26 @@ def write_graph(predictor: Predictor, task: Task, region: Region | None, path: P
     free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     with torch.no_grad(), _quiet():
         outputs = list(graph(**inputs))
-        torch.onnx.export(
-            graph,
-            kwargs=inputs,
-            f=path,
-            input_names=list(inputs),
-            output_names=outputs,
-            opset_version=OPSET,
-            dynamo=True,
-            dynamic_shapes=dict.fromkeys(inputs, free),
-            external_data=False,
-            verbose=False,
-        )
+        try:
+            torch.onnx.export(
+                graph,
+                kwargs=inputs,
+                f=path,
+                input_names=list(inputs),
+                output_names=outputs,
+                opset_version=OPSET,
+                dynamo=True,
+                dynamic_shapes=dict.fromkeys(inputs, free),
+                external_data=False,
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError:
+            raise InputError(
+                "format onnx: PyTorch cannot export encoders of type"
+                f" {predictor.model.encoder.config.model_type} with any number of tokens: give"
+                " --format transformers or loraens",
+                option="format",
+            ) from None
 
 
 def _quantise(path: Path) -> None:
@@ -209,12 +218,13 @@ def _quantise(path: Path) -> None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without what the exporters say of their own insides."""
-    names = ("torch.onnx", "onnxscript", "onnx_ir", "")
+    names = ("torch", "torch.onnx", "onnxscript", "onnx_ir", "")
     levels = {name: logging.getLogger(name).level for name in names}
     for name in names:
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        # PyTorch prints graphs that it cannot export
+        with warnings.catch_warnings(), redirect_stderr(StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

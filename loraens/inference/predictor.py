@@ -128,7 +128,7 @@ class Predictor:
         # a soup is both, and is loaded as the one member that it is
         if record is None or (path / MANIFEST).is_file():
             store = MemberStore(find_member(path))
-            manifest = store.manifest(examples=False).at(backbone)
+            manifest = store.located(store.manifest(examples=False), backbone)
             name = store.epoch(manifest, epoch).name
             member = LoadedMember(store.directory, manifest, name)
             predictor = cls.of_members([member], batch_size, device)
@@ -139,7 +139,10 @@ class Predictor:
                 predictor.thresholds = thresholds_of(record)
             return predictor
         stored = [(record.member_store(path, member), member.epoch) for member in record.members]
-        members = [LoadedMember(at, found.at(backbone), epoch) for (at, found), epoch in stored]
+        members = [
+            LoadedMember(at, MemberStore(at).located(found, backbone), epoch)
+            for (at, found), epoch in stored
+        ]
         predictor = cls.of_members(members, batch_size, device)
         if len(members) == 1:
             predictor._fold()

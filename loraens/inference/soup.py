@@ -28,7 +28,7 @@ from loraens.model.lora import LoRALinear
 from loraens.model.population import MemberModel, Mode
 from loraens.model.weights import member_files
 from loraens.records import Manifest
-from loraens.store import Logits, MemberStore, logits_to_bytes
+from loraens.store import Logits, MemberStore, logits_to_bytes, path_from_run
 
 EPOCH = "epoch-001"
 
@@ -171,5 +171,6 @@ class Soup:
             ),
             epochs={"best": EPOCH, "last": EPOCH},
             dev={"best": {self.task.name: dict(dev)}},
+            backbone_path=path_from_run(self.settings.backbone, directory.parent),
         )
         MemberStore(directory).write({EPOCH: files}, manifest)

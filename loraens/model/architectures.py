@@ -43,6 +43,8 @@ PROJECTIONS = (
     ("q", "k", "v"),
     *((fused,) * 3 for fused in ("Wqkv", "qkv_proj", "query_key_value", "qkv", "c_attn")),
 )
+# what PEFT's keys of classifiers put before a layer's name, of types that are read off
+CLASSIFIERS = {"albert": "albert."}
 UNLIMITED = 2**20  # tokens, where positions are relative
 
 
@@ -151,4 +153,5 @@ def _read_off(encoder: PreTrainedModel) -> Architecture:
         token_types="token_type_ids" in signature(encoder.forward).parameters,
         pooler="pooler" if hasattr(encoder, "pooler") else None,
         packed=False,
+        classifier_prefix=CLASSIFIERS.get(encoder.config.model_type),
     )

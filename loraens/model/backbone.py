@@ -14,7 +14,7 @@ from torch import nn
 
 from loraens.errors import InputError
 from loraens.model.architectures import ARCHITECTURES, architecture_of
-from loraens.model.packaged import HUB_NAMES, locate
+from loraens.model.packaged import HUB_NAMES, is_adapter, locate
 from loraens.model.packed import ATTENTION, register_attention
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def local_directory(name: str) -> Path | None:
 
 def hub_name(name: str) -> str:
     """The name under which others find the backbone."""
-    return HUB_NAMES.get(name, name)
+    return locate(name) if is_adapter(name) else HUB_NAMES.get(name, name)
 
 
 def unusable(name: str, error: Exception) -> InputError:

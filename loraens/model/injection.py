@@ -40,10 +40,10 @@ def padded_axis(parameter_name: str, adapter: str = "lora") -> int | None:
 
 def linear_names(encoder: PreTrainedModel) -> list[str]:
     """Last name components of the encoder's linear layers, each once, in order of occurrence."""
-    return list(dict.fromkeys(name.rsplit(".", 1)[-1] for name, _ in _linears(encoder)))
+    return list(dict.fromkeys(name.rsplit(".", 1)[-1] for name, _ in linears_of(encoder)))
 
 
-def _linears(encoder: PreTrainedModel) -> list[tuple[str, nn.Linear]]:
+def linears_of(encoder: PreTrainedModel) -> list[tuple[str, nn.Linear]]:
     """The encoder's linear layers by name; those of a pooler are left out, it stays frozen."""
     architecture = architecture_of(encoder)
     return [
@@ -83,25 +83,38 @@ def inject(
             there are.
         KeyError: The kind is not registered.
     """
+    kind = ADAPTERS[adapter]
+    adapters = {
+        name: kind(layer, ranks, scales, routing)
+        for name, layer in matching(encoder, targets).items()
+    }
+    for name, layer in adapters.items():
+        encoder.set_submodule(name, layer)
+    return adapters
+
+
+def matching(encoder: PreTrainedModel, targets: Sequence[str]) -> dict[str, nn.Linear]:
+    """The linear layers that targets match, by their full names, in the order of the targets.
+
+    Raises:
+        ValueError: There is no target, or one matches no linear layer.
+    """
     if not targets:
         raise ValueError("at least one name of a linear layer is expected")
-    kind = ADAPTERS[adapter]
-    linears = _linears(encoder)
-    adapters: dict[str, Adapter] = {}
+    linears = linears_of(encoder)
     there = ", ".join(linear_names(encoder))
     try:
         names = architecture_of(encoder).linear_names(targets)
     except ValueError as error:
         raise ValueError(f"{error}; the encoder has {there}") from None
+    found: dict[str, nn.Linear] = {}
     for target in names:
         every = target == ALL_LINEAR
-        matches = [pair for pair in linears if every or f".{pair[0]}".endswith(f".{target}")]
+        matches = {n: layer for n, layer in linears if every or f".{n}".endswith(f".{target}")}
         if not matches:
             raise ValueError(f"target {target!r} matches no linear layer; the encoder has {there}")
-        adapters.update({name: kind(layer, ranks, scales, routing) for name, layer in matches})
-    for name, layer in adapters.items():
-        encoder.set_submodule(name, layer)
-    return adapters
+        found.update(matches)
+    return found
 
 
 def merge(encoder: nn.Module, index: int) -> None:

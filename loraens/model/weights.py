@@ -23,7 +23,7 @@ ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER = "adapter_model.safetensors"
 HEADS = "heads.safetensors"
 ENCODER = "encoder.safetensors"
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
 
 
 def _classifier_prefix(model: MemberModel) -> str | None:
@@ -35,7 +35,7 @@ def _classifier_prefix(model: MemberModel) -> str | None:
 
 def _adapter_tensors(model: MemberModel, index: int) -> dict[str, Tensor]:
     """The adapters of one member, under PEFT's keys."""
-    prefix = _PREFIX + (_classifier_prefix(model) or "")
+    prefix = PREFIX + (_classifier_prefix(model) or "")
     tensors = {}
     for name, layer in model.adapters.items():
         for end, tensor in layer.member_tensors(index).items():
@@ -90,7 +90,7 @@ def member_files(
     if classifier:
         (task,) = model.heads
         for part in ("weight", "bias"):
-            tensors[f"{_PREFIX}classifier.{part}"] = heads[f"{task}.{part}"]
+            tensors[f"{PREFIX}classifier.{part}"] = heads[f"{task}.{part}"]
     else:
         files[HEADS] = _serialise(heads)
     return {**files, ADAPTER: _serialise(tensors)}
@@ -106,13 +106,13 @@ def load_member(model: MemberModel, index: int, directory: Path) -> None:
     saved: dict[str, Tensor] = {}
     for name in (ADAPTER, HEADS):
         if (directory / name).is_file():
-            saved.update(_load(directory / name))
+            saved.update(read_tensors(directory / name))
     if model.mode == "lora":
         targets.update(_adapter_tensors(model, index))
         if _classifier_prefix(model) is not None:
             (task,) = model.heads
             for part in ("weight", "bias"):
-                targets[f"{_PREFIX}classifier.{part}"] = targets.pop(f"{task}.{part}")
+                targets[f"{PREFIX}classifier.{part}"] = targets.pop(f"{task}.{part}")
     if model.mode == "full":
         _load_encoder(model.encoder, directory / ENCODER)
     different = set(targets) ^ set(saved)
@@ -130,7 +130,7 @@ def load_member(model: MemberModel, index: int, directory: Path) -> None:
         target.data.copy_(saved[key])
 
 
-def _load(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a file.
 
     Raises:
@@ -144,7 +144,7 @@ def _load(path: Path) -> dict[str, Tensor]:
 
 def _load_encoder(encoder: nn.Module, path: Path) -> None:
     try:
-        encoder.load_state_dict(_load(path))
+        encoder.load_state_dict(read_tensors(path))
     except RuntimeError as error:
         raise InputError(
             f"{path} does not fit the backbone: {str(error).splitlines()[-1].strip()}"

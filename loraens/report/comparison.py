@@ -139,7 +139,8 @@ def _goals(file: Path) -> dict[str, str]:
 def _of_member(path: Path) -> list[Row]:
     manifest = MemberStore(path).read()
     mode = manifest.settings.mode
-    epoch = manifest.epochs.get("best")
+    epoch = manifest.epochs.get("best") if manifest.imported is None else None
+    known = ("rank", "scale") if manifest.imported else MEMBER_COLUMNS
     shared = {
         **dict.fromkeys(COLUMNS),
         "kind": "baseline" if mode in ("frozen", "full") else "member",
@@ -148,7 +149,7 @@ def _of_member(path: Path) -> list[Row]:
         "status": manifest.status,
         "mode": mode,
         "backbone": manifest.settings.backbone,
-        **{name: getattr(manifest.member, name) for name in MEMBER_COLUMNS},
+        **{name: getattr(manifest.member, name) for name in known},
         "adapter": manifest.settings.adapter if mode == "lora" else None,
         "targets": "+".join(manifest.settings.targets) if mode == "lora" else None,
         "members": 1,

@@ -16,13 +16,13 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from loraens import __version__
 from loraens.arrays import npz
+from loraens.data.examples import write_data_examples
 from loraens.data.imports import resume_options
-from loraens.data.modules import TextData
 from loraens.errors import InputError
 from loraens.members import OUT_OF_FOLD
 from loraens.model.weights import member_files
 from loraens.records import Epoch, EpochRecord, Manifest, Status
-from loraens.store import CHECKPOINT, LOGITS, MemberStore, in_16_bits, write_examples
+from loraens.store import CHECKPOINT, LOGITS, MemberStore, in_16_bits, path_from_run
 from loraens.train.checkpoints import WRITER
 from loraens.train.evaluation import combined_score, undefined_scores
 from loraens.train.failures import PopulationError
@@ -39,30 +39,6 @@ def score_of(module: Population, index: int) -> float:
 def _validations(progress: dict[str, Any], epoch: int) -> int:
     """Validations of a member in one epoch."""
     return sum(entry["epoch"] == epoch for entry in progress["history"])
-
-
-def write_data_examples(data: TextData, directory: Path) -> dict[str, str]:
-    """Write ids and labels of every split that members are evaluated on, and groups of the one that
-    is cut into folds.
-
-    Args:
-        data: The texts, read.
-        directory: The run's directory.
-
-    Returns:
-        SHA-256 of each file, by its name.
-    """
-    return {
-        (file := f"{task}-{split}.npz"): write_examples(
-            directory,
-            file,
-            part.split.ids,
-            part.split.labels,
-            None if part.folds is None else part.folds.groups,
-        )
-        for (task, split), part in data.splits.items()
-        if split != "train"
-    }
 
 
 class MemberWriter(Callback):
@@ -230,8 +206,9 @@ class MemberWriter(Callback):
             truncated={name: part.tokens.truncated for name, part in splits.items()},
             trainable_parameters=module.model.trainable_parameters(index),
             seconds=round(self._spent(), 1),
-            versions=_versions(),
+            versions=versions(),
             examples=self._examples,
+            backbone_path=path_from_run(module.backbone, self.directory),
             max_epochs=None if epochs_given in (None, -1) else epochs_given,
         )
 
@@ -289,6 +266,7 @@ def _weights(module: Population) -> list[dict[str, bytes]]:
 
 
 @cache
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Versions of the libraries that a member depends on."""
     others = ("torch", "transformers", "lightning")
     return {"loraens": __version__, **{name: version(name) for name in others}}

@@ -20,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from loraens.data.examples import write_data_examples
 from loraens.data.imports import resume_options
 from loraens.data.modules import TextData
 from loraens.errors import say
@@ -29,7 +30,6 @@ from loraens.members import packs as packs_of
 from loraens.records import Manifest
 from loraens.store import SWEEP, MemberStore
 from loraens.train.bar import SweepBar
-from loraens.train.callbacks import write_data_examples
 from loraens.train.checkpoints import PackCheckpoint
 from loraens.train.config import CONFIG, SweepConfig
 from loraens.train.cost import choose_size

@@ -24,6 +24,7 @@ from loraens.members import OUT_OF_FOLD, Member, by_kind, indices_of_configurati
 from loraens.model.adapters import ADAPTERS
 from loraens.model.backbone import fingerprint, load_encoder, max_positions
 from loraens.model.batch import PackedBatch
+from loraens.model.packaged import merged_of
 from loraens.model.population import MemberModel, Mode, Pooling
 from loraens.records import OLDER_SETTINGS, Scores, Settings
 from loraens.tasks import Task
@@ -276,6 +277,7 @@ class Population(LightningModule):
             data=data.fingerprints,
             folds=data.folds,
             long=data.long,
+            merged=merged_of(self.backbone),
         )
 
     @property

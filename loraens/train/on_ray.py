@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from loraens.cluster import PAUSE, Cluster, Counts, fetched, import_ray
-from loraens.train.callbacks import write_data_examples
+from loraens.data.examples import write_data_examples
 from loraens.train.config import CONFIG, SweepConfig
 from loraens.train.device import on_gpu
 from loraens.train.options import SweepOptions

@@ -3,7 +3,7 @@
 from copy import deepcopy
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AlbertConfig,
     AutoModel,
@@ -107,4 +107,24 @@ def plain_tokenizer(words):
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="<end>", pad_token="<end>", unk_token="<unk>"
+    )
+
+
+def bracketing_tokenizer(words):
+    """A tokenizer that puts `<s>` before and `</s>` behind each text; id 1, which is padding to
+    RoBERTa, is never used.
+    """
+    names = ["<pad>", "<none>", "<s>", "</s>", "<unk>", *words]
+    tokenizer = Tokenizer(
+        models.WordLevel({name: number for number, name in enumerate(names)}, unk_token="<unk>")
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.BertProcessing(("</s>", 3), ("<s>", 2))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="</s>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        cls_token="<s>",
+        sep_token="</s>",
     )
