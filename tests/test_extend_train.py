@@ -234,7 +234,7 @@ def test_a_config_edited_by_hand_is_read(coordinator):
     assert config.base == Member(8, 1.0, lr=1e-5)
     for old, new, message in (
         ("lr: 0.01", "lr: fast", "lr"),
-        ("lr: 0.01", "lr: -1", "positive scale and learning rate"),
+        ("lr: 0.01", "lr: -1", "positive scale, learning rate"),
         ("pack_size: 2", "pack_size: 0", "pack_size 0 is too small"),
         ("pack_size: 2", "packs: 2", "packs"),
         ("grid:", "grid: [", "is not YAML"),
