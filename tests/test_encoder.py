@@ -79,7 +79,7 @@ def losses_and_grads(model, batch):
 
 
 @pytest.mark.parametrize(
-    "targets", [("query", "value"), ("query", "key", "value"), ("layer.1.attention.self.value",)]
+    "targets", [("query", "value"), ("query", "key", "value"), ("value", "top-1")]
 )
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 @pytest.mark.parametrize("batched", [False, pytest.param(True, marks=pytest.mark.slow)])
@@ -102,6 +102,18 @@ def test_fast_equals_general(build, pooling, targets, batched):
         torch.testing.assert_close(
             fast.eval()(batch()), general.eval()(batch()), rtol=0, atol=1e-12
         )
+
+
+def test_targets_of_the_highest_layers(build):
+    top = build(False, targets=("query", "value", "top-1"))
+    assert {name.split(".")[2] for name in top.adapters} == {"1"}
+    assert len(top.adapters) == 2
+    for targets, message in (
+        (("value", "top-3"), "top-3 is not among the encoder's 2 layers"),
+        (("top-1",), "at least one name of a linear layer"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            build(False, targets=targets)
 
 
 def test_nothing_is_kept_below_the_lowest_adapted_layer(build):

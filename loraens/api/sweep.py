@@ -44,7 +44,8 @@ class Sweep:
             "last" (of decoders).
         targets: Names of the encoder's linear layers that get an adapter; query, key and value are
             attention's projections, whatever they are called, attention is all three, and
-            all-linear is every linear layer.
+            all-linear is every linear layer; top-N among them restricts them to the N highest
+            layers.
         adapter: Adapter kind: "lora", "rslora", "dora", or one that was registered in
             `loraens.ADAPTERS`.
         schedule: Learning rate after the warm-up.

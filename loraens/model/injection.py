@@ -6,6 +6,7 @@ their own modules.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ALL_LINEAR = "all-linear"
+TOP = re.compile(r"top-(\d+)")
 
 
 def padded_axis(parameter_name: str, adapter: str = "lora") -> int | None:
@@ -65,7 +67,8 @@ def inject(
 
     A target is the tail of a dotted name: `intermediate.dense`, or `layer.0.attention.self.query`;
     `query`, `key` and `value` alone are attention's projections, whatever they are called,
-    `attention` is all three, and `all-linear` is every linear layer but a pooler's.
+    `attention` is all three, `all-linear` is every linear layer but a pooler's, and `top-N`
+    restricts the others to the N highest layers of the encoder.
 
     Args:
         encoder: The backbone, changed in place.
@@ -99,10 +102,14 @@ def matching(encoder: PreTrainedModel, targets: Sequence[str]) -> dict[str, nn.L
     Raises:
         ValueError: There is no target, or one matches no linear layer.
     """
-    if not targets:
-        raise ValueError("at least one name of a linear layer is expected")
     linears = linears_of(encoder)
     there = ", ".join(linear_names(encoder))
+    numbers = [int(given[1]) for target in targets if (given := TOP.fullmatch(target))]
+    if numbers:
+        targets = [target for target in targets if not TOP.fullmatch(target)]
+        linears = _top(linears, min(numbers))
+    if not targets:
+        raise ValueError("at least one name of a linear layer is expected")
     try:
         names = architecture_of(encoder).linear_names(targets)
     except ValueError as error:
@@ -115,6 +122,21 @@ def matching(encoder: PreTrainedModel, targets: Sequence[str]) -> dict[str, nn.L
             raise ValueError(f"target {target!r} matches no linear layer; the encoder has {there}")
         found.update(matches)
     return found
+
+
+def _top(linears: list[tuple[str, nn.Linear]], count: int) -> list[tuple[str, nn.Linear]]:
+    """Those of the highest layers.
+
+    Raises:
+        ValueError: There are fewer layers.
+    """
+    number_of = {
+        name: next((int(p) for p in name.split(".") if p.isdigit()), -1) for name, _ in linears
+    }
+    layers = 1 + max(number_of.values())
+    if not 1 <= count <= layers:
+        raise ValueError(f"top-{count} is not among the encoder's {layers} layers")
+    return [(name, layer) for name, layer in linears if number_of[name] >= layers - count]
 
 
 def merge(encoder: nn.Module, index: int) -> None:

@@ -52,7 +52,8 @@ class Population(LightningModule):
             "full" the whole encoder.
         targets: Names of the encoder's linear layers that get an adapter, where the members give
             none of their own; query, key and value are attention's projections, whatever they are
-            called, attention is all three, and all-linear is every linear layer.
+            called, attention is all three, and all-linear is every linear layer; top-N among them
+            restricts them to the N highest layers, below which no backward is computed.
         pooling: What the head reads: "pooler" (the backbone's own), "cls" (the first token), "mean"
             or "last" (the last token, of decoders).
         init_std: Standard deviation of A at the start; B is zero.
