@@ -284,13 +284,7 @@ class Predictor:
             raise InputError(
                 "the member predicts values that are not finite: train it again at a lower rate"
             )
-        return Pool(
-            task=task,
-            names=tuple(map(str, range(len(logits)))),
-            ranks=self.combined(task).ranks,
-            logits=logits,
-            labels=np.full(logits.shape[1], np.nan),
-        )
+        return self.combined(task).pool(task, logits)
 
     def region(self, task: Task, coverage: float | None) -> Region | None:
         """What `rows` needs to give regions of a coverage; None for none.
