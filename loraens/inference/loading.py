@@ -6,8 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from loraens.errors import InputError
 from loraens.records import Manifest
+from loraens.store import MemberStore, logits_file
+from loraens.tasks import Task
 
 if TYPE_CHECKING:
     from loraens.model.population import MemberModel
@@ -45,6 +49,29 @@ def load_members(members: Sequence[LoadedMember]) -> MemberModel:
     for index, member in enumerate(members):
         load_member(model, index, member.directory / member.epoch)
     return model
+
+
+def held_out_logits(members: Sequence[LoadedMember], task: Task) -> np.ndarray:
+    """Logits `(M, N, C)` of texts that no member was trained on: of dev, with folds where it was
+    kept apart, or of test.
+
+    Raises:
+        InputError: Not all members have logits of one of these.
+    """
+    for split in ("dev", "test"):
+        files = [m.directory / logits_file(m.manifest, m.epoch, task.name, split) for m in members]
+        if all(file.is_file() for file in files):
+            stored = [
+                MemberStore(m.directory).logits_of(m.manifest, m.epoch, task.name, split).logits
+                for m in members
+            ]
+            return np.stack(stored)
+    raise InputError(
+        f"{members[0].directory} and the other members have no logits of the same held-out texts,"
+        " which a cascade needs: with folds, keep dev apart or give a test file, and predict where"
+        " the members' run is",
+        option="cascade",
+    )
 
 
 def _model(members: Sequence[LoadedMember]) -> MemberModel:
