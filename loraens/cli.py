@@ -45,6 +45,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "main",
         "choose members, combine them, and prove what that is worth",
     ),
+    "distil": (
+        "loraens.commands.distil",
+        "main",
+        "train members on what an ensemble predicts, so that one is worth nearly all of it",
+    ),
     "report": ("loraens.commands.report", "main", "show members and ensembles on one page"),
     "compare": (
         "loraens.commands.compare",

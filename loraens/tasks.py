@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from loraens.labels import LABEL_KINDS, LabelKind
+from loraens.labels.base import SoftTargets
 from loraens.metrics import Metric, Outcome
 
 if TYPE_CHECKING:
@@ -169,7 +170,11 @@ class Task:
         return ", ".join(formatted) or "none" if isinstance(formatted, list) else f"{formatted}"
 
     def member_losses(
-        self, logits: Tensor, labels: Tensor, weights: Tensor | None = None
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        weights: Tensor | None = None,
+        soft: SoftTargets | None = None,
     ) -> Tensor:
         """Mean loss of each member, `(M,)`.
 
@@ -177,8 +182,15 @@ class Task:
             logits: `(M, B, C)`.
             labels: `(M, B)`, or `(M, B, K)` where there are several.
             weights: `(M, B)` of the examples; equal by default.
+            soft: What a teacher predicts for them; nothing by default.
+
+        Raises:
+            InputError: There is a teacher, and the kind cannot be distilled.
         """
         losses = self.label_kind.losses_of(self, logits, labels)
+        if soft is not None:
+            taught = self.label_kind.soft_losses_of(self, logits, soft.targets, soft.temperature)
+            losses = taught + soft.label_shares.to(losses.dtype) * (losses - taught)
         return (losses if weights is None else losses * weights.to(losses.dtype)).mean(1)
 
     def outcome(self, logits: np.ndarray) -> Outcome:

@@ -15,6 +15,7 @@ from loraens.commands.parser import call
 from loraens.data.tables import Quoting, Reading, line_of
 from loraens.ensemble.conformal import check_coverage
 from loraens.errors import InputError, in_json
+from loraens.inference.cascade import check_level
 from loraens.inference.predict_file import predict_file
 from loraens.inference.predictor import Predictor
 from loraens.records import Epoch
@@ -42,6 +43,7 @@ def predict(
     address: str | None = None,
     cpus: int | None = None,
     spreadsheet: bool = False,
+    cascade: float | None = None,
 ) -> None:
     """Write predictions of a member or an ensemble for every row of a file, or print those of one
     text.
@@ -87,6 +89,9 @@ def predict(
         cpus: Cores of each worker; by default its part of those of this machine.
         spreadsheet: Whether cells of CSV or TSV that begin as formulas do, with = + - @ and no
             number, get an apostrophe before them, so that spreadsheets show and do not run them.
+        cascade: Share of new texts, such as 0.99, whose predicted class is that of all members:
+            members run one after another, and none on a text whose class is clear enough; how clear
+            is chosen on held-out texts, where the share is proved. Predictions alone are written.
 
     Raises:
         InputError: An option or a file cannot be used.
@@ -102,6 +107,15 @@ def predict(
     if coverage is not None:
         check_coverage(coverage)
     check_workers(engine, workers, address, cpus)
+    if cascade is not None:
+        check_level(cascade)
+        if coverage is not None or columns not in (None, ["prediction"]) or engine == RAY:
+            raise InputError(
+                f"cascade {cascade:g} is for the column prediction alone, in this process: leave"
+                " out columns, coverage and engine",
+                option="cascade",
+            )
+        columns = ["prediction"]
     if engine == RAY:
         if input is None:
             raise InputError("engine ray is for --input, not for --text", option="engine")
@@ -112,7 +126,7 @@ def predict(
     load = partial(Predictor.load, model, epoch, batch_size, device, backbone)
     if input is None:
         texts = tuple(given for given in (text, text2) if given is not None)
-        _print_one(load(), task, texts, coverage, columns)
+        _print_one(load(), task, texts, coverage, columns, cascade)
         return
     loaded: list[Predictor] = []
 
@@ -133,14 +147,11 @@ def predict(
         columns=columns,
         cluster=cluster,
         spreadsheet=spreadsheet,
+        cascade=cascade,
     )
     in_turn = loaded[0].in_turn if loaded else None
     if in_turn is not None and in_turn.texts:
-        print(
-            f"{in_turn.ran / in_turn.texts:.1f} of {len(in_turn.members)} members ran on a text, on"
-            " average: for the others its class was certain",
-            file=sys.stderr,
-        )
+        print(in_turn.sentence, file=sys.stderr)
     if skipped:
         shown = line_of(*skipped[:5]) + (", ..." if len(skipped) > 5 else "")
         print(
@@ -163,6 +174,7 @@ def _print_one(
     texts: tuple[str, ...],
     coverage: float | None,
     kept: list[str] | None,
+    cascade: float | None,
 ) -> None:
     """Print the prediction of one text as JSON."""
     chosen = predictor.task(task)
@@ -172,7 +184,7 @@ def _print_one(
         raise InputError(f"task {chosen.name} takes {options}, not blank: {columns}")
     region = predictor.region(chosen, coverage)
     if kept:
-        predictor.keep(kept, chosen, region)
+        predictor.keep(kept, chosen, region, cascade)
     (row,) = predictor.rows([texts], chosen, region)
     print(in_json(json.dumps(row, ensure_ascii=False)))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
@@ -175,10 +176,17 @@ class TextData(RecordedArguments, LightningDataModule):
             if (task.name, split) in self.splits
         ]
 
+    def trained_by(self, members: Sequence[Member]) -> list[TokenSplit]:
+        """What a population is trained on of every task: the split train, and what a subclass adds
+        at its end.
+        """
+        return self.of("train")
+
     def train_dataloader(self) -> DataLoader[PackedBatch]:
         """Packed batches of the trainer's population."""
+        members = self._members()
         return DataLoader(
-            PackedDataset(self.of("train")), sampler=self.sampler(self._members()), batch_size=None
+            PackedDataset(self.trained_by(members)), sampler=self.sampler(members), batch_size=None
         )
 
     def sampler(self, members: Sequence[Member]) -> TrainSampler:
@@ -189,11 +197,17 @@ class TextData(RecordedArguments, LightningDataModule):
         """
         seeds = [member.seed for member in members]
         parts = self._parts(members)
+        sizes = [len(split) for split in self.trained_by(members)]
         if not parts:
-            sizes = [len(split) for split in self.of("train")]
             return TrainSampler(sizes, self.batch_size, seeds, self.temperature)
-        sizes = [folds.trained for folds, _ in parts]
-        examples = [[folds.outside[fold] for fold in of_members] for folds, of_members in parts]
+        added = [
+            np.arange(len(split), size) for split, size in zip(self.of("train"), sizes, strict=True)
+        ]
+        sizes = [len(more) + folds.trained for more, (folds, _) in zip(added, parts, strict=True)]
+        examples = [
+            [np.concatenate([folds.outside[fold], more]) for fold in of_members]
+            for more, (folds, of_members) in zip(added, parts, strict=True)
+        ]
         return TrainSampler(sizes, self.batch_size, seeds, self.temperature, examples)
 
     def _parts(self, members: Sequence[Member]) -> list[tuple[Folds, list[int]]]:

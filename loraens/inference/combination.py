@@ -5,7 +5,7 @@ Shape letters: M members.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -69,6 +69,28 @@ class Combination:
             folds=record.members_each,
             names=tuple(member.name for member in record.members),
             thresholds=thresholds_of(record),
+        )
+
+    def of_fold(self, fold: int) -> Combination:
+        """The combination of the members of one fold, which has the weights of configurations."""
+        own = slice(fold, None, self.folds)
+        return replace(
+            self,
+            weights=self.weights[own] * self.folds,
+            ranks=self.ranks[own],
+            standings=self.standings[own],
+            folds=1,
+            names=self.names[own],
+        )
+
+    def pool(self, task: Task, logits: np.ndarray) -> Pool:
+        """The pool of the members, unlabelled, with their logits `(M, N, C)`."""
+        return Pool(
+            task=task,
+            names=tuple(map(str, range(len(logits)))),
+            ranks=self.ranks,
+            logits=logits,
+            labels=np.full(logits.shape[1], np.nan),
         )
 
     def outcome(self, pool: Pool) -> Outcome:

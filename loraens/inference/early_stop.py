@@ -22,11 +22,13 @@ from torch import nn
 
 from loraens.inference.combination import Combination
 from loraens.members import Member
+from loraens.metrics import TINY
 from loraens.model.injection import merge
 from loraens.model.population import MemberModel
 from loraens.tasks import Task
 
 if TYPE_CHECKING:
+    from loraens.inference.cascade import Cascade
     from loraens.inference.predictor import Predictor
 
 MARGIN = 1e-6  # of a lead: more than sums of float64 are rounded by, and vote's ties are wide
@@ -37,6 +39,11 @@ def stops_early(task: Task, combination: Combination) -> bool:
     """Whether a class can be certain before all members ran."""
     several = len(combination.weights) > 1
     return several and combination.rule in RULES and task.label_kind.most_probable
+
+
+def can_cascade(task: Task, combination: Combination) -> bool:
+    """Whether members can run one after another until a class is nearly certain."""
+    return len(combination.weights) > 1 and task.label_kind.most_probable
 
 
 @dataclass
@@ -58,15 +65,18 @@ def run_in_turn(
     task: Task,
     combination: Combination,
     combine: Callable[[np.ndarray], np.ndarray],
+    threshold: float = 1.0,
 ) -> Stopped:
-    """Run members until the class of each text is certain.
+    """Run members until the class of each text is certain, or nearly so.
 
     Args:
         logits_of: Logits `(n, C)` of a member, given its number and the indices `(n,)` of texts.
         texts: N.
-        task: A task of which `stops_early` is true.
+        task: A task of which `stops_early` is true, or, with a threshold, `can_cascade`.
         combination: How the members are combined.
         combine: Class numbers `(n,)` of the logits `(M, n, C)` of all members.
+        threshold: A class is taken once its lead is more than that times the weight of the members
+            that are left; from 1 on votes and probabilities then are certain.
     """
     shares = combination.weights / combination.weights.sum()
     order = np.argsort(-shares, kind="stable")
@@ -84,10 +94,12 @@ def run_in_turn(
         assert outcome.probabilities is not None
         if combination.rule == "vote":
             sums[there, outcome.predictions] += shares[member]
-        else:
+        elif combination.rule == "probs":
             sums[there] += shares[member] * outcome.probabilities
+        else:  # of which the largest sum is that of the largest mean logit
+            sums[there] += shares[member] * np.log(np.maximum(outcome.probabilities, TINY))
         second, first = np.partition(sums[there], classes - 2, axis=1)[:, -2:].T
-        certain = first - second > remaining + MARGIN
+        certain = first - second > threshold * remaining + MARGIN
         predictions[there[certain]] = sums[there[certain]].argmax(axis=1)
         there = there[~certain]
         if not len(there):
@@ -102,14 +114,16 @@ class InTurn:
 
     Args:
         model: The model, which becomes one of one member.
+        cascade: When a text leaves; where its class is certain, by default.
 
     Attributes:
         texts: Texts that were predicted so far.
         ran: Members that ran on them, in sum.
     """
 
-    def __init__(self, model: MemberModel) -> None:
+    def __init__(self, model: MemberModel, cascade: Cascade | None = None) -> None:
         self.model = model
+        self.cascade = cascade
         self.members: tuple[Member, ...] = model.members
         self.adapters = model.adapters
         self.heads = {
@@ -151,8 +165,18 @@ class InTurn:
             classes: np.ndarray = combination.outcome(predictor.pool(logits, task)).predictions
             return classes
 
-        found = run_in_turn(logits_of, len(texts), task, combination, combine)
+        threshold = 1.0 if self.cascade is None else self.cascade.threshold
+        found = run_in_turn(logits_of, len(texts), task, combination, combine, threshold)
         self.texts += len(texts)
         self.ran += int(found.ran.sum())
         predictions: np.ndarray = found.predictions
         return predictions
+
+    @property
+    def sentence(self) -> str:
+        """How many members ran, and what the classes are."""
+        reason = "for the others its class was certain"
+        if self.cascade is not None:
+            reason = self.cascade.sentence
+        average = self.ran / self.texts
+        return f"{average:.1f} of {len(self.members)} members ran on a text, on average: {reason}"

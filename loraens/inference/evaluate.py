@@ -55,19 +55,21 @@ def evaluate(
             " give a labelled file, or use `loraens predict`"
         )
     return replace(
-        of_labels(model, chosen, _logits(model, chosen, split.texts), split.labels),
+        of_labels(model, chosen, all_logits(model, chosen, split.texts, "evaluate"), split.labels),
         origin=split.origin,
         dropped=dict(split.dropped),
         seen=_seen(model, chosen, split),
     )
 
 
-def _logits(model: Predictor, task: Task, texts: list[tuple[str, ...]]) -> np.ndarray:
-    """Logits `(M, N, C)`, computed in chunks, with a bar in terminals."""
+def all_logits(
+    model: Predictor, task: Task, texts: Sequence[tuple[str, ...]], purpose: str
+) -> np.ndarray:
+    """Logits `(M, N, C)`, computed in chunks, with a bar in terminals that names the purpose."""
     from tqdm import tqdm
 
     parts = []
-    with tqdm(total=len(texts), desc="evaluate", unit=" rows", disable=None, leave=False) as bar:
+    with tqdm(total=len(texts), desc=purpose, unit=" rows", disable=None, leave=False) as bar:
         for start in range(0, len(texts), CHUNK):
             parts.append(model.logits(texts[start : start + CHUNK], task))
             bar.update(parts[-1].shape[1])

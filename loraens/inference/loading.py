@@ -8,8 +8,12 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from loraens.errors import InputError
 from loraens.records import Manifest
+from loraens.store import MemberStore, logits_file
+from loraens.tasks import Task
 
 if TYPE_CHECKING:
     from loraens.model.population import MemberModel
@@ -62,6 +66,29 @@ def load_members(members: Sequence[LoadedMember]) -> list[Part]:
         for number, index in enumerate(indices):
             load_member(model, number, members[index].directory / members[index].epoch)
     return [Part(*part) for part in zip(models, kinds.values(), strict=True)]
+
+
+def held_out_logits(members: Sequence[LoadedMember], task: Task) -> np.ndarray:
+    """Logits `(M, N, C)` of texts that no member was trained on: of dev, with folds where it was
+    kept apart, or of test.
+
+    Raises:
+        InputError: Not all members have logits of one of these.
+    """
+    for split in ("dev", "test"):
+        files = [m.directory / logits_file(m.manifest, m.epoch, task.name, split) for m in members]
+        if all(file.is_file() for file in files):
+            stored = [
+                MemberStore(m.directory).logits_of(m.manifest, m.epoch, task.name, split).logits
+                for m in members
+            ]
+            return np.stack(stored)
+    raise InputError(
+        f"{members[0].directory} and the other members have no logits of the same held-out texts,"
+        " which a cascade needs: with folds, keep dev apart, or sweep with a test file and"
+        " --data.test_logits true, and predict where the members' run is",
+        option="cascade",
+    )
 
 
 def _sharing(encoder: Any) -> Any:

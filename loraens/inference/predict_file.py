@@ -67,6 +67,7 @@ def predict_file(
     columns: Sequence[str] | None = None,
     cluster: Cluster | None = None,
     spreadsheet: bool = False,
+    cascade: float | None = None,
 ) -> list[Position]:
     """Write predictions for every row of a file.
 
@@ -84,6 +85,7 @@ def predict_file(
             load the predictor, too.
         spreadsheet: Whether cells of CSV or TSV that a spreadsheet would take for formulas are
             written as text.
+        cascade: As of `Predictor.keep`; not with a cluster.
 
     Returns:
         Positions of rows without a text, whose prediction is empty.
@@ -109,7 +111,7 @@ def predict_file(
         table.require(chosen.text_columns, f"the text columns of task {chosen.name}")
         region = predictor.region(chosen, coverage)
         if columns:
-            predictor.keep(columns, chosen, region)
+            predictor.keep(columns, chosen, region, cascade)
         own = predictor.columns(chosen, region)
 
         def predict(chunks: Iterator[Texts]) -> Iterator[list[Row]]:

@@ -22,7 +22,7 @@ from loraens.ensemble.record import EnsembleRecord
 from loraens.errors import InputError
 from loraens.inference.combination import Combination, thresholds_of
 from loraens.inference.hub import fetched
-from loraens.inference.loading import BUNDLED, LoadedMember, Part, load_members
+from loraens.inference.loading import BUNDLED, LoadedMember, Part, held_out_logits, load_members
 from loraens.inference.rows import column_names, rows_of
 from loraens.records import Epoch
 from loraens.store import ENSEMBLE, MANIFEST, MemberStore, find_member
@@ -62,6 +62,8 @@ class Predictor:
             where they were trained in different ones.
         backbone: Name or directory of the backbone.
         kept: Names of the columns that rows have; all by default.
+        held_out: Gives the members' logits `(M, N, C)` of texts that none was trained on; None
+            where they were not loaded from an ensemble.
         in_turn: Runs members one after another; set where only predictions are kept and these can
             be certain before all members ran.
         long: How longer sequences are shortened.
@@ -80,6 +82,7 @@ class Predictor:
     precision: str = "32-true"
     backbone: str = ""
     kept: tuple[str, ...] | None = None
+    held_out: Callable[[], np.ndarray] | None = None
     in_turn: InTurn | None = None
     long: Long = "cut"
     several: Sequence[Part] = ()
@@ -148,6 +151,7 @@ class Predictor:
             predictor._fold()
         predictor.combination = Combination.of_record(record)
         predictor.conformal = partial(_of_record, record, path)
+        predictor.held_out = partial(held_out_logits, members, record.task)
         predictor.tasks = {record.task.name: record.task}
         return predictor
 
@@ -195,7 +199,13 @@ class Predictor:
         if self.precision != HALF:
             self.model.fold()
 
-    def keep(self, columns: Sequence[str], task: Task, region: Region | None = None) -> None:
+    def keep(
+        self,
+        columns: Sequence[str],
+        task: Task,
+        region: Region | None = None,
+        cascade: float | None = None,
+    ) -> None:
         """Give rows only some of their columns.
 
         Where `prediction` is the only one, members of a vote or of mean probabilities run one after
@@ -205,9 +215,12 @@ class Predictor:
             columns: Names of the columns, in their order.
             task: The task.
             region: What `rows` will be given.
+            cascade: Share of new texts in which members may stop running only where the class then
+                is that of all, see `cascade`, which is for the column `prediction` alone. By
+                default they run until the class is certain.
 
         Raises:
-            InputError: There is no such column.
+            InputError: There is no such column, or no cascade can be proved.
         """
         there = column_names(task, self.combination is not None, region)
         for name in columns:
@@ -216,13 +229,37 @@ class Predictor:
                     f"columns {name}: one of {', '.join(there)} is expected", option="columns"
                 )
         self.kept = tuple(columns)
-        if self.kept == ("prediction",) and self.model.mode == "lora":
+        if cascade is not None:
+            self.in_turn = self._cascaded(task, cascade)
+        elif self.kept == ("prediction",) and self.model.mode == "lora":
             from loraens.inference.early_stop import InTurn, stops_early
 
             one = not self.several and self.precision == "32-true"
             if one and stops_early(task, self.combined(task)):
                 device = next(self.model.parameters()).device
                 self.in_turn = InTurn(self.model) if device.type == "cpu" else None
+
+    def _cascaded(self, task: Task, level: float) -> InTurn:
+        """The members one after another, until a class is that of all of them nearly always.
+
+        Raises:
+            InputError: There are no several members that predict a class in float32, they have no
+                held-out logits, or these do not prove the level.
+        """
+        from loraens.inference.cascade import chosen_cascade
+        from loraens.inference.early_stop import InTurn, can_cascade
+
+        combination = self.combined(task)
+        able = self.model.mode == "lora" and self.precision == "32-true" and not self.several
+        if not (able and can_cascade(task, combination)):
+            raise InputError(
+                f"cascade {level:g} is for several LoRA members of one kind that predict one class,"
+                " trained in float32: leave it out",
+                option="cascade",
+            )
+        assert self.held_out is not None
+        logits = self.held_out()
+        return InTurn(self.model, chosen_cascade(task, combination, logits, level))
 
     def task(self, name: str | None = None) -> Task:
         """The task of that name, or the only one.
@@ -306,13 +343,7 @@ class Predictor:
             raise InputError(
                 "the member predicts values that are not finite: train it again at a lower rate"
             )
-        return Pool(
-            task=task,
-            names=tuple(map(str, range(len(logits)))),
-            ranks=self.combined(task).ranks,
-            logits=logits,
-            labels=np.full(logits.shape[1], np.nan),
-        )
+        return self.combined(task).pool(task, logits)
 
     def region(self, task: Task, coverage: float | None) -> Region | None:
         """What `rows` needs to give regions of a coverage; None for none.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -22,6 +22,21 @@ if TYPE_CHECKING:
     from loraens.tasks import Task
 
 WeightLoss = Callable[[np.ndarray], tuple[float, np.ndarray]]
+
+
+class SoftTargets(NamedTuple):
+    """What a teacher predicts for the examples of a batch, to be learned beside their labels.
+
+    Args:
+        targets: Probabilities `(M, B, K)`, or values `(M, B)` where there are no classes.
+        label_shares: `(M, B)` share of the label's loss in that of the example: 1 where there is no
+            target, 0 where there is no label.
+        temperature: Divides log probabilities, of teacher and member, in the loss of the targets.
+    """
+
+    targets: Tensor
+    label_shares: Tensor
+    temperature: float
 
 
 class LabelKind(ABC):
@@ -130,6 +145,24 @@ class LabelKind(ABC):
     @abstractmethod
     def losses_of(self, task: Task, logits: Tensor, labels: Tensor) -> Tensor:
         """Loss of each example, `(M, B)`, of logits `(M, B, C)` and labels `(M, B)`."""
+
+    def soft_losses_of(
+        self, task: Task, logits: Tensor, targets: Tensor, temperature: float
+    ) -> Tensor:
+        """Loss of each example, `(M, B)`, of logits `(M, B, C)` against what a teacher predicts.
+
+        Args:
+            task: The task, whose options of the loss of labels do not apply.
+            logits: `(M, B, C)`.
+            targets: As of `SoftTargets`.
+            temperature: As of `SoftTargets`.
+
+        Raises:
+            InputError: The kind cannot be distilled.
+        """
+        raise InputError(
+            f"task {task.name}: label kinds of the class {type(self).__name__} cannot be distilled"
+        )
 
     # From logits to predictions
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from loraens.tasks import Task
 
+SMALL = 1e-30  # below which probabilities in float32 are taken for this one
+
 
 class Classes(LabelKind):
     """Softmax over one logit a class, or, with `binary_cross_entropy`, sigmoid of one logit."""
@@ -115,6 +117,25 @@ class Classes(LabelKind):
         if task.class_weights:
             losses = losses * losses.new_tensor(task.class_weights)[classes]
         return losses
+
+    def soft_losses_of(
+        self, task: Task, logits: Tensor, targets: Tensor, temperature: float
+    ) -> Tensor:
+        """Cross-entropy against the teacher's probabilities, in nats: both to the power of 1 / T
+        and normalised, times T ** 2, so that gradients do not shrink with it (Hinton, Vinyals and
+        Dean 2015).
+        """
+        own = (self.log_probability_tensor(task, logits) / temperature).log_softmax(-1)
+        softened = (targets.to(own.dtype).clamp_min(SMALL).log() / temperature).softmax(-1)
+        return -(softened * own).sum(-1) * temperature**2
+
+    def log_probability_tensor(self, task: Task, logits: Tensor) -> Tensor:
+        """Log probabilities `(..., K)` of logits `(..., C)`."""
+        import torch
+
+        if task.loss == "binary_cross_entropy":
+            logits = torch.cat([torch.zeros_like(logits), logits], -1)
+        return logits.log_softmax(-1)
 
     def probabilities(self, task: Task, logits: np.ndarray) -> np.ndarray:
         """Softmax, or sigmoid where a task of two classes has one logit."""

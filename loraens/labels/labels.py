@@ -158,6 +158,21 @@ class Labels(LabelKind):
             losses = losses * ((1 - 2 * there) * logits).sigmoid() ** task.focal_gamma
         return losses.mean(-1)
 
+    def soft_losses_of(
+        self, task: Task, logits: Tensor, targets: Tensor, temperature: float
+    ) -> Tensor:
+        """Mean binary cross-entropy of the labels against the teacher's probabilities, in nats, at
+        a temperature as that of classes.
+        """
+        import torch
+        from torch.nn import functional as F
+
+        theirs = torch.logit(targets.to(logits.dtype), eps=1e-6)
+        softened = (theirs / temperature).sigmoid()
+        own = logits / temperature
+        losses = F.binary_cross_entropy_with_logits(own, softened, reduction="none")
+        return losses.mean(-1) * temperature**2
+
     def probabilities(self, task: Task, logits: np.ndarray) -> np.ndarray:
         """Sigmoid."""
         probabilities: np.ndarray = np.exp(-np.logaddexp(0, -np.asarray(logits, np.float64)))

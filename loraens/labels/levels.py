@@ -80,6 +80,13 @@ class Levels(Classes):
             losses = losses * losses.new_tensor(task.class_weights)[labels.long()]
         return losses
 
+    def log_probability_tensor(self, task: Task, logits: Tensor) -> Tensor:
+        """Log P(label = k), the sum of those of the steps up to it."""
+        from torch.nn import functional as F
+
+        reached = F.pad(F.logsigmoid(logits).cumsum(-1), (1, 0))
+        return reached + F.pad(F.logsigmoid(-logits), (0, 1))
+
     def probabilities(self, task: Task, logits: np.ndarray) -> np.ndarray:
         """P(label = k) = P(label >= k) - P(label > k)."""
         steps = np.exp(-np.logaddexp(0, -np.asarray(logits, np.float64)))

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from loraens.labels.base import SoftTargets
 from loraens.model.upload import upload
 
 
@@ -34,6 +35,7 @@ class PackedBatch:
         split: Name of the split.
         weights: `(M, B)` of the examples in the loss; None for equal ones.
         windows: Sequences of each of the M B examples; None where each is one.
+        soft: What a teacher predicts for them; None without one.
     """
 
     input_ids: Tensor
@@ -47,11 +49,17 @@ class PackedBatch:
     split: str
     weights: Tensor | None = None
     windows: list[int] | None = None
+    soft: SoftTargets | None = None
 
     def to(self, device: torch.device | str) -> PackedBatch:
         """The batch with its tensors on a device, on a GPU in one copy that is not waited for."""
         there = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        moved: dict[str, Any] = dict(zip(there, upload([*there.values()], device), strict=True))
+        of_teacher = self.soft[:2] if self.soft else ()
+        tensors = upload([*there.values(), *of_teacher], device)
+        moved: dict[str, Any] = dict(zip(there, tensors[: len(there)], strict=True))
+        if self.soft:
+            targets, shares = tensors[len(there) :]
+            moved["soft"] = SoftTargets(targets, shares, self.soft.temperature)
         return replace(self, **moved)
 
     @property

@@ -100,7 +100,7 @@ class _Trial:
         self.precision = trainer.precision_plugin
         module = self.precision.convert_module(module).to(self.device)  # type: ignore[assignment]
         self.model = module.model.train()
-        self.splits = data.of("train")
+        self.splits = data.trained_by(module.members)
         self.batch_size = data.batch_size
 
     def step(self, index: int, indices: np.ndarray) -> None:
@@ -115,7 +115,7 @@ class _Trial:
         assert batch.labels is not None
         with self.precision.forward_context():
             task = self.splits[index].task
-            losses = task.member_losses(self.model(batch), batch.labels)
+            losses = task.member_losses(self.model(batch), batch.labels, soft=batch.soft)
         losses.sum().backward()
         self.model.zero_grad()
 

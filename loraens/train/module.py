@@ -321,7 +321,8 @@ class Population(LightningModule):
         self.model.seed_dropout(self.current_epoch, batch_idx)
         assert batch.labels is not None
         logits = self._logits(batch)
-        losses = self._task(batch.task).member_losses(logits, batch.labels, batch.weights)
+        task = self._task(batch.task)
+        losses = task.member_losses(logits, batch.labels, batch.weights, batch.soft)
         self.failures.note(losses.isfinite(), self.global_step, losses)
         losses = torch.where(self.failures.active, losses, 0.0)
         if self._fresh:

@@ -45,7 +45,9 @@ def words_of(page: Path, tiny_bert: Path) -> list[list[str]]:
 
 
 def write_questions(directory: Path) -> None:
-    """The reader's own files: train.csv and dev.csv with texts, types and numbers of likes."""
+    """The reader's own files: train.csv and dev.csv with texts, types and numbers of likes, and
+    more.csv with texts alone.
+    """
     for split, count in (("train", 10), ("dev", 12)):
         lines = ["text,type,likes"]
         for number in range(count):
@@ -54,6 +56,7 @@ def write_questions(directory: Path) -> None:
                 for index, kind in enumerate(KINDS)
             ]
         (directory / f"{split}.csv").write_text("\n".join(lines) + "\n")
+    (directory / "more.csv").write_text("text\nwhat else?\nwho, then?\n")
 
 
 def run_python(page: Path, tiny_bert: Path) -> None:
