@@ -1,4 +1,4 @@
-"""Backbones that are adapters of PEFT, merged with what they adapt, and ones that are moved."""
+"""Backbones that are adapters of PEFT, merged with what they adapt; backbones that are moved."""
 
 import json
 import shutil

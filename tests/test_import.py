@@ -15,7 +15,7 @@ from loraens.ensemble.read import read_runs
 from loraens.inference.predictor import Predictor
 from loraens.report.comparison import read_rows
 from loraens.store import MemberStore, find_members
-from loraens.tasks import SST
+from loraens.tasks import QUORA, SST
 
 CONFIG = "configs/sst.yaml"
 KINDS = {
@@ -141,6 +141,20 @@ def test_they_are_joined_with_members_of_a_sweep(
     logits = Predictor.load(sweep / "ensembles" / "sst-omni-logits").logits(texts, SST)
     assert len(logits) == 6
     assert any(np.allclose(one, expected, atol=2e-5) for one in logits)
+
+
+def test_two_logits_become_one(tiny_bert, corpus, tmp_path, run_command):
+    adapter = tmp_path / "adapter"
+    model = save_adapter(tiny_bert, adapter, classes=2)
+    options = ("--config", "configs/multitask.yaml", "--model.pooling", "pooler", "--data.root")
+    options = (*options, corpus, "--model.backbone", tiny_bert, "--task", "quora")
+    assert run_command("import", adapter, "--run", tmp_path / "run", *options) == 0
+    member = tmp_path / "run" / "peft-adapter"
+    assert [task.name for task in MemberStore(member).read().settings.tasks] == ["quora"]
+    texts = [("a man", "a dog"), ("a boat", "a boat")]
+    rows = Predictor.load(member).rows(texts, QUORA)
+    expected = torch.from_numpy(logits_of(model, tiny_bert, texts)).softmax(1)[:, 1]
+    assert [row["probability_1"] for row in rows] == pytest.approx(expected.tolist(), abs=1e-5)
 
 
 def edited(source, target, **fields):

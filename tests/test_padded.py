@@ -18,12 +18,12 @@ from torch import nn
 from transformers import AutoModel, BertConfig, BertModel, FNetConfig, T5Config
 from transformers.models.bert.modeling_bert import BertLayer
 
-from loraens.api.imported import Imported
 from loraens.errors import InputError
 from loraens.members import Member
 from loraens.model.architectures import ARCHITECTURES as RECORDS
 from loraens.model.backbone import is_packed, load_encoder
 from loraens.model.batch import pack
+from loraens.model.imported import Imported
 from loraens.model.padded import _cheapest
 from loraens.model.peft_adapter import PeftAdapter
 from loraens.model.population import MemberModel

@@ -7,12 +7,10 @@ Shape letters: M members, N examples, C outputs.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from loraens.arrays import npz
@@ -21,12 +19,11 @@ from loraens.data.imports import check_imports
 from loraens.errors import InputError
 from loraens.files import checksum, write_atomically
 from loraens.inference.predictor import Predictor
-from loraens.members import Member
 from loraens.model.backbone import fingerprint, hub_name, load_encoder, local_directory
 from loraens.model.classifier import pooling_of_classifier
 from loraens.model.device import usable_device
-from loraens.model.injection import linears_of, matching
-from loraens.model.peft_adapter import Layer, PeftAdapter
+from loraens.model.imported import Imported, kind_of, targets_of
+from loraens.model.peft_adapter import PeftAdapter
 from loraens.model.tokenizer import load_tokenizer
 from loraens.model.weights import ADAPTER, member_files
 from loraens.records import Manifest
@@ -39,75 +36,8 @@ from loraens.train.runs import quiet_trainers
 from loraens.train.state import locked
 from loraens.train.worker import Worker
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from loraens.model.population import MemberModel
-
 EPOCH = "epoch-001"  # the only one that is known
 EVALUATED = ("dev", "test")
-INTERCHANGEABLE = ("lora", "rslora")  # kinds that differ in what their scale is called
-
-
-@dataclass(frozen=True)
-class Imported:
-    """An adapter as a member of a run.
-
-    Args:
-        name: The member's name.
-        adapter: The adapter.
-        layers: The adapted layers, by their names in the encoder.
-        weight: `(C, D)` of the head.
-        bias: `(C,)` of the head.
-        kind: Kind of the member's adapters.
-        targets: Names of the layers that the member adapts.
-    """
-
-    name: str
-    adapter: PeftAdapter
-    layers: dict[str, Layer]
-    weight: Tensor
-    bias: Tensor
-    kind: str
-    targets: tuple[str, ...]
-
-    @property
-    def largest(self) -> Layer:
-        """The layer of the largest rank, whose scale is the member's."""
-        return max(self.layers.values(), key=lambda layer: len(layer.down))
-
-    @property
-    def member(self) -> Member:
-        """Rank and scale; how it was trained is not known."""
-        rank = len(self.largest.down)
-        scale = self.largest.scale
-        return Member(rank=rank, scale=scale / rank**0.5 if self.kind == "rslora" else scale)
-
-    @property
-    def trained(self) -> int:
-        """Trained numbers."""
-        tensors = [t for layer in self.layers.values() for t in layer if isinstance(t, Tensor)]
-        return sum(tensor.numel() for tensor in (*tensors, self.weight, self.bias))
-
-    @torch.no_grad()
-    def copy_to(self, model: MemberModel, index: int, task: str) -> None:
-        """Give a member of a model its weights; exact but for rounding where layers differ in
-        scale, since the ratio of the scales is then in B.
-        """
-        scale = self.largest.scale
-        for name, adapter in model.adapters.items():
-            tensors = adapter.member_tensors(index)
-            down, up = tensors["lora_A.weight"].zero_(), tensors["lora_B.weight"].zero_()
-            layer = self.layers.get(name)
-            if layer is None:  # which is left as it is
-                continue
-            down[: len(layer.down)] = layer.down
-            up[:, : len(layer.down)] = layer.up * (layer.scale / scale)
-            if layer.magnitude is not None:
-                tensors["lora_magnitude_vector"].copy_(layer.magnitude)
-        head = model.heads[task]
-        head.weight[index] = self.weight
-        head.bias[index] = self.bias
 
 
 def import_members(
@@ -247,31 +177,61 @@ def _fitted(
         layers = adapter.on(encoder)
         weight, bias, head = adapter.head(task.name)
         if head is not None:
-            if head not in poolings:
-                try:
-                    poolings[head] = pooling_of_classifier(model["backbone"], head)
-                except InputError as error:
-                    raise InputError(f"{directory} cannot be a member: {error}") from None
-            if poolings[head] != model["pooling"]:
-                raise InputError(
-                    f"the head of {directory} reads pooling {poolings[head]}, and the members of"
-                    f" run {worker.directory} {model['pooling']}: give a run with --model.pooling"
-                    f" {poolings[head]}",
-                    option="run",
-                )
-        expected_shape = (task.num_outputs, encoder.config.hidden_size)
-        if tuple(weight.shape) != expected_shape or bias.shape != weight.shape[:1]:
-            raise InputError(
-                f"the head of {directory} has weights of shape {tuple(weight.shape)} and biases of"
-                f" shape {tuple(bias.shape)}, and task {task.name} has {expected_shape[0]} outputs"
-                f" over {expected_shape[1]} features"
-            )
-        kind = adapter.kind
-        if kind in INTERCHANGEABLE and model["adapter"] in INTERCHANGEABLE:
-            kind = model["adapter"]
-        targets = _targets(encoder, layers, model["targets"])
+            _check_pooling(adapter, head, worker, poolings)
+        weight, bias = _outputs(adapter, weight, bias, task, encoder.config.hidden_size)
+        targets = targets_of(encoder, layers, model["targets"])
+        kind = kind_of(adapter, model["adapter"])
         imported.append(Imported(name, adapter, layers, weight, bias, kind, targets))
     return imported
+
+
+def _check_pooling(
+    adapter: PeftAdapter, head: str, worker: Worker, poolings: dict[str, str]
+) -> None:
+    """Refuse a classifier whose head reads another pooling than the run's.
+
+    Args:
+        adapter: The adapter.
+        head: Name of its head in the classifier.
+        worker: The run's.
+        poolings: Those of heads that were tried, to which this one's is added.
+
+    Raises:
+        InputError: It does, or is more than one linear layer over a pooling.
+    """
+    model = worker.config.model
+    if head not in poolings:
+        try:
+            poolings[head] = pooling_of_classifier(model["backbone"], head)
+        except InputError as error:
+            raise InputError(f"{adapter.directory} cannot be a member: {error}") from None
+    if poolings[head] != model["pooling"]:
+        raise InputError(
+            f"the head of {adapter.directory} reads pooling {poolings[head]}, and the members of"
+            f" run {worker.directory} {model['pooling']}: give a run with --model.pooling"
+            f" {poolings[head]}",
+            option="run",
+        )
+
+
+def _outputs(
+    adapter: PeftAdapter, weight: Tensor, bias: Tensor, task: Task, width: int
+) -> tuple[Tensor, Tensor]:
+    """Weight `(C, D)` and bias `(C,)` of the task's outputs; one logit in place of those of two
+    classes is their difference, which has the same probabilities.
+
+    Raises:
+        InputError: The head has other numbers of outputs or inputs.
+    """
+    if task.num_outputs == 1 and len(task.class_names) == len(weight) == len(bias) == 2:
+        weight, bias = weight[1:] - weight[:1], bias[1:] - bias[:1]
+    if weight.shape != (task.num_outputs, width) or bias.shape != weight.shape[:1]:
+        raise InputError(
+            f"the head of {adapter.directory} has weights of shape {tuple(weight.shape)} and biases"
+            f" of shape {tuple(bias.shape)}, and task {task.name} has {task.num_outputs} outputs"
+            f" over {width} features"
+        )
+    return weight, bias
 
 
 def _names(directories: Sequence[Path]) -> list[str]:
@@ -323,19 +283,6 @@ def _check_base(
             f"{adapter.directory} was trained on {base}, which has other weights than backbone"
             f" {backbone!r} of the run: give a run on the same backbone"
         )
-
-
-def _targets(
-    encoder: PreTrainedModel, layers: dict[str, Layer], of_run: Sequence[str]
-) -> tuple[str, ...]:
-    """Targets of a member: the run's, where these are all layers that the adapter changes; else
-    last parts of names, where no other layer has them, or full names.
-    """
-    if layers.keys() <= matching(encoder, of_run).keys():
-        return tuple(of_run)
-    last = tuple(dict.fromkeys(name.rpartition(".")[2] for name in layers))
-    ends = [name for name, _ in linears_of(encoder) if name.rpartition(".")[2] in last]
-    return last if {*ends} == {*layers} else tuple(layers)
 
 
 def _evaluated(

@@ -95,8 +95,9 @@ def export_bundle(
 def export_peft(model: Path, directory: Path, epoch: Epoch = "best") -> None:
     """Copy the adapters of a member, or of each member of an ensemble, as PEFT loads them.
 
-    Of models that pool over BERT's pooler they are classifiers, their heads in `modules_to_save`;
-    heads of others are in heads.safetensors beside the adapter, which PEFT does not read.
+    Of models that pool over BERT's or ALBERT's pooler they are classifiers, their heads in
+    `modules_to_save`; heads of others are in heads.safetensors beside the adapter, which PEFT does
+    not read.
 
     Args:
         model: As of `export_bundle`.

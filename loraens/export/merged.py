@@ -1,9 +1,9 @@
 """One model that other libraries load without code of ours: a member, or a soup, merged with the
 backbone.
 
-A model that pools over BERT's pooler is a sequence classifier of `transformers`; one that pools by
-the mean, or reads the first or last token, is a SentenceTransformer of three modules, whose
-embeddings are the logits.
+A model that pools over BERT's or ALBERT's pooler is a sequence classifier of `transformers`; one
+that pools by the mean, or reads the first or last token, is a SentenceTransformer of three modules,
+whose embeddings are the logits.
 """
 
 from __future__ import annotations

@@ -45,8 +45,9 @@ def pooling_of_classifier(backbone: str, head: str) -> Pooling:
         for name, module in model.named_modules()
         if id(module) not in inside and any(True for _ in module.parameters(recurse=False))
     }
-    if [*layers] == [head] and isinstance(layers[head], nn.Linear):
-        start = (config.pad_token_id or 0) + 1
+    only = layers[head] if [*layers] == [head] else None
+    if isinstance(only, nn.Linear):
+        start = (getattr(config, "pad_token_id", None) or 0) + 1
         ids = torch.arange(start, start + TOKENS)[None] % config.vocab_size
         output = encoder(input_ids=ids)
         hidden = output.last_hidden_state[0]
@@ -58,9 +59,7 @@ def pooling_of_classifier(backbone: str, head: str) -> Pooling:
         }
         logits = model(input_ids=ids).logits[0]
         for name, features in pooled.items():
-            if features is not None and torch.allclose(
-                layers[head](features.flatten()), logits, atol=1e-5
-            ):
+            if features is not None and torch.allclose(only(features.flatten()), logits, atol=1e-5):
                 return name
     raise InputError(
         f"classifiers of type {config.model_type} have another head than one linear layer"

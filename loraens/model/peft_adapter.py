@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 PICKLE = "adapter_model.bin"
+PARTS = ("weight", "bias")  # of a head
 STARTS = (True, False, "gaussian", "orthogonal", "eva")  # that leave the backbone's weights alone
 # fields of `LoraConfig` that are read here, or change nothing once the adapter is trained
 KNOWN = frozenset(
@@ -202,9 +203,6 @@ class PeftAdapter:
         return weight, weight.new_zeros(len(weight)) if bias is None else bias, name
 
 
-PARTS = ("weight", "bias")
-
-
 def _config(directory: Path) -> dict[str, Any]:
     """The fields of adapter_config.json.
 
@@ -268,8 +266,8 @@ def _layer(
             f"{directory / ADAPTER} does not have what its {ADAPTER_CONFIG} says of layer {name}:"
             " save the adapter again"
         )
-    rank = len(down)
     try:
+        rank = len(down)
         alpha = config.get("lora_alpha", 8)
         for key, own in (config.get("alpha_pattern") or {}).items():
             if re.match(rf"(.*\.)?({key})$", name):  # as PEFT's get_pattern_key

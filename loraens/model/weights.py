@@ -1,8 +1,8 @@
 """A member's weights on disk, in PEFT's format, and back.
 
-A member that pools over BERT's own pooler and has one head is a sequence classifier as `peft` knows
-it, head included. Any other is saved as a feature extractor (same hidden states in `peft`) with its
-heads beside it. Frozen weights are never written; a fully tuned encoder is.
+A member that pools over BERT's or ALBERT's own pooler and has one head is a sequence classifier as
+`peft` knows it, head included. Any other is saved as a feature extractor (same hidden states in
+`peft`) with its heads beside it. Frozen weights are never written; a fully tuned encoder is.
 """
 
 from __future__ import annotations
