@@ -86,12 +86,13 @@ def _settings(
     """
     given = teacher.settings
     manifest = teacher.manifest
-    member = manifest.member.to_json()
     return {
         "trainer": given.get("trainer") or {},
         "model": {
             **(given.get("model") or {}),
-            **{name: member[name] for name in MEMBER_FIELDS},
+            **{name: getattr(manifest.member, name) for name in MEMBER_FIELDS},
+            "adapter": manifest.settings.adapter,
+            "targets": list(manifest.settings.targets),
             "backbone": manifest.settings.backbone,
         },
         "data": {
