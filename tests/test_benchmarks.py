@@ -1,4 +1,4 @@
-"""`benchmarks/gpu.py` on the CPU, and the count of a small step."""
+"""`benchmarks/gpu.py` on the CPU, the count of a small step, and the load on a server."""
 
 import json
 import os
@@ -61,3 +61,18 @@ def test_counts_of_a_step(tmp_path):
     assert sum(by_kernels["launches"].values()) <= 700 < sum(without["launches"].values())
     assert by_kernels["launches"]["optimiser"] < 40
     assert sum(by_kernels["bytes"].values()) < 0.5 * sum(before["bytes"].values())
+
+
+@pytest.mark.slow
+def test_no_request_to_a_server_is_lost(trained_sweep, corpus, tmp_path):
+    pytest.importorskip("litserve", reason="the extra serve is not installed")
+    model = trained_sweep("sst") / "ensembles" / "sst-omni-logits"
+    options = ["--quick", "--model", model, "--data", corpus, "--out", tmp_path]
+    done = run(BENCHMARKS / "serve.py", *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    table = json.loads((tmp_path / "serve.json").read_text())["table"]
+    assert [row["lost"] for row in table] == [0, 0, 0, 0]
+    assert all(row["answered"] > 0 and row["texts_per_second"] > 0 for row in table)
+    arms = ("one by one", "8 clients", "FastAPI + PEFT, 8 clients", "overload")
+    assert tuple(row["arm"] for row in table) == arms
+    assert "| overload | " in (tmp_path / "serve.md").read_text()
