@@ -24,6 +24,7 @@ from transformers import Trainer as HubTrainer
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from loraens.data.modules import TextData
+from loraens.data.tokens import TokenSplit
 from loraens.members import Member
 from loraens.model.packaged import locate
 from loraens.model.population import Pooling
@@ -100,11 +101,16 @@ class Bench:
 
     def records(self, rows: np.ndarray) -> list[dict[str, Any]]:
         """Tokenised records of `(steps, B)` rows, in order."""
-        tokens = self.split.tokens
-        labels = self.split.split.labels
+        return self.records_of(self.split, rows.flatten())
+
+    @staticmethod
+    def records_of(split: TokenSplit, rows: np.ndarray) -> list[dict[str, Any]]:
+        """Tokenised records of `(N,)` rows of a split."""
+        tokens = split.tokens
+        labels = split.split.labels
         assert labels is not None
         found = []
-        for row in rows.flatten():
+        for row in rows:
             part = slice(tokens.offsets[row], tokens.offsets[row + 1])
             found.append(
                 {
