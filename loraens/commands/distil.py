@@ -18,7 +18,7 @@ from loraens.data.imports import allow
 from loraens.errors import InputError, say
 from loraens.inference.teacher import DISTILLED, Teacher
 from loraens.train.config import MEMBER_FIELDS
-from loraens.train.runs import quiet, quiet_trainers
+from loraens.train.runs import is_run, quiet, quiet_trainers
 from loraens.train.state import locked
 
 TARGETS = "targets.npz"
@@ -62,13 +62,15 @@ def distil(
         )
     run = teacher.run
     directory = Path(out) if out is not None else run.with_name(f"{run.name}-distilled")
+    if is_run(directory) and not (directory / TARGETS).is_file():
+        raise InputError(f"out {directory} holds another run: give another name", option="out")
     with locked(directory), quiet_trainers():
         teacher.write_targets(directory / TARGETS, texts)
     settings = _settings(teacher, directory, texts, temperature, label_share)
-    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
-        yaml.safe_dump(settings, file, sort_keys=False)
-        file.flush()
-        training.main(["sweep", "--config", file.name, *rest])
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / "distil.yaml"
+        file.write_text(yaml.safe_dump(settings, sort_keys=False))
+        training.main(["sweep", "--config", str(file), *rest])
     say(f"to prove them beside their teacher: loraens ensemble --runs {run} {directory}")
 
 
@@ -118,15 +120,19 @@ def _divided(args: Sequence[str], own: Sequence[str]) -> tuple[list[str], list[s
     parts: tuple[list[str], list[str]] = ([], [])
     of_sweep = 0
     for argument in args:
-        name = argument.partition("=")[0]
-        if name.startswith("-"):
-            of_sweep = int(name not in own)
-            if name.lstrip("-").partition(".")[0] in TAKEN:
-                raise InputError(
-                    f"{name} is not an option of distil: texts are those of the teacher's run, and"
-                    " --out is where students go"
-                )
+        if argument.startswith("-"):
+            of_sweep = int(argument.partition("=")[0] not in own)
         parts[of_sweep].append(argument)
+    rest = parts[1]
+    given = [argument.partition("=")[0] for argument in rest if argument.startswith("--")]
+    for file in training.configs_of(rest):
+        given += [f"{file}: {section}" for section in training.settings_in(file)]
+    for name in given:
+        if name.rpartition(" ")[2].lstrip("-").partition(".")[0] in TAKEN:
+            raise InputError(
+                f"{name} is not an option of distil: texts are those of the teacher's run, and"
+                " --out is where students go"
+            )
     return parts
 
 
