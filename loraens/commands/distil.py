@@ -7,19 +7,17 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from loraens.commands import training
 from loraens.commands.parser import ALLOW, Parser
-from loraens.data.distilled import check_options
 from loraens.data.imports import allow
 from loraens.errors import InputError, say
-from loraens.inference.teacher import DISTILLED, Teacher
-from loraens.train.config import MEMBER_FIELDS
-from loraens.train.runs import is_run, quiet, quiet_trainers
-from loraens.train.state import locked
+
+if TYPE_CHECKING:
+    from loraens.inference.teacher import Teacher
 
 TARGETS = "targets.npz"
 TAKEN = ("data", "store")  # sections of a sweep's settings that are the teacher's
@@ -52,6 +50,12 @@ def distil(
     Raises:
         InputError: An option or a file cannot be used.
     """
+    from loraens.data.distilled import check_options
+    from loraens.inference.teacher import Teacher
+    from loraens.train.runs import is_run, quiet, quiet_trainers
+    from loraens.train.state import locked
+
+    quiet()
     check_options(label_share, temperature)
     teacher = Teacher.load(model)
     if temperature != 1 and not teacher.record.task.label_kind.categorical:
@@ -86,6 +90,9 @@ def _settings(
         temperature: As of `distil`.
         label_share: As of `distil`.
     """
+    from loraens.inference.teacher import DISTILLED
+    from loraens.train.config import MEMBER_FIELDS
+
     given = teacher.settings
     manifest = teacher.manifest
     member = manifest.member.to_json()
@@ -138,7 +145,6 @@ def _divided(args: Sequence[str], own: Sequence[str]) -> tuple[list[str], list[s
 
 def main(args: list[str]) -> None:
     """Run `distil` with the options of the command line."""
-    quiet()
     parser = Parser("distil", __doc__ or "", epilog=EPILOG)
     several: dict[str, Any] = {"nargs": "+", "type": str, "default": []}
     parser.add_argument(
@@ -174,13 +180,8 @@ def main(args: list[str]) -> None:
     )
     parser.add_argument("--allow", **several, help=ALLOW)
     own, rest = _divided(args, [*parser._option_string_actions])
+    training.check("sweep", rest)
     given = parser.parse_args(own)
     allow(given.allow)
-    distil(
-        given.model,
-        given.texts,
-        given.out,
-        given.temperature,
-        given.label_share,
-        [*rest, *(f"--allow={module}" for module in given.allow)],
-    )
+    rest += [f"--allow={module}" for module in given.allow]
+    distil(given.model, given.texts, given.out, given.temperature, given.label_share, rest)
