@@ -193,6 +193,12 @@ def test_what_cannot_be_a_teacher(trained_sweep, folds, texts, fails, run_comman
     assert "give unlabelled texts (--texts)" in fails("distil", "--model", ensemble)
     message = fails("distil", "--model", ensemble, "--texts", texts, "--store.run", "x")
     assert message.startswith("loraens: --store.run is not an option of distil")
+    config = tmp_path / "settings.yaml"
+    config.write_text("data: {class_path: SST}\n")
+    message = fails("distil", "--model", ensemble, "--texts", texts, "--config", config)
+    assert f"{config}: data is not an option of distil" in message
+    message = fails("distil", "--model", ensemble, "--texts", texts, "--out", sweep)
+    assert f"--out {sweep} holds another run" in message
     message = fails("distil", "--model", ensemble, "--texts", texts, "--label_share", 2)
     assert "--label_share 2: a share from 0 to 1" in message
     of_numbers = folds / "ensembles" / "sts-best-logits"

@@ -7,19 +7,17 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from loraens.commands import training
 from loraens.commands.parser import ALLOW, Parser
-from loraens.data.distilled import check_options
 from loraens.data.imports import allow
 from loraens.errors import InputError, say
-from loraens.inference.teacher import DISTILLED, Teacher
-from loraens.train.config import MEMBER_FIELDS
-from loraens.train.runs import quiet, quiet_trainers
-from loraens.train.state import locked
+
+if TYPE_CHECKING:
+    from loraens.inference.teacher import Teacher
 
 TARGETS = "targets.npz"
 TAKEN = ("data", "store")  # sections of a sweep's settings that are the teacher's
@@ -52,6 +50,12 @@ def distil(
     Raises:
         InputError: An option or a file cannot be used.
     """
+    from loraens.data.distilled import check_options
+    from loraens.inference.teacher import Teacher
+    from loraens.train.runs import is_run, quiet, quiet_trainers
+    from loraens.train.state import locked
+
+    quiet()
     check_options(label_share, temperature)
     teacher = Teacher.load(model)
     if temperature != 1 and not teacher.record.task.label_kind.categorical:
@@ -62,13 +66,15 @@ def distil(
         )
     run = teacher.run
     directory = Path(out) if out is not None else run.with_name(f"{run.name}-distilled")
+    if is_run(directory) and not (directory / TARGETS).is_file():
+        raise InputError(f"out {directory} holds another run: give another name", option="out")
     with locked(directory), quiet_trainers():
         teacher.write_targets(directory / TARGETS, texts)
     settings = _settings(teacher, directory, texts, temperature, label_share)
-    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
-        yaml.safe_dump(settings, file, sort_keys=False)
-        file.flush()
-        training.main(["sweep", "--config", file.name, *rest])
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / "distil.yaml"
+        file.write_text(yaml.safe_dump(settings, sort_keys=False))
+        training.main(["sweep", "--config", str(file), *rest])
     say(f"to prove them beside their teacher: loraens ensemble --runs {run} {directory}")
 
 
@@ -84,6 +90,9 @@ def _settings(
         temperature: As of `distil`.
         label_share: As of `distil`.
     """
+    from loraens.inference.teacher import DISTILLED
+    from loraens.train.config import MEMBER_FIELDS
+
     given = teacher.settings
     manifest = teacher.manifest
     return {
@@ -119,21 +128,24 @@ def _divided(args: Sequence[str], own: Sequence[str]) -> tuple[list[str], list[s
     parts: tuple[list[str], list[str]] = ([], [])
     of_sweep = 0
     for argument in args:
-        name = argument.partition("=")[0]
-        if name.startswith("-"):
-            of_sweep = int(name not in own)
-            if name.lstrip("-").partition(".")[0] in TAKEN:
-                raise InputError(
-                    f"{name} is not an option of distil: texts are those of the teacher's run, and"
-                    " --out is where students go"
-                )
+        if argument.startswith("-"):
+            of_sweep = int(argument.partition("=")[0] not in own)
         parts[of_sweep].append(argument)
+    rest = parts[1]
+    given = [argument.partition("=")[0] for argument in rest if argument.startswith("--")]
+    for file in training.configs_of(rest):
+        given += [f"{file}: {section}" for section in training.settings_in(file)]
+    for name in given:
+        if name.rpartition(" ")[2].lstrip("-").partition(".")[0] in TAKEN:
+            raise InputError(
+                f"{name} is not an option of distil: texts are those of the teacher's run, and"
+                " --out is where students go"
+            )
     return parts
 
 
 def main(args: list[str]) -> None:
     """Run `distil` with the options of the command line."""
-    quiet()
     parser = Parser("distil", __doc__ or "", epilog=EPILOG)
     several: dict[str, Any] = {"nargs": "+", "type": str, "default": []}
     parser.add_argument(
@@ -169,13 +181,8 @@ def main(args: list[str]) -> None:
     )
     parser.add_argument("--allow", **several, help=ALLOW)
     own, rest = _divided(args, [*parser._option_string_actions])
+    training.check("sweep", rest)
     given = parser.parse_args(own)
     allow(given.allow)
-    distil(
-        given.model,
-        given.texts,
-        given.out,
-        given.temperature,
-        given.label_share,
-        [*rest, *(f"--allow={module}" for module in given.allow)],
-    )
+    rest += [f"--allow={module}" for module in given.allow]
+    distil(given.model, given.texts, given.out, given.temperature, given.label_share, rest)

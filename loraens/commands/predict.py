@@ -15,7 +15,6 @@ from loraens.commands.parser import call
 from loraens.data.tables import Quoting, Reading, line_of
 from loraens.ensemble.conformal import check_coverage
 from loraens.errors import InputError, in_json
-from loraens.inference.cascade import check_level
 from loraens.inference.predict_file import predict_file
 from loraens.inference.predictor import Predictor
 from loraens.records import Epoch
@@ -108,6 +107,8 @@ def predict(
         check_coverage(coverage)
     check_workers(engine, workers, address, cpus)
     if cascade is not None:
+        from loraens.inference.cascade import check_level  # imports torch
+
         check_level(cascade)
         if coverage is not None or columns not in (None, ["prediction"]) or engine == RAY:
             raise InputError(

@@ -66,9 +66,9 @@ def checked(command: str, args: list[str]) -> list[str]:
     rest, allowed = _without_allowed(args)
     check(command, rest)
     allow(allowed)
-    for file in _configs(rest):
+    for file in configs_of(rest):
         if of_run(Path(file)):
-            check_imports(_settings(file), file)
+            check_imports(settings_in(file), file)
             _check_address(file, rest)
     return rest
 
@@ -241,7 +241,7 @@ def check(command: str, args: list[str]) -> None:
         InputError: It names the option, and what was perhaps meant.
     """
     pairs = list(_pairs(args))
-    configs = {file: _settings(file) for file in _configs(args)}
+    configs = {file: settings_in(file) for file in configs_of(args)}
     options = Options(command, _data_class(pairs, configs.values()))
     for name, _ in pairs:
         if name != "c" and not options.has(name):
@@ -270,7 +270,7 @@ def _check_address(file: str, args: list[str]) -> None:
     Raises:
         InputError: It names the address.
     """
-    section = _settings(file).get("sweep")
+    section = settings_in(file).get("sweep")
     address = section.get("address") if isinstance(section, dict) else None
     if address is not None and not any(name == "sweep.address" for name, _ in _pairs(args)):
         raise InputError(
@@ -312,7 +312,7 @@ def of_run(file: Path) -> bool:
     return file.name == "config.yaml" and any((file.parent / name).exists() for name in BESIDE)
 
 
-def _configs(args: list[str]) -> list[str]:
+def configs_of(args: list[str]) -> list[str]:
     """The configuration files on a command line."""
     return [value for name, value in _pairs(args) if name in ("c", "config") and value is not None]
 
@@ -327,7 +327,7 @@ def _pairs(args: list[str]) -> Iterator[tuple[str, str | None]]:
         yield name, value if equals else None if following.startswith("--") else following
 
 
-def _settings(file: str) -> dict[str, Any]:
+def settings_in(file: str) -> dict[str, Any]:
     """The settings in a configuration file; none where it is no YAML mapping, which Lightning then
     says.
 
