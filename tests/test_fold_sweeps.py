@@ -83,7 +83,8 @@ def finished(command_in, run_command, tmp_path_factory):
     def run(task):
         root = tmp_path_factory.mktemp("folds")
         pool_dev = str(task == "sts").lower()
-        arguments = command_in(root, "--data.pool_dev", pool_dev, task=task)
+        options = ("--data.pool_dev", pool_dev, "--data.test_logits", "true")
+        arguments = command_in(root, *options, task=task)
         assert run_command(*arguments) == 0
         return root / "run"
 

@@ -172,7 +172,8 @@ def results(directory, corpus, tiny_bert):
     """Everything that is compared, by name."""
     found = {}
     distilbert = write_tiny_distilbert(directory / "distilbert", tiny_bert)
-    common = ("--data.root", corpus, "--store.root", directory / "runs", *QUIET)
+    common = ("--data.root", corpus, "--data.test_logits", "true")
+    common += ("--store.root", directory / "runs", *QUIET)
     for name, (config, options) in SWEEPS.items():
         backbone = distilbert if name == "stock" else tiny_bert
         model = (

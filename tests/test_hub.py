@@ -70,7 +70,8 @@ def endpoint(tiny_bert):
 @pytest.mark.slow
 @pytest.mark.parametrize(("config", "sizes", "labelled"), [("sst", 18, True), ("sts", 12, False)])
 def test_fit_from_the_hub(endpoint, tmp_path, config, sizes, labelled):
-    from loraens.store import MemberStore, find_member
+    from loraens.errors import InputError
+from loraens.store import MemberStore, find_member
 
     kept = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
     environment = {
@@ -109,7 +110,11 @@ def test_fit_from_the_hub(endpoint, tmp_path, config, sizes, labelled):
     store = MemberStore(find_member(tmp_path / "run"))
     assert store.manifest().settings.backbone == "some/tiny-bert"
     assert store.logits(config, "dev").logits.shape[0] == sizes
-    assert (store.logits(config, "test").labels is not None) == labelled
+    if labelled:
+        assert store.logits(config, "test").labels is not None
+    else:
+        with pytest.raises(InputError, match=r"sts-test\.npz is missing"):
+            store.logits(config, "test")
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from loraens.ensemble.pool import Pool
 from loraens.metrics import Outcome
 
 SIZES = range(4, 12)  # as the paper's
+CACHED = 2**16  # margins of one class whose sums stay in the cache
 BagScores = Callable[[list[int], np.ndarray], np.ndarray]
 
 
@@ -239,6 +240,7 @@ def _accuracy_scorer(probabilities: np.ndarray, labels: np.ndarray) -> BagScores
         of_member = of_member.astype(np.float32)
         of_label = np.take_along_axis(of_member, label, 1)
         margins[:, member] = (of_label - np.take_along_axis(of_member, others, 1)).T
+    together = max(1, CACHED // examples)  # members
     nothing = np.zeros_like(margins[:, 0])
     summed: tuple[list[int], np.ndarray] = [], nothing  # of the call before, mostly one less
 
@@ -248,12 +250,11 @@ def _accuracy_scorer(probabilities: np.ndarray, labels: np.ndarray) -> BagScores
         for member in chosen[len(members) :]:
             total = total + margins[:, member]
         summed = list(chosen), total
-        least = -total
+        least = -total[:, None]
         correct = np.empty((len(bag), len(labels)), dtype=bool)
-        for row, member in zip(correct, bag, strict=True):  # a member's margins stay in the cache
-            np.greater(margins[0, member], least[0], out=row)
-            for other in range(1, len(margins)):
-                row &= margins[other, member] > least[other]
+        for start in range(0, len(bag), together):
+            part = slice(start, start + together)
+            np.all(margins[:, bag[part]] > least, axis=0, out=correct[part])
         accuracies: np.ndarray = np.count_nonzero(correct, axis=1) / len(labels)
         return accuracies
 
