@@ -11,6 +11,8 @@ import pyarrow.parquet
 import pytest
 from helpers.hub import Hub, serving
 
+from loraens.errors import InputError
+
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 
