@@ -11,8 +11,6 @@ import pyarrow.parquet
 import pytest
 from helpers.hub import Hub, serving
 
-from loraens.errors import InputError
-
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 
@@ -73,7 +71,7 @@ def endpoint(tiny_bert):
 @pytest.mark.parametrize(("config", "sizes", "labelled"), [("sst", 18, True), ("sts", 12, False)])
 def test_fit_from_the_hub(endpoint, tmp_path, config, sizes, labelled):
     from loraens.errors import InputError
-from loraens.store import MemberStore, find_member
+    from loraens.store import MemberStore, find_member
 
     kept = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
     environment = {
