@@ -75,7 +75,8 @@ def distil(
         file = Path(scratch) / "distil.yaml"
         file.write_text(yaml.safe_dump(settings, sort_keys=False))
         training.main(["sweep", "--config", str(file), *rest])
-    say(f"to prove them beside their teacher: loraens ensemble --runs {run} {directory}")
+    if "--dry-run" not in rest:
+        say(f"to prove them beside their teacher: loraens ensemble --runs {run} {directory}")
 
 
 def _settings(

@@ -5,6 +5,7 @@
         sweep.json                 settings that all members share, the size of packs, the rung of
                                    successive halving
         examples/, <member>/       as `fit` writes them
+        targets.npz                of students: what their teacher predicts, see data/targets.py
         packs/<rung>-<name>.ckpt   a pack that is under way, after its last whole epoch
 
 The coordinator plans packs, and is the only writer of config.yaml and sweep.json; an executor has

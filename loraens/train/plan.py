@@ -104,7 +104,8 @@ def planned(
     }
     part = tokens["train"] / folds if folds else 0.0  # that a member is evaluated on
     test = tokens["test"] if worker.data.stores_test else 0
-    evaluated = (part + tokens["dev"] + test) / (tokens["train"] - part)
+    trained = sum(int(s.tokens.lengths.sum()) for s in worker.data.trained_by(members)) - part
+    evaluated = (part + tokens["dev"] + test) / trained
     epochs_of = worker.config.epochs_of
     packs = packs_of(left, pack_size) if left else []
     loads = [sum(map(epochs_of, pack)) * steps_of_epoch for pack in packs]
