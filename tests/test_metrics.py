@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -208,3 +210,6 @@ def test_parts_of_a_pool_have_the_arrays_of_their_examples(task, make_pool):
     for name in ("logits", "labels", "predictions", "errors", "averaged", "scores"):
         assert_array_equal(getattr(part, name), getattr(alone, name))
     assert_array_equal(part.of([2, 0]).predictions, alone.predictions[[2, 0]])
+    with_epochs = replace(pool, epochs=tuple(pool.logits[:, None]))
+    inside, _ = with_epochs.at(indices).split(further, np.array([0]))
+    assert_array_equal(inside.scores, alone.scores)

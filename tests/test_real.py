@@ -58,6 +58,8 @@ def sweep(run_command, tmp_path_factory, all_threads):
         CONFIGS / "minilm.yaml",
         "--data.root",
         ROOT,
+        "--data.test_logits",
+        "true",
     ]
     command += [
         "--grid.rank",

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -256,7 +256,7 @@ def score_bags(
     """
     drawn = bags(pool, max(candidate.bags for candidate in candidates))
     each = np.arange(len(pool.labels))  # copies of an example in a bag are a group
-    grouped = pool if pool.groups is not None else replace(pool, groups=each)
+    grouped = pool if pool.groups is not None else pool.changed(groups=each)
 
     def scores_of(number: int) -> list[tuple[float, np.ndarray, np.ndarray]]:
         inside, outside = grouped.split(*drawn[number])

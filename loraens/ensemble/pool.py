@@ -6,7 +6,7 @@ Shape letters: M members, E epochs of a member, N examples, C outputs, K classes
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Any, Generic, TypeVar, overload
 
 import numpy as np
@@ -100,21 +100,21 @@ class Pool:
     def of(self, members: Sequence[int] | np.ndarray) -> Pool:
         """Some of the members on the same examples."""
         chosen = np.asarray(members)
-        given = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
-        return Pool(
-            **{
-                **given,
-                "names": tuple(self.names[index] for index in chosen),
-                "ranks": self.ranks[chosen],
-                "logits": self.logits[chosen],
-                "merged": None,
-                "epochs": self.epochs and tuple(self.epochs[index] for index in chosen),
-                "epoch_names": self.epoch_names
-                and tuple(self.epoch_names[index] for index in chosen),
-                "trained": None if self.trained is None else self.trained[chosen],
-                "planned": None if self.planned is None else self.planned[chosen],
-            }
+        return self.changed(
+            names=tuple(self.names[index] for index in chosen),
+            ranks=self.ranks[chosen],
+            logits=self.logits[chosen],
+            merged=None,
+            epochs=self.epochs and tuple(self.epochs[index] for index in chosen),
+            epoch_names=self.epoch_names and tuple(self.epoch_names[index] for index in chosen),
+            trained=None if self.trained is None else self.trained[chosen],
+            planned=None if self.planned is None else self.planned[chosen],
         )
+
+    def changed(self, **values: Any) -> Pool:
+        """The pool with other values of some fields, and nothing computed yet; also of a part."""
+        kept = [f.name for f in fields(self) if f.init and f.name not in values]
+        return Pool(**{name: getattr(self, name) for name in kept}, **values)
 
     @Lazy
     def _epoch_outcomes(self) -> list[list[Outcome]]:
@@ -144,7 +144,7 @@ class Pool:
             best = int(np.argmax(np.where(np.isnan(scores), -np.inf, scores)))
             logits.append(of_member[best])
             chosen.append(outcomes[best])
-        pool = replace(self, logits=np.stack(logits), epochs=None, epoch_names=None)
+        pool = self.changed(logits=np.stack(logits), epochs=None, epoch_names=None)
         pool.__dict__["_outcomes"] = _stacked(chosen, len(chosen))  # which are computed already
         return pool
 
