@@ -40,6 +40,7 @@ def fit_in(run_command, tiny_bert, corpus):
     def run(root, *args, config="sts", name="run", expect=0, epochs=2, extra=()):
         files = ["--config", CONFIGS / f"{config}.yaml", "--data.root", corpus]
         sizes = ["--data.max_length", 40, "--trainer.max_epochs", epochs]
+        sizes += ["--data.test_logits", "true"]
         store = ["--model.backbone", tiny_bert, "--store.root", root, "--store.run", name]
         command = ["fit", *files, *sizes, *store, *QUIET]
         assert run_command(*command, *args, *extra) == expect
