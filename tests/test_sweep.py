@@ -95,7 +95,8 @@ def manifests(run):
 
 @pytest.mark.slow
 def test_a_sweep_leaves_every_member_as_fit_does(sweep, run_command, command, capsys):
-    run = sweep("--model.schedule", "linear", "--model.warmup", 0.2)
+    with_test = ("--data.test_logits", "true")
+    run = sweep("--model.schedule", "linear", "--model.warmup", 0.2, *with_test)
     table = capsys.readouterr().out
     found = manifests(run)
     assert len(found) == 6
@@ -113,6 +114,7 @@ def test_a_sweep_leaves_every_member_as_fit_does(sweep, run_command, command, ca
             assert MemberStore(run / name).logits("sts", split, "last").logits.shape == (size, 1)
     for member in (Member(8, 3.0, lr=1e-2), Member(29, 1.0, lr=1e-2)):
         arguments = command(
+            *with_test,
             "--model.rank",
             member.rank,
             "--model.scale",
