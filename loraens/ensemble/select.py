@@ -234,12 +234,12 @@ def _accuracy_scorer(probabilities: np.ndarray, labels: np.ndarray) -> BagScores
     """By margins over every other class, for a whole bag at once; a tie counts as an error."""
     members, examples, K = probabilities.shape
     label = labels.astype(np.int64)[:, None]
+    example = np.arange(examples)[:, None]
     others = np.arange(K - 1) + (np.arange(K - 1) >= label)  # (N, K - 1)
     margins = np.empty((K - 1, members, examples), np.float32)  # in this order faster to reduce
     for member, of_member in enumerate(probabilities):
         of_member = of_member.astype(np.float32)
-        of_label = np.take_along_axis(of_member, label, 1)
-        margins[:, member] = (of_label - np.take_along_axis(of_member, others, 1)).T
+        margins[:, member] = (of_member[example, label] - of_member[example, others]).T
     together = max(1, CACHED // examples)  # members
     nothing = np.zeros_like(margins[:, 0])
     summed: tuple[list[int], np.ndarray] = [], nothing  # of the call before, mostly one less
