@@ -1,4 +1,4 @@
-"""What the padded path costs, beside PEFT in a loop.
+"""What the padded path and the packed one cost, beside PEFT in a loop.
 
     python benchmarks/padded.py [--quick] [--out benchmarks/results/padded.md]
 
@@ -6,7 +6,8 @@ Arms, on the same batches of 8 made-up sequences, whose lengths are spread as th
 
     PEFT        PEFT on transformers in a bare loop, batches padded to their longest; members are
                 trained one after another, so that one member-step costs the same for any number
-    loraens     the padded path, one member, and eight together
+    padded      loraens' padded path, one member, and eight together
+    packed      the packed path, likewise, of types that take it
 
 First the equality gate: without dropout, both must end with the same adapters after three steps.
 Then the arms are timed in turn, a step each, many rounds; the table has medians and quartiles of
@@ -21,6 +22,8 @@ import os
 import platform
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +31,10 @@ import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
 from torch.nn import functional as F
-from transformers import AutoModel, DebertaV2Config, ModernBertConfig, Qwen3Config
+from transformers import AutoModel, DebertaV2Config, ModernBertConfig, MPNetConfig, Qwen3Config
 
 from loraens.members import Member
+from loraens.model.architectures import ARCHITECTURES
 from loraens.model.backbone import load_encoder
 from loraens.model.batch import PackedBatch, pack
 from loraens.model.population import MemberModel
@@ -52,6 +56,10 @@ LONG = {"max_position_embeddings": 512}
 SPECIAL = {"bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}
 CONFIGS: dict[str, tuple[Any, list[str]]] = {
     "ModernBERT": (ModernBertConfig(**SMALL, **SPECIAL, intermediate_size=384), ["Wqkv"]),
+    "MPNet": (
+        MPNetConfig(**{**SMALL, **LONG, "pad_token_id": 1}, intermediate_size=1024),
+        ["q", "v"],
+    ),
     "Qwen3": (
         Qwen3Config(**SMALL, **LONG, intermediate_size=768, num_key_value_heads=2, head_dim=64),
         ["q_proj", "v_proj"],
@@ -99,14 +107,14 @@ class Texts:
 
 
 class Ours:
-    """The padded path."""
+    """The padded or the packed path."""
 
-    def __init__(self, directory: str, members: int, dropout: bool) -> None:
+    def __init__(self, directory: str, members: int, dropout: bool, packed: bool = False) -> None:
         self.members = [
             Member(RANK, 1.0, seed, lr=LR, weight_decay=0.0, head_dropout=0.3 if dropout else 0.0)
             for seed in range(members)
         ]
-        encoder = load_encoder(directory, pooler=False)
+        encoder = load_encoder(directory, pooler=False, packed=packed)
         self.model = MemberModel(
             encoder, [STS], self.members, pooling="last", encoder_dropout=dropout
         ).train()
@@ -187,16 +195,24 @@ def gate(directory: str, targets: list[str], texts: Texts) -> float:
     return max(gaps) / max(learned)
 
 
+def step_of(texts: Texts, ours: Ours, rows: np.ndarray) -> None:
+    """One step of our members on the first of `(M, B)`."""
+    ours.step(texts, rows[: len(ours.members)])
+
+
 def measure(
     directory: str, targets: list[str], texts: Texts, rounds: int
 ) -> dict[str, list[float]]:
     """Milliseconds of a member-step of each arm, one a round."""
-    one, eight = Ours(directory, 1, True), Ours(directory, 8, True)
-    theirs = Theirs(directory, targets, True, one)
-    arms = {
+    ours = {"padded, one member": Ours(directory, 1, True)}
+    ours["padded, eight"] = Ours(directory, 8, True)
+    theirs = Theirs(directory, targets, True, ours["padded, one member"])
+    if theirs.model.config.model_type in ARCHITECTURES:
+        ours["packed, one member"] = Ours(directory, 1, True, packed=True)
+        ours["packed, eight"] = Ours(directory, 8, True, packed=True)
+    arms: dict[str, Callable[[np.ndarray], None]] = {
         "PEFT": lambda rows: theirs.step(texts, rows[0]),
-        "loraens, one member": lambda rows: one.step(texts, rows[:1]),
-        "loraens, eight": lambda rows: eight.step(texts, rows),
+        **{name: partial(step_of, texts, arm) for name, arm in ours.items()},
     }
     found: dict[str, list[float]] = {name: [] for name in arms}
     rng = np.random.default_rng(1)
@@ -238,11 +254,11 @@ def main() -> None:
             print(lines[-1], flush=True)
     parameters = "4 layers, 256 wide, random weights"
     head = [
-        f"The padded path beside PEFT in a loop; {platform.machine()}, {os.cpu_count()} cores,"
-        f" torch {torch.__version__}, one thread. CPU time. Encoders of {parameters}; batches of"
-        f" {BATCH}, rank {RANK}, each with its own dropout (ModernBERT and Qwen3 have none)."
-        f" Arms in turn, a step each, {given.rounds} rounds; load of the machine"
-        f" {os.getloadavg()[1]:.0f} processes.",
+        "The padded and the packed path beside PEFT in a loop;"
+        f" {platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, one thread. CPU"
+        f" time. Encoders of {parameters}; batches of {BATCH}, rank {RANK}, each with its own"
+        f" dropout (ModernBERT and Qwen3 have none). Arms in turn, a step each, {given.rounds}"
+        f" rounds; load of the machine {os.getloadavg()[1]:.0f} processes.",
         "",
         "    python benchmarks/padded.py --out benchmarks/results/padded.md",
         "",

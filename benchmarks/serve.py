@@ -102,7 +102,7 @@ class Client:
         self.answers.statuses[status] += 1
 
     async def _ask(self) -> str:
-        if self.streams is None:
+        if self.streams is None or self.streams[0].at_eof():  # closed by the server, as it was idle
             self.streams = await asyncio.open_connection("127.0.0.1", self.port)
         reader, writer = self.streams
         body = self.bodies[self.index % len(self.bodies)]

@@ -20,6 +20,8 @@ from transformers import (
     CamembertModel,
     ModernBertConfig,
     ModernBertModel,
+    MPNetConfig,
+    MPNetModel,
     XLMRobertaConfig,
     XLMRobertaModel,
 )
@@ -213,8 +215,10 @@ def test_unknown_and_unpacked_types_train_as_bert_on_the_padded_path(toy_bert, t
 
 
 def test_records_fit_the_stock_encoders():
-    assert set(KINDS) == {name for name, record in ARCHITECTURES.items() if record.packed}
-    for name, (kind, config) in KINDS.items():
+    packed = {name: record for name, record in ARCHITECTURES.items() if record.packed}
+    assert set(KINDS) == {name for name, record in packed.items() if record.make_packed is None}
+    kinds = {**KINDS, "mpnet": (MPNetModel, MPNetConfig(**SMALL, max_position_embeddings=40))}
+    for name, (kind, config) in kinds.items():
         record = ARCHITECTURES[name]
         encoder = kind(config)
         linears = {n.rpartition(".")[2] for n, m in encoder.named_modules() if type(m) is nn.Linear}
@@ -252,7 +256,6 @@ def test_stock_encoders_pass_nothing_that_is_refused(encoder):
         ("attention_mask", torch.ones(1, 7)),
         ("attention_mask", torch.zeros(1, 1, 7, 7)),
         ("output_attentions", True),
-        ("sliding_window", 4),
         ("cu_seq_lens_q", torch.tensor([0, 3, 7])),
     ):
         with pytest.raises(NotImplementedError, match=rf"does not support {name}"):
@@ -279,9 +282,7 @@ def test_arguments_that_change_the_result_are_refused():
     assert out.shape == (1, 7, 2, 8)
     assert weights is None
     for name, value in (
-        ("sliding_window", 4),
         ("softcap", 30.0),
-        ("position_bias", torch.zeros(1)),
         ("is_causal", True),
         ("seq_idx", torch.zeros(1, 7)),
     ):
@@ -294,8 +295,8 @@ def test_arguments_that_change_the_result_are_refused():
         packed_attention(module, x, x, x, None, **common)
 
 
-def test_windows_of_attention_are_refused():
-    """Without a refusal ModernBERT's local layers would attend to everything."""
+def test_a_mask_of_windows_is_refused():
+    """It is not needed, as attention is told of the window; others' masks may say more."""
     config = ModernBertConfig(**SMALL, local_attention=6, pad_token_id=0)
     encoder = ModernBertModel(config).eval()
     ids = torch.arange(5, 25)[None]
@@ -304,10 +305,6 @@ def test_windows_of_attention_are_refused():
     layout = layout_of([20], torch.device("cpu"))
     with pytest.raises(NotImplementedError, match=r"does not support the mask .*and_mask"):
         encoder(input_ids=ids, masks=MaskGenerator(Routing()), layout=layout)
-    # and where it is not asked for a mask, attention is told of the window
-    masks = {"full_attention": None, "sliding_attention": None}
-    with pytest.raises(NotImplementedError, match="does not support sliding_window"):
-        encoder(ids, masks, masks=MaskGenerator(Routing()), layout=layout)
 
 
 # The order of calls

@@ -31,6 +31,26 @@ def first_position_after_padding(config: Any) -> int:
     return int(config.pad_token_id) + 1
 
 
+def second_position(config: Any) -> int:
+    """Position ids start at 2, whatever the padding token's id is (MPNet)."""
+    return 2
+
+
+def add_attention_dropout(encoder: Any) -> None:
+    """Attention's dropout as modules (ModernBERT), from which packed attention takes the rate and
+    the name.
+    """
+    for layer in encoder.layers:
+        layer.attn.dropout = nn.Dropout(layer.attn.attention_dropout)
+
+
+def pack_mpnet(encoder: Any) -> None:
+    """Attention of a packed batch with biases by relative position (MPNet)."""
+    from loraens.model.packed_mpnet import make_packed  # takes seconds
+
+    make_packed(encoder)
+
+
 ROLES = ("query", "key", "value")
 # names of attention's query, key and value projections, in the order in which they are tried; a
 # fused projection is all three
@@ -63,8 +83,11 @@ class Architecture:
             than one type; "always" where that does not say how many there are.
         pooler: Name of the pre-trained pooler in the encoder; None if the architecture has none.
         packed: Whether its attention goes through `transformers.AttentionInterface` and hands
-            down unknown keyword arguments, as the padding-free path needs; others take the padded
-            path.
+            down unknown keyword arguments, as the padding-free path needs, or does so once it was
+            made ready; others take the padded path.
+        make_packed: What else makes a loaded encoder ready for the padding-free path.
+        layer_types: Whether its configuration names the type of each layer, whose window the layer
+            tells attention, and it takes a mask for each type.
         fast: Whether its layers are laid out as BERT's and named as BERT's, as the fast path needs
             (`encoder.layer[i]` with `attention.self`, `attention.output`, `intermediate.dense` and
             `output`, layer norm after the residual).
@@ -78,6 +101,8 @@ class Architecture:
     token_types: bool | Literal["always"] = True
     pooler: str | None = "pooler"
     packed: bool = True
+    make_packed: Callable[[Any], None] | None = None
+    layer_types: bool = False
     fast: bool = False
     classifier_prefix: str | None = None
 
@@ -125,6 +150,25 @@ ARCHITECTURES.register(
     Architecture(projections=("q_lin", "k_lin", "v_lin"), token_types=False, pooler=None),
 )
 ARCHITECTURES.register("electra", Architecture(pooler=None, fast=True))
+ARCHITECTURES.register(
+    "modernbert",
+    Architecture(
+        projections=("Wqkv",) * 3,
+        token_types=False,
+        pooler=None,
+        make_packed=add_attention_dropout,
+        layer_types=True,
+    ),
+)
+ARCHITECTURES.register(
+    "mpnet",
+    Architecture(
+        projections=("q", "k", "v"),
+        position_offset=second_position,
+        token_types=False,
+        make_packed=pack_mpnet,
+    ),
+)
 ARCHITECTURES.register("roberta", _ROBERTA)
 ARCHITECTURES.register("xlm-roberta", _ROBERTA)
 ARCHITECTURES.register(

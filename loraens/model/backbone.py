@@ -101,6 +101,8 @@ def load_encoder(name: str, pooler: bool, packed: bool = True) -> PreTrainedMode
             f"backbone {name!r} lacks weights ({missing[0]} and {len(missing) - 1} more): its files"
             " are incomplete"
         )
+    if packed and architecture.make_packed is not None:
+        architecture.make_packed(encoder)
     if not pooler:
         if architecture.pooler is not None:
             setattr(encoder, architecture.pooler, None)

@@ -25,8 +25,8 @@ from loraens.model.upload import upload
 
 ATTENTION = "loraens_packed"
 # arguments that the stock encoders pass down and that attention need not read: the embeddings have
-# read the positions, and hooks capture the hidden states
-HARMLESS = frozenset({"output_hidden_states", "position_ids"})
+# read the positions, hooks capture the hidden states, and FlashAttention may be deterministic
+HARMLESS = frozenset({"output_hidden_states", "position_ids", "deterministic"})
 
 
 @dataclass
@@ -145,6 +145,8 @@ def packed_attention(
     attention_mask: Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
+    sliding_window: int | None = None,
+    position_bias: Tensor | None = None,
     *,
     masks: MaskGenerator,
     layout: Layout,
@@ -152,14 +154,17 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """Attention within each sequence of a packed batch, as `transformers` calls it.
 
-    `query`, `key` and `value` are `(1, H, N, K)`; the result is `(1, N, H, K)`.
+    `query`, `key` and `value` are `(1, H, N, K)`; the result is `(1, N, H, K)`. With a
+    `sliding_window` tokens attend to those at a smaller distance than this; a `position_bias` of
+    shape `(1, H, L, L)`, L the longest sequence, is added to the scores.
 
     Raises:
         NotImplementedError: The model passed an argument that would change the result and that is
             not honoured here.
     """
     _refuse_unsupported(module, attention_mask, kwargs)
-    dropout = dropout if module.training else 0.0
+    # not the rate that the caller gives, which may be on where the model's dropout is off
+    dropout = cast(MemberDropout, module.dropout).p if module.training else 0.0
     padded = [
         _with_zero_row(x[0].transpose(0, 1)).index_select(0, layout.token_of_slot)
         for x in (query, key, value)
@@ -168,7 +173,7 @@ def packed_attention(
     for group in layout.groups:
         shape = (len(group.sequences), group.length, *padded[0].shape[1:])
         q, k, v = (x[group.start : group.end].view(shape).transpose(1, 2) for x in padded)
-        bias = None if group.bias is None else group.bias.to(q.dtype)
+        bias = _bias(group, q.dtype, sliding_window, position_bias)
         if dropout == 0:
             mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scaling)
         else:
@@ -180,6 +185,24 @@ def packed_attention(
             mixed = (weights * factor(mask, dropout, weights.dtype)) @ v
         outputs.append(mixed.transpose(1, 2).flatten(0, 1))
     return torch.cat(outputs).index_select(0, layout.slot_of_token)[None], None
+
+
+def _bias(
+    group: Group, dtype: torch.dtype, window: int | None, of_positions: Tensor | None
+) -> Tensor | None:
+    """What is added to a group's scores `(s, H, L, L)`: a tensor that broadcasts, or nothing."""
+    L = group.length
+    bias = None if group.bias is None else group.bias.to(dtype)
+    if of_positions is not None:
+        of_positions = of_positions[..., :L, :L].to(dtype)
+        bias = of_positions if bias is None else bias + of_positions
+    if window is not None and window < L:
+        position = torch.arange(L, device=group.sequences.device)
+        near = (position - position[:, None]).abs() < window
+        # not minus infinity: padding may be near no token, and its NaN would spoil the gradients
+        least = torch.finfo(dtype).min
+        bias = torch.where(near, near.new_zeros((), dtype=dtype) if bias is None else bias, least)
+    return bias
 
 
 def _refuse_unsupported(

@@ -7,7 +7,7 @@ windows), N tokens, D width of the encoder, C outputs of a task.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -265,7 +265,7 @@ class MemberModel(nn.Module):
         pooling reads nothing else.
         """
         first_only = self.pooling in ("cls", "pooler")
-        embedded = {
+        embedded: dict[str, Any] = {
             "input_ids": batch.input_ids[None],
             "position_ids": batch.position_ids[None] + self._position_offset,
         }
@@ -274,6 +274,8 @@ class MemberModel(nn.Module):
         if self.fast is not None:
             return self.fast(batch.lengths, first_only, **embedded)
         layout = layout_of(batch.lengths, batch.input_ids.device)
+        if self.architecture.layer_types:
+            embedded["attention_mask"] = dict.fromkeys(self.encoder.config.layer_types)
         hidden: Tensor = self.encoder(
             **embedded, masks=self.masks, layout=layout
         ).last_hidden_state[0]

@@ -28,6 +28,7 @@ from loraens.serve.api import Api, Limits, OverLimitError, PredictRequest
 from loraens.tasks import Task
 
 PREDICT = "/predict"
+KEEP_ALIVE = 75  # seconds until an idle connection is closed; proxies mostly do so after 60
 DRAIN = 60.0  # seconds in which the requests that are there are answered when the server stops
 HOSTS = ("127.0.0.1", "0.0.0.0", "::")
 Scope = dict[str, Any]
@@ -274,6 +275,7 @@ def run(server: Server, options: ServeOptions) -> int:
             generate_client_file=False,
             log_level="warning",
             access_log=False,
+            timeout_keep_alive=KEEP_ALIVE,
         )
     finally:
         for child in multiprocessing.active_children():  # where it was stopped while it started
