@@ -185,6 +185,10 @@ class Server(litserve.LitServer):  # type: ignore[misc]
         while self.active.value and time.monotonic() < end:
             time.sleep(0.02)
         self.unanswered = int(self.active.value)
+        # which would start killed workers again, and asks a manager that ends
+        for thread in threading.enumerate():
+            if thread.name == "litserve-monitoring":
+                thread.join(DRAIN)
         for worker in self.inference_workers:
             worker.kill()  # which leaves signals to the server
         super()._perform_graceful_shutdown(*args, **kwargs)
@@ -267,6 +271,8 @@ def run(server: Server, options: ServeOptions) -> int:
         Number of requests that were there and could not be answered any more.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers are processes
+    # that semaphores of a killed worker are left, which Python then removes
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")
     try:
         server.run(
             host=options.host,
