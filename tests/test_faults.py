@@ -715,7 +715,7 @@ def test_a_device_that_is_not_there_is_refused(fails, corpus, tmp_path, command,
     texts = corpus / "ids-sst-dev.csv"
     output = ("--output", tmp_path / "out.json") if command == "evaluate" else ()
     message = fails(command, "--model", "no", "--input", texts, "--device", device, *output)
-    assert message.startswith(f"loraens: --device {device} cannot be used")
+    assert message.startswith(f"loraens: --device {device} is not here")
 
 
 def test_names_of_strangers_command_no_terminal(capsys, fails):

@@ -1,12 +1,11 @@
-"""A trained member or an ensemble, ready to predict: all members of one adapter kind and targets
-run in one packed pass over one backbone.
+"""A trained member or an ensemble, ready to predict.
 
-Shape letters: M members, N texts, C outputs, D width of the encoder, K classes.
+Shape letters: M members, N texts, C outputs, K classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,35 +21,24 @@ from loraens.ensemble.record import EnsembleRecord
 from loraens.errors import InputError
 from loraens.inference.combination import Combination, thresholds_of
 from loraens.inference.hub import fetched
-from loraens.inference.loading import BUNDLED, LoadedMember, Part, held_out_logits, load_members
+from loraens.inference.loading import BUNDLED, LoadedMember, held_out_logits, load_members
 from loraens.inference.rows import column_names, rows_of
+from loraens.inference.running import Runner
+from loraens.inference.texts import checked_texts
 from loraens.records import Epoch
 from loraens.store import ENSEMBLE, MANIFEST, MemberStore, find_member
 from loraens.tasks import Task
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-    from torch import Tensor
-
-    from loraens.data.long_texts import Long
     from loraens.ensemble.evaluation import Evaluation
     from loraens.inference.early_stop import InTurn
-    from loraens.model.batch import PackedBatch
-    from loraens.model.population import MemberModel
 
 
 @dataclass
-class Predictor:
+class Predictor(Runner):
     """A trained member or an ensemble.
 
-    Args:
-        model: The model with the members' weights, in evaluation mode; where there are several, the
-            first of them.
-        tasks: Its tasks, by name.
-        tokenizer: The backbone's tokenizer.
-        max_length: Longest sequence in tokens.
-        batch_size: Texts in one batch, those of all members together; None for what suits the
-            device.
+    Args (beside those of `Runner`):
         combination: How the members are combined; None for a single member.
         conformal: Gives the quantiles of held-out scores of a task, for regions; None where the
             members were not loaded from a run.
@@ -58,44 +46,22 @@ class Predictor:
             `<task>-<split>`.
         thresholds: `(K,)` of the probability of each label, of a soup of members of a task whose
             examples have several labels.
-        precision: Lightning's precision that the members were trained in, and are run in; float32
-            where they were trained in different ones.
         backbone: Name or directory of the backbone.
         kept: Names of the columns that rows have; all by default.
         held_out: Gives the members' logits `(M, N, C)` of texts that none was trained on; None
             where they were not loaded from an ensemble.
         in_turn: Runs members one after another; set where only predictions are kept and these can
             be certain before all members ran.
-        long: How longer sequences are shortened.
-        several: The models of all members, where these have several adapter kinds or targets.
     """
 
-    model: MemberModel
-    tasks: dict[str, Task]
-    tokenizer: Tokenizer
-    max_length: int
-    batch_size: int | None
     combination: Combination | None = None
     conformal: Callable[[Task], Conformal] | None = None
     data: Mapping[str, str] = field(default_factory=dict)
     thresholds: np.ndarray | None = None
-    precision: str = "32-true"
     backbone: str = ""
     kept: tuple[str, ...] | None = None
     held_out: Callable[[], np.ndarray] | None = None
     in_turn: InTurn | None = None
-    long: Long = "cut"
-    several: Sequence[Part] = ()
-
-    @property
-    def parts(self) -> Sequence[Part]:
-        """The models, each with the indices of its members."""
-        return self.several or [Part(self.model, list(range(len(self.model.members))))]
-
-    @property
-    def members(self) -> int:
-        """M."""
-        return sum(len(part.indices) for part in self.parts)
 
     @classmethod
     def load(
@@ -123,7 +89,9 @@ class Predictor:
             InputError: There is no such member, its files were altered, or its backbone cannot be
                 had or is another.
         """
-        _check_device(device)
+        from loraens.model.device import usable_device
+
+        usable_device(device)
         path = resolved(fetched(path))
         if backbone is None and (path / BUNDLED).is_dir():
             backbone = str(path / BUNDLED)
@@ -261,74 +229,6 @@ class Predictor:
         logits = self.held_out()
         return InTurn(self.model, chosen_cascade(task, combination, logits, level))
 
-    def task(self, name: str | None = None) -> Task:
-        """The task of that name, or the only one.
-
-        Raises:
-            InputError: There is no such task, or there are several and none was named.
-        """
-        if name is None and len(self.tasks) == 1:
-            return next(iter(self.tasks.values()))
-        if name not in self.tasks:
-            raise InputError(
-                f"task {name or 'is missing'}: give one of the member's tasks"
-                f" {', '.join(self.tasks)}",
-                option="task",
-            )
-        return self.tasks[name]
-
-    def logits(self, texts: Sequence[tuple[str, ...]], task: Task) -> np.ndarray:
-        """Logits `(M, N, C)` of texts, in their order."""
-        return self._run(texts, task, lambda model: model, task.num_outputs)
-
-    def features(self, texts: Sequence[tuple[str, ...]], task: Task) -> np.ndarray:
-        """Pooled features of texts, which the heads read, `(M, N, D)`, in their order."""
-        width = self.model.encoder.config.hidden_size
-        return self._run(texts, task, lambda model: model.pooled, width)
-
-    def _run(
-        self,
-        texts: Sequence[tuple[str, ...]],
-        task: Task,
-        forward: Callable[[MemberModel], Callable[[PackedBatch], Tensor]],
-        width: int,
-    ) -> np.ndarray:
-        """Outputs of a part of each model for texts, `(M, N, width)`, in packed passes over texts
-        of similar length.
-        """
-        import torch
-
-        from loraens.data.tokens import tokenise
-        from loraens.model.batch import pack
-        from loraens.model.device import computing_in, records_together
-
-        outputs = np.zeros((self.members, len(texts), width), np.float32)
-        if not texts:
-            return outputs
-        tokens = tokenise(list(texts), self.tokenizer, self.max_length, self.long)
-        order = np.argsort(tokens.lengths, kind="stable")
-        device = next(self.model.parameters()).device
-        longest = int(tokens.lengths.max())
-        together = self.batch_size or records_together(self.model.encoder.config, longest, device)
-        with torch.inference_mode(), computing_in(self.precision, device):
-            for model, members in self.parts:
-                size = max(1, together // len(members))
-                for start in range(0, len(order), size):
-                    indices = order[start : start + size]
-                    batch = pack(
-                        tokens=tokens.ids,
-                        types=tokens.types,
-                        offsets=tokens.offsets,
-                        indices=np.tile(indices, (len(members), 1)),
-                        labels=None,
-                        task=task.name,
-                        split="predict",
-                        starts=tokens.starts,
-                    )
-                    found = forward(model)(batch.to(device)).float().cpu().numpy()
-                    outputs[np.array(members)[:, None], indices] = found
-        return outputs
-
     def combined(self, task: Task) -> Combination:
         """How the members are combined; of a single one, as it is."""
         return self.combination or Combination.of_one(task, self.thresholds)
@@ -447,25 +347,7 @@ class Predictor:
         """
         chosen = self.task(task)
         region = self.region(chosen, coverage)
-        return self.rows([_checked(text, chosen) for text in _listed(texts)], chosen, region)
-
-
-def _check_device(name: str | None) -> None:
-    """Refuse a device that there is not.
-
-    Raises:
-        InputError: It has no such name, or is not on this machine.
-    """
-    import torch
-
-    try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
-        raise InputError(
-            f"device {name} cannot be used ({reason}): give cpu, or cuda:0 where there is a GPU",
-            option="device",
-        ) from None
+        return self.rows(checked_texts(texts, chosen), chosen, region)
 
 
 def _of_record(record: EnsembleRecord, directory: Path, task: Task) -> Conformal:
@@ -476,24 +358,3 @@ def _of_record(record: EnsembleRecord, directory: Path, task: Task) -> Conformal
             " did not keep them): make the ensemble again with `loraens ensemble`"
         )
     return record.conformal
-
-
-def _listed(texts: Sequence[Any]) -> Sequence[Any]:
-    if isinstance(texts, (str, bytes)):
-        raise InputError("texts is one string: give a list of texts")
-    return texts
-
-
-def _checked(text: str | Sequence[str], task: Task) -> tuple[str, ...]:
-    """One text or a pair of them, as the task takes."""
-    parts: tuple[str, ...] = ()
-    if isinstance(text, str):
-        parts = (text,)
-    elif isinstance(text, Iterable):
-        parts = tuple(text)
-    if len(parts) != len(task.text_columns) or not all(isinstance(part, str) for part in parts):
-        expected = "one text" if len(task.text_columns) == 1 else "a pair of texts"
-        raise InputError(
-            f"task {task.name} takes {expected} ({', '.join(task.text_columns)}), got {text!r}"
-        )
-    return parts
