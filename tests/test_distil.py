@@ -193,6 +193,8 @@ def test_what_cannot_be_a_teacher(trained_sweep, folds, texts, fails, run_comman
     assert "give unlabelled texts (--texts)" in fails("distil", "--model", ensemble)
     message = fails("distil", "--model", ensemble, "--texts", texts, "--store.run", "x")
     assert message.startswith("loraens: --store.run is not an option of distil")
+    message = fails("distil", "--model", ensemble, "--lable_share", "0.4")
+    assert "--lable_share is not an option of distil, did you mean --label_share?" in message
     config = tmp_path / "settings.yaml"
     config.write_text("data: {class_path: SST}\n")
     message = fails("distil", "--model", ensemble, "--texts", texts, "--config", config)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from loraens.commands import training
-from loraens.commands.parser import ALLOW, Parser
+from loraens.commands.parser import ALLOW, Parser, unknown_option
 from loraens.data.imports import allow
 from loraens.errors import InputError, say
 
@@ -124,7 +124,7 @@ def _divided(args: Sequence[str], own: Sequence[str]) -> tuple[list[str], list[s
     """Our own options with their values, and those of `sweep`.
 
     Raises:
-        InputError: One of them is the teacher's to give.
+        InputError: One of them is unknown, or the teacher's to give.
     """
     parts: tuple[list[str], list[str]] = ([], [])
     of_sweep = 0
@@ -133,7 +133,12 @@ def _divided(args: Sequence[str], own: Sequence[str]) -> tuple[list[str], list[s
             of_sweep = int(argument.partition("=")[0] not in own)
         parts[of_sweep].append(argument)
     rest = parts[1]
+    options = training.Options("sweep")
     given = [argument.partition("=")[0] for argument in rest if argument.startswith("--")]
+    for name in given:
+        if not options.has(name.removeprefix("--")):
+            known = [*own, *(f"--{known}" for known in options.names)]
+            raise unknown_option("distil", name, known)
     for file in training.configs_of(rest):
         given += [f"{file}: {section}" for section in training.settings_in(file)]
     for name in given:
