@@ -77,10 +77,10 @@ def leaves(fields: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]
             yield from leaves(value, (*place, key))
 
 
-def _altered(path: Path, rng: random.Random) -> dict[str, Any] | None:
+def _altered(path: Path, rng: random.Random) -> dict[str, Any] | list[Any] | None:
     """The fields of a JSON file with one that is another; None where it is none."""
     try:
-        fields: dict[str, Any] = json.loads(path.read_bytes())
+        fields: dict[str, Any] | list[Any] = json.loads(path.read_bytes())
     except ValueError:
         return None
     place = rng.choice(list(leaves(fields)))
@@ -107,7 +107,8 @@ def _forged(path: Path, rng: random.Random) -> None:
     if fields is None:
         _cut(path, rng)
     else:
-        fields.pop("sha256", None)
+        if isinstance(fields, dict):  # and no list, which has none
+            fields.pop("sha256", None)
         path.write_text(json.dumps(fields))
 
 
