@@ -3,6 +3,7 @@
 import asyncio
 import json
 import multiprocessing
+import shutil
 import signal
 import socket
 import subprocess
@@ -108,6 +109,37 @@ def test_answers_are_those_of_predict(served, corpus):
     assert status == 200
     assert "http" not in page.replace("http-equiv", "")  # nothing is read from elsewhere
     assert "PredictRequest" in ask(f"{url}/openapi.json")[1]
+
+
+@pytest.mark.slow
+def test_the_page_works_on_a_phone(served):
+    """In a headless Chromium, where there is one and `pip install playwright`."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("there is no Chromium")
+    _, url = served
+    asked, errors = [], []
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 360, "height": 740})
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("pageerror", lambda error: errors.append(error))
+        page.goto(url)
+        page.fill("textarea", "a film " * 9 + "x" * 200)
+        page.click("button")
+        page.wait_for_selector(".prediction")
+        shown = page.inner_text("#answers")
+        assert "What the 4 members predict:" in shown
+        assert " of 4" in shown
+        page.fill("textarea", "x" * 19999)
+        page.click("button")
+        page.wait_for_selector(".error")
+        assert "Payload too large" in page.inner_text(".error")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        browser.close()
+    assert not errors
+    assert all(address.startswith(url) for address in asked)
 
 
 @pytest.mark.slow
