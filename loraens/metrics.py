@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 CALIBRATION_BINS = 15
 TINY = np.finfo(np.float64).tiny
@@ -156,6 +157,11 @@ def _calibration_error(outcome: Outcome, labels: np.ndarray) -> float:
     bins = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(int) - 1, 0, CALIBRATION_BINS - 1)
     gaps = np.bincount(bins, correct - confidence, CALIBRATION_BINS)
     return float(np.abs(gaps).sum() / len(confidence))
+
+
+def defined_or_lowest(scores: ArrayLike) -> np.ndarray:
+    """Scores, and minus infinity where one is not defined."""
+    return np.where(np.isnan(scores), -np.inf, scores)
 
 
 def confidences(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

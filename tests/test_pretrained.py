@@ -22,8 +22,8 @@ def test_all_are_expected():
 @pytest.mark.real
 @pytest.mark.parametrize("name", EXPECTED)
 def test_an_ensemble_of_the_repository_predicts(name):
-    text, expected = EXPECTED[name]
-    (row,) = loraens.Ensemble.load(PRETRAINED / name).predict([text])
+    texts, expected = EXPECTED[name]
+    (row,) = loraens.Ensemble.load(PRETRAINED / name).predict([texts])
     for column, value in expected.items():
         near = pytest.approx(value, abs=1e-4) if isinstance(value, float) else value
         assert row[column] == near

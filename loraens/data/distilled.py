@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -55,18 +56,8 @@ class Distilled(TextData):
     ) -> None:
         check_options(label_share, target_temperature)
         inner = DataConfig(run["class_path"], run.get("init_args") or {}).build(backbone)
-        super().__init__(
-            inner.sources,
-            backbone=backbone,
-            batch_size=inner.batch_size,
-            eval_batch_size=inner.eval_batch_size,
-            max_length=inner.max_length,
-            limit=inner.limit,
-            temperature=inner.temperature,
-            pool_dev=inner.pool_dev,
-            test_logits=inner.test_logits,
-            long=inner.long,
-        )
+        (_, _, *options) = signature(TextData.__init__).parameters
+        super().__init__(inner.sources, **{name: getattr(inner, name) for name in options})
         self.targets = Path(targets)
         self.texts = tuple(texts)
         self.label_share = label_share

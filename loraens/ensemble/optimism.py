@@ -13,9 +13,8 @@ import numpy as np
 from loraens.ensemble.cross_validation import nll_of_bags
 from loraens.ensemble.pool import Pool
 from loraens.ensemble.prove import Proof
-from loraens.ensemble.select import defined_or_lowest
 from loraens.ensemble.significance import Interval, OutOfBag
-from loraens.metrics import NLL, Outcome
+from loraens.metrics import NLL, Outcome, defined_or_lowest
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ class Values:
     ) -> Values:
         """Scores that decide are minus infinity where they are not defined."""
         lowest = np.where(np.isnan(inside), -np.inf, inside)
-        defined = np.array([defined_or_lowest(score) for score in scores])
+        defined = defined_or_lowest(scores)
         return cls(defined, lowest, outside, bagged, ratio)
 
     def margins(self, of_interval: bool) -> dict[int, np.ndarray]:

@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar, overload
 import numpy as np
 
 from loraens.labels import LabelKind
-from loraens.metrics import Outcome
+from loraens.metrics import Outcome, defined_or_lowest
 from loraens.tasks import Task
 
 T = TypeVar("T")
@@ -141,7 +141,7 @@ class Pool:
         chosen = []
         for of_member, outcomes in zip(self.epochs, self._epoch_outcomes, strict=True):
             scores = [self.task.score(outcome.at(chosen_on), labels) for outcome in outcomes]
-            best = int(np.argmax(np.where(np.isnan(scores), -np.inf, scores)))
+            best = int(np.argmax(defined_or_lowest(scores)))
             logits.append(of_member[best])
             chosen.append(outcomes[best])
         pool = self.changed(logits=np.stack(logits), epochs=None, epoch_names=None)
@@ -192,8 +192,8 @@ class Pool:
         """The task's metric of each member `(M,)`, its sign turned where lower is better; minus
         infinity if not defined.
         """
-        scores = self.task.scores_of(Outcome(self.predictions, self.probabilities), self.labels)
-        return np.where(np.isnan(scores), -np.inf, scores)
+        outcomes = Outcome(self.predictions, self.probabilities)
+        return defined_or_lowest(self.task.scores_of(outcomes, self.labels))
 
     def outcome(self, member: int) -> Outcome:
         """Predictions of one member."""

@@ -15,7 +15,7 @@ from loraens.ensemble.combine import MERGED, combine, combine_apart
 from loraens.ensemble.diversity import similarity
 from loraens.ensemble.options import Options, Select, equal_weights
 from loraens.ensemble.pool import Pool
-from loraens.metrics import Outcome
+from loraens.metrics import Outcome, defined_or_lowest
 
 SIZES = range(4, 12)  # as the paper's
 CACHED = 2**16  # margins of one class whose sums stay in the cache
@@ -92,16 +92,11 @@ def _sized(order: Select) -> Select:
         order_of = np.argsort(np.argsort(fold_of, kind="stable"), kind="stable")
         outcomes = [Outcome.concatenated(of_size).at(order_of) for of_size in parts]
         scores = [pool.task.score(outcome, pool.labels) for outcome in outcomes]
-        size = sizes[int(np.argmax(list(map(defined_or_lowest, scores))))]
+        size = sizes[int(np.argmax(defined_or_lowest(scores)))]
         chosen = order(pool, replace(options, size=size), np.random.default_rng(seed))
         return equal_weights(pool, chosen)
 
     return choose
-
-
-def defined_or_lowest(value: float) -> float:
-    """A score, or minus infinity where it is not defined."""
-    return -np.inf if np.isnan(value) else value
 
 
 @_sized
@@ -225,7 +220,7 @@ def _scorer(pool: Pool) -> BagScores:
         means = (averaged[chosen].sum(axis=0) + averaged[bag]) / (len(chosen) + 1)
         outcome = pool.kind.outcome_of_mean(means.reshape(-1, K))
         of_each = pool.task.scores_of(outcome.reshaped(len(bag)), pool.labels)
-        return np.where(np.isnan(of_each), -np.inf, of_each)
+        return defined_or_lowest(of_each)
 
     return scores
 
@@ -270,7 +265,7 @@ def greedy_soup(pool: Pool, options: Options, rng: np.random.Generator) -> np.nd
     for member in pool.order[: options.tried].tolist():
         weights = equal_weights(pool, [*chosen, member])
         outcome = combine(pool, weights, MERGED, pool.standings)
-        score = defined_or_lowest(pool.task.score(outcome, pool.labels))
+        score = float(defined_or_lowest(pool.task.score(outcome, pool.labels)))
         if not chosen or score >= best_score:
             chosen = [*chosen, member]
             best_score = score
