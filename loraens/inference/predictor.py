@@ -23,8 +23,7 @@ from loraens.inference.combination import Combination, thresholds_of
 from loraens.inference.hub import fetched
 from loraens.inference.loading import BUNDLED, LoadedMember, held_out_logits, load_members
 from loraens.inference.rows import column_names, rows_of
-from loraens.inference.running import Runner
-from loraens.inference.texts import checked_texts
+from loraens.inference.running import Runner, checked_texts
 from loraens.records import Epoch
 from loraens.store import ENSEMBLE, MANIFEST, MemberStore, find_member
 from loraens.tasks import Task

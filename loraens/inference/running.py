@@ -6,7 +6,7 @@ Shape letters: M members, N texts, C outputs, D width of the encoder.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -129,3 +129,29 @@ class Runner:
                     found = forward(model)(batch.to(device)).float().cpu().numpy()
                     outputs[np.array(members)[:, None], indices] = found
         return outputs
+
+
+def checked_texts(texts: Sequence[str | Sequence[str]], task: Task) -> list[tuple[str, ...]]:
+    """Texts, or pairs of them, as a task takes them.
+
+    Raises:
+        InputError: They are one bare string, or one of them is not what the task takes.
+    """
+    if isinstance(texts, (str, bytes)):
+        raise InputError("texts is one string: give a list of texts")
+    return [_checked(text, task) for text in texts]
+
+
+def _checked(text: str | Sequence[str], task: Task) -> tuple[str, ...]:
+    """One text or a pair of them, as the task takes."""
+    parts: tuple[str, ...] = ()
+    if isinstance(text, str):
+        parts = (text,)
+    elif isinstance(text, Iterable):
+        parts = tuple(text)
+    if len(parts) != len(task.text_columns) or not all(isinstance(part, str) for part in parts):
+        expected = "one text" if len(task.text_columns) == 1 else "a pair of texts"
+        raise InputError(
+            f"task {task.name} takes {expected} ({', '.join(task.text_columns)}), got {text!r}"
+        )
+    return parts

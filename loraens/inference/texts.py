@@ -1,8 +1,7 @@
-"""Texts as a task takes them, and those that members were trained on and scored on, read again."""
+"""Texts that members were trained on and scored on, read again."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +11,6 @@ from loraens.data.config import DataConfig
 from loraens.data.imports import check_imports
 from loraens.ensemble.read import PoolMembers
 from loraens.errors import InputError
-from loraens.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -62,29 +60,3 @@ def read_texts(members: PoolMembers) -> dict[str, SplitTexts]:
         if part:
             texts[split] = SplitTexts(np.array(part.split.ids), part.split.texts)
     return texts
-
-
-def checked_texts(texts: Sequence[str | Sequence[str]], task: Task) -> list[tuple[str, ...]]:
-    """Texts, or pairs of them, as a task takes them.
-
-    Raises:
-        InputError: They are one bare string, or one of them is not what the task takes.
-    """
-    if isinstance(texts, (str, bytes)):
-        raise InputError("texts is one string: give a list of texts")
-    return [_checked(text, task) for text in texts]
-
-
-def _checked(text: str | Sequence[str], task: Task) -> tuple[str, ...]:
-    """One text or a pair of them, as the task takes."""
-    parts: tuple[str, ...] = ()
-    if isinstance(text, str):
-        parts = (text,)
-    elif isinstance(text, Iterable):
-        parts = tuple(text)
-    if len(parts) != len(task.text_columns) or not all(isinstance(part, str) for part in parts):
-        expected = "one text" if len(task.text_columns) == 1 else "a pair of texts"
-        raise InputError(
-            f"task {task.name} takes {expected} ({', '.join(task.text_columns)}), got {text!r}"
-        )
-    return parts
