@@ -26,7 +26,7 @@ from loraens.ensemble.options import Options
 from loraens.ensemble.pool import Pool
 from loraens.ensemble.select import _sized, accurate, dicor, greedy, topk
 from loraens.ensemble.significance import OutOfBag, holm
-from loraens.ensemble.weighting import pseudo_bma, stacking, weighted
+from loraens.ensemble.weighting import bma, pseudo_bma, stacking, weighted
 from loraens.metrics import NLL
 from loraens.tasks import QUORA, SST, STS
 
@@ -198,6 +198,20 @@ def test_weighted_is_the_minimum_on_the_simplex(task, make_pool):
     )
     assert loss(found) <= expected.fun + 1e-6
     assert loss(found) < loss(np.full(4, 0.25))
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+def test_large_pools_are_computed_in_float32(monkeypatch, task, make_pool):
+    """With the same weights but for rounding, of every method that does not count."""
+    exact = make_pool(task, examples=200)
+    large = exact.changed(logits=exact.logits.astype(np.float32))
+    monkeypatch.setattr("loraens.labels.base.LARGE", 1)
+    assert large.averaged.dtype == np.float32
+    assert exact.averaged.dtype == np.float64
+    for method in (weighted, stacking, bma):
+        found = [method(pool, Options(), RNG) for pool in (large, exact)]
+        np.testing.assert_allclose(*found, atol=2e-4)
+    np.testing.assert_array_equal(large.order, exact.order)
 
 
 def test_stacking(make_pool):

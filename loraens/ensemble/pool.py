@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar, overload
 import numpy as np
 
 from loraens.labels import LabelKind
+from loraens.labels.base import working_type
 from loraens.metrics import Outcome, defined_or_lowest
 from loraens.tasks import Task
 
@@ -145,7 +146,7 @@ class Pool:
             logits.append(of_member[best])
             chosen.append(outcomes[best])
         pool = self.changed(logits=np.stack(logits), epochs=None, epoch_names=None)
-        pool.__dict__["_outcomes"] = _stacked(chosen, len(chosen))  # which are computed already
+        pool.__dict__["_outcomes"] = _stacked(chosen, pool.logits)  # which are computed already
         return pool
 
     @property
@@ -158,7 +159,7 @@ class Pool:
         """Outcomes of all members: predictions `(M, N, ...)` and probabilities `(M, N, K)`; member
         by member, as intermediate results of all at once would be larger than both.
         """
-        return _stacked(map(self.task.outcome, self.logits), len(self))
+        return _stacked(map(self.task.outcome, self.logits), self.logits)
 
     @Lazy
     def probabilities(self) -> np.ndarray | None:
@@ -212,19 +213,25 @@ class Pool:
         return standings
 
 
-def _stacked(outcomes: Iterable[Outcome], count: int) -> Outcome:
-    """So many outcomes as one, along a new first axis."""
+def _stacked(outcomes: Iterable[Outcome], logits: np.ndarray) -> Outcome:
+    """The outcomes of the members of logits `(M, N, C)` as one."""
+    real = working_type(logits)
     stacks: list[np.ndarray | None] = []
     for index, outcome in enumerate(outcomes):
         arrays = (outcome.predictions, outcome.probabilities)
         if not stacks:
-            stacks = [None if x is None else np.empty((count, *x.shape), x.dtype) for x in arrays]
+            stacks = [None if x is None else _empty(len(logits), x, real) for x in arrays]
         for stack, array in zip(stacks, arrays, strict=True):
             if stack is not None:
                 stack[index] = array
     predictions, probabilities = stacks
     assert predictions is not None
     return Outcome(predictions, probabilities)
+
+
+def _empty(count: int, like: np.ndarray, real: np.dtype) -> np.ndarray:
+    """For so many arrays, real numbers of a type."""
+    return np.empty((count, *like.shape), real if like.dtype.kind == "f" else like.dtype)
 
 
 class _Part(Pool):

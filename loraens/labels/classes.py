@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from loraens.labels.base import LabelKind, WeightLoss
+from loraens.labels.base import LabelKind, WeightLoss, working_type
 from loraens.metrics import ACCURACY, BRIER, CALIBRATION_ERROR, MACRO_F1, NLL, TINY, Metric, Outcome
 
 if TYPE_CHECKING:
@@ -197,18 +197,20 @@ class Classes(LabelKind):
 
     def weight_loss(self, task: Task, logits: np.ndarray, labels: np.ndarray) -> WeightLoss:
         """NLL of the weighted mean logit."""
-        flat = logits.reshape(len(logits), -1).astype(np.float64)
+        flat = logits.reshape(len(logits), -1).astype(working_type(logits), copy=False)
         classes = labels.astype(np.int64)
         shape = logits.shape[1:]
         examples = np.arange(len(labels))
 
         def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
-            probabilities = self.probabilities(task, (weights @ flat).reshape(shape))
+            probabilities = self.probabilities(
+                task, (weights.astype(flat.dtype) @ flat).reshape(shape)
+            )
             label_probabilities = np.maximum(probabilities[examples, classes], TINY)
             residual = probabilities.copy()
             residual[examples, classes] -= 1
             residual = residual[:, 1:] if shape[1] == 1 else residual  # one logit for two classes
-            gradient = flat @ residual.ravel() / len(labels)
+            gradient = flat @ residual.ravel().astype(flat.dtype) / len(labels)
             return float(-np.log(label_probabilities).mean()), gradient
 
         return loss
