@@ -21,9 +21,10 @@ Epoch = Literal["best", "last"]
 Status = Literal["training", "finished", "stopped", "failed"]
 ENDED: tuple[Status, ...] = ("finished", "stopped", "failed")
 # what runs of older versions were trained with, unsaid
-OLDER_SETTINGS: dict[str, str | None] = {
+OLDER_SETTINGS: dict[str, str | bool | None] = {
     "adapter": "lora",
     "folds": None,
+    "group_by_length": False,
     "halving_by": "score",
     "long": "cut",
     "merged": None,
@@ -170,6 +171,7 @@ class Settings(Record):
         adapter: Adapter kind.
         folds: Parts that the labelled examples are cut into; None where they are not.
         long: How sequences of more tokens are read: "cut", "head_tail" or "windows".
+        group_by_length: Whether batches are of examples of similar lengths.
         merged: Of a backbone that is an adapter of PEFT, SHA-256 of the weights that it was merged
             of, "base" and "adapter".
     """
@@ -197,6 +199,7 @@ class Settings(Record):
     adapter: str = "lora"
     folds: Count | None = None
     long: str = "cut"
+    group_by_length: bool = False
     merged: dict[str, str] | None = None
 
     def task(self, name: str) -> Task | None:

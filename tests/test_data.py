@@ -32,6 +32,23 @@ def test_every_record_once_an_epoch_in_an_order_of_the_members_own():
     assert (alone[0] == orders[1]).all()
 
 
+def test_grouped_by_length_a_batch_is_of_similar_lengths():
+    lengths = np.random.default_rng(0).integers(3, 60, 803)
+    grouped = TrainSampler([803], 4, seeds=[0, 1], lengths=[lengths])
+    found = [rows for _, rows in places(grouped, 0)]
+    assert (np.sort(np.concatenate(found, axis=1)) == np.arange(803)).all()  # once, each member
+    plain = [rows for _, rows in places(TrainSampler([803], 4, seeds=[0, 1]), 0)]
+
+    def padded(batches):
+        """Tokens of batches whose members are all padded to the longest."""
+        return sum(lengths[rows].max() * rows.size for rows in batches)
+
+    assert padded(found) < 1.15 * 2 * lengths.sum() < padded(plain)
+    alone = [rows for _, rows in places(TrainSampler([803], 4, [1], lengths=[lengths]), 0)]
+    assert all((own[0] == rows[1]).all() for own, rows in zip(alone, found, strict=True))
+    assert not (found[0] == places(grouped, 1)[0][1]).all()
+
+
 @pytest.mark.parametrize(
     ("temperature", "batches"), [(1.0, [100, 10, 1]), (2.0, [78, 25, 8]), (1e9, [37, 37, 37])]
 )

@@ -17,6 +17,7 @@ from loraens.model.batch import PackedBatch
 from loraens.seeding import derive_seed
 
 BatchIndex = tuple[int, np.ndarray]  # number of the split, and examples (M, B) of it
+GROUPED = 50  # batches whose examples are put in order of length, as transformers does
 
 
 class PackedDataset(Dataset[PackedBatch]):
@@ -50,6 +51,10 @@ class TrainSampler(Sampler[BatchIndex]):
         temperature: T, at least 1.
         examples: For each task, the examples of each member, at least as many as its size; all
             from 0 to the size by default.
+        lengths: For each task, tokens of each example, where batches are to be of examples of
+            similar lengths: a member's order is cut into parts of `GROUPED` batches, or a quarter
+            of the data if that is less, and each part is put in order of length, the longest first,
+            so that batches of all members become short together.
     """
 
     def __init__(
@@ -59,11 +64,13 @@ class TrainSampler(Sampler[BatchIndex]):
         seeds: Sequence[int],
         temperature: float = 1.0,
         examples: Sequence[Sequence[np.ndarray]] | None = None,
+        lengths: Sequence[np.ndarray] | None = None,
     ) -> None:
         self.sizes = tuple(sizes)
         self.batch_size = batch_size
         self.seeds = tuple(seeds)
         self.examples = examples or [[np.arange(size)] * len(seeds) for size in sizes]
+        self.lengths = lengths
         self.epoch = 0
         batches = [-(-size // batch_size) for size in sizes]
         if temperature != 1:
@@ -96,8 +103,20 @@ class TrainSampler(Sampler[BatchIndex]):
                     for seed, own in zip(seeds, self.examples[index], strict=True)
                 ]
             )
+            if self.lengths is not None:
+                orders = self._by_length(orders, self.lengths[index])
             for start in range(0, size, self.batch_size):
                 yield orders[:, start : start + self.batch_size]
+
+    def _by_length(self, orders: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """Orders `(M, N)` with each part of them sorted by length."""
+        batches = min(GROUPED, max(1, orders.shape[1] // (4 * self.batch_size)))
+        sorted_parts = []
+        for start in range(0, orders.shape[1], batches * self.batch_size):
+            part = orders[:, start : start + batches * self.batch_size]
+            by_length = np.argsort(-lengths[part], axis=1, kind="stable")
+            sorted_parts.append(np.take_along_axis(part, by_length, axis=1))
+        return np.concatenate(sorted_parts, axis=1)
 
 
 class EvalSampler(Sampler[BatchIndex]):

@@ -46,6 +46,8 @@ class TextData(RecordedArguments, LightningDataModule):
             not for results.
         temperature: With several tasks, a task's share of the batches is in proportion to records
             ** (1 / temperature).
+        group_by_length: Whether a training batch is of texts of similar lengths, in an order that
+            is less random. It saves padding on the padded path; on the packed path there is none.
         pool_dev: With folds, cut dev into parts too, together with train. Without it dev is kept
             apart: it chooses nothing, and its logits are stored.
         test_logits: Whether logits of test are stored after every epoch, for scores of ensembles on
@@ -67,6 +69,7 @@ class TextData(RecordedArguments, LightningDataModule):
         pool_dev: bool = False,
         test_logits: bool | None = None,
         long: Long = "cut",
+        group_by_length: bool = False,
     ) -> None:
         super().__init__()
         minima = {
@@ -98,6 +101,7 @@ class TextData(RecordedArguments, LightningDataModule):
         self.long = long
         self.limit = limit
         self.temperature = temperature
+        self.group_by_length = group_by_length
         self.pool_dev = pool_dev
         self.test_logits = test_logits
         self.folds: int | None = None  # K, see `cut`
@@ -195,20 +199,30 @@ class TextData(RecordedArguments, LightningDataModule):
         Raises:
             InputError: Some members have a fold and others not, or the examples are not in parts.
         """
-        seeds = [member.seed for member in members]
+        splits = self.trained_by(members)
         parts = self._parts(members)
-        sizes = [len(split) for split in self.trained_by(members)]
-        if not parts:
-            return TrainSampler(sizes, self.batch_size, seeds, self.temperature)
-        added = [
-            np.arange(len(split), size) for split, size in zip(self.of("train"), sizes, strict=True)
-        ]
-        sizes = [len(more) + folds.trained for more, (folds, _) in zip(added, parts, strict=True)]
-        examples = [
-            [np.concatenate([folds.outside[fold], more]) for fold in of_members]
-            for more, (folds, of_members) in zip(added, parts, strict=True)
-        ]
-        return TrainSampler(sizes, self.batch_size, seeds, self.temperature, examples)
+        sizes = [len(split) for split in splits]
+        examples = None
+        if parts:
+            added = [
+                np.arange(len(split), size)
+                for split, size in zip(self.of("train"), sizes, strict=True)
+            ]
+            sizes = [
+                len(more) + folds.trained for more, (folds, _) in zip(added, parts, strict=True)
+            ]
+            examples = [
+                [np.concatenate([folds.outside[fold], more]) for fold in of_members]
+                for more, (folds, of_members) in zip(added, parts, strict=True)
+            ]
+        return TrainSampler(
+            sizes,
+            self.batch_size,
+            seeds=[member.seed for member in members],
+            temperature=self.temperature,
+            examples=examples,
+            lengths=[split.tokens.lengths for split in splits] if self.group_by_length else None,
+        )
 
     def _parts(self, members: Sequence[Member]) -> list[tuple[Folds, list[int]]]:
         """The parts of each task, and the fold of each member; empty where members have none.

@@ -278,6 +278,7 @@ class Population(LightningModule):
             data=data.fingerprints,
             folds=data.folds,
             long=data.long,
+            group_by_length=data.group_by_length,
             merged=merged_of(self.backbone),
         )
 

@@ -40,6 +40,7 @@ DATA = {
     "max_length": ("-1", "0", "2", "x", "100000"),
     "limit": ("-1", "0", "x"),
     "pool_dev": ("x",),
+    "group_by_length": ("x",),
     "test_logits": ("x",),
     "nothing": ("1",),
 }
