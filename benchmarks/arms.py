@@ -167,6 +167,7 @@ class Bench:
         self,
         rows: np.ndarray,
         compiled: bool = False,
+        half: bool = CUDA,
         warm: Callable[[], Any] = lambda: None,
     ) -> list[float]:
         """Arm B: the seconds of each step.
@@ -174,6 +175,7 @@ class Bench:
         Args:
             rows: `(steps, B)`.
             compiled: Whether the model is compiled by torch.compile, for any length.
+            half: Whether products are in bfloat16, by autocast.
             warm: Called when the steps begin that are timed.
         """
         device = torch.device("cuda" if CUDA else "cpu")
@@ -193,7 +195,7 @@ class Bench:
                 key: value.to(device)
                 for key, value in collate(records[start : start + BATCH]).items()
             }
-            with torch.autocast("cuda", torch.bfloat16, enabled=CUDA):
+            with torch.autocast(device.type, torch.bfloat16, enabled=half):
                 loss = model(**batch).loss
             loss.backward()
             optimizer.step()
@@ -231,6 +233,7 @@ class Bench:
         rows: np.ndarray,
         fast: bool = True,
         module: Population | None = None,
+        half: bool = CUDA,
         watch: Callable[[], Any] = lambda: None,
     ) -> list[float]:
         """The seconds of each step of a pack, through Lightning's Trainer, as a sweep trains it."""
@@ -241,7 +244,7 @@ class Bench:
         trainer = Trainer(
             max_steps=len(rows),
             limit_val_batches=0,
-            precision="bf16-mixed" if CUDA else "32-true",
+            precision="bf16-mixed" if half else "32-true",
             devices=1,
             logger=False,
             enable_checkpointing=False,
