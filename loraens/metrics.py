@@ -16,7 +16,28 @@ from numpy.typing import ArrayLike
 
 CALIBRATION_BINS = 15
 TINY = np.finfo(np.float64).tiny
+FEW = 8  # classes; below, NumPy sums one after another too
 Score = TypeVar("Score", float, np.ndarray)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities of logits, over the last axis."""
+    exponentials = np.exp(logits - _over_last(np.maximum, logits))
+    probabilities: np.ndarray = exponentials / _over_last(np.add, exponentials)
+    return probabilities
+
+
+def _over_last(function: np.ufunc, x: np.ndarray) -> np.ndarray:
+    """Its reduction of the last axis, which stays with length one; where that is short, column by
+    column: the same bits, in a fraction of the time of NumPy's loop over rows.
+    """
+    if x.shape[-1] >= FEW:
+        reduced: np.ndarray = function.reduce(x, axis=-1, keepdims=True)
+        return reduced
+    result: np.ndarray = x[..., :1]
+    for column in range(1, x.shape[-1]):
+        result = function(result, x[..., column : column + 1])
+    return result
 
 
 @dataclass(frozen=True)

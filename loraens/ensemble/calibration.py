@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from loraens.metrics import NLL, TINY, Outcome
+from loraens.metrics import NLL, TINY, Outcome, softmax
 
 
 def fit_temperature(outcome: Outcome, labels: np.ndarray) -> float:
@@ -18,8 +18,10 @@ def fit_temperature(outcome: Outcome, labels: np.ndarray) -> float:
     """
     from scipy.optimize import minimize_scalar
 
+    logits = _logits(outcome)
+
     def loss(log_t: float) -> float:
-        return NLL(scaled(outcome, float(np.exp(log_t))), labels)
+        return NLL(_at(outcome, logits / float(np.exp(log_t))), labels)
 
     fitted = minimize_scalar(loss, bounds=(-np.log(20), np.log(20)), method="bounded")
     return float(np.exp(fitted.x))
@@ -27,14 +29,21 @@ def fit_temperature(outcome: Outcome, labels: np.ndarray) -> float:
 
 def scaled(outcome: Outcome, temperature: float) -> Outcome:
     """The outcome with its probabilities at a temperature; predictions stay."""
+    return _at(outcome, _logits(outcome) / temperature)
+
+
+def _logits(outcome: Outcome) -> np.ndarray:
+    """Logits `(N, K)` that give the probabilities."""
     assert outcome.probabilities is not None
-    if outcome.predictions.ndim == 2:
-        there, not_there = (
-            np.log(np.maximum(p, TINY)) for p in (outcome.probabilities, 1 - outcome.probabilities)
-        )
-        logits = (there - not_there) / temperature
-        return replace(outcome, probabilities=np.exp(-np.logaddexp(0, -logits)))
-    logits = np.log(np.maximum(outcome.probabilities, TINY)) / temperature
-    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-    probabilities = exponentials / exponentials.sum(axis=1, keepdims=True)
+    logs: np.ndarray = np.log(np.maximum(outcome.probabilities, TINY))
+    if outcome.predictions.ndim == 1:
+        return logs
+    logs -= np.log(np.maximum(1 - outcome.probabilities, TINY))
+    return logs
+
+
+def _at(outcome: Outcome, logits: np.ndarray) -> Outcome:
+    """The outcome with the probabilities of other logits."""
+    one_class = outcome.predictions.ndim == 1
+    probabilities = softmax(logits) if one_class else np.exp(-np.logaddexp(0, -logits))
     return replace(outcome, probabilities=probabilities)

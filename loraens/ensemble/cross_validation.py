@@ -213,13 +213,16 @@ def bags(pool: Pool, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
     examples = np.arange(len(pool.labels))
     names = examples if pool.groups is None else np.unique(pool.groups, return_inverse=True)[1]
     by_group = np.argsort(names, kind="stable")
-    starts = np.concatenate([[0], np.cumsum(np.bincount(names))])
+    sizes = np.bincount(names)
+    starts = np.cumsum(sizes) - sizes
     rng = np.random.default_rng(derive_seed(0, "bags"))
     drawn: list[tuple[np.ndarray, np.ndarray]] = []
     while len(drawn) < count:
-        groups = rng.integers(0, len(starts) - 1, len(starts) - 1)
-        inside = np.concatenate([by_group[starts[g] : starts[g + 1]] for g in np.sort(groups)])
-        outside = np.setdiff1d(examples, inside)
+        groups = np.sort(rng.integers(0, len(sizes), len(sizes)))
+        counts = sizes[groups]
+        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        inside = by_group[np.repeat(starts[groups], counts) + within]
+        outside = np.flatnonzero(~np.isin(examples, inside))
         if len(outside):  # with a handful of groups a bag may have all of them
             drawn.append((inside, outside))
     return drawn

@@ -5,11 +5,14 @@ Shape letters: M members, N examples.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
 from loraens.ensemble.options import Options, equal_weights
 from loraens.ensemble.pool import Pool
 from loraens.labels.base import WeightLoss
+from loraens.metrics import softmax
 
 
 def weighted(pool: Pool, options: Options, rng: np.random.Generator) -> np.ndarray:
@@ -90,7 +93,7 @@ def bma(pool: Pool, options: Options, rng: np.random.Generator) -> np.ndarray:
     """Bayesian model averaging with equal priors: posterior probability of each member, its weights
     taken as given.
     """
-    return _softmax(pool.log_likelihood.sum(axis=1))
+    return softmax(pool.log_likelihood.sum(axis=1))
 
 
 def pseudo_bma(pool: Pool, options: Options, rng: np.random.Generator) -> np.ndarray:
@@ -98,14 +101,24 @@ def pseudo_bma(pool: Pool, options: Options, rng: np.random.Generator) -> np.nda
     Bayesian bootstrap.
     """
     density = pool.log_likelihood
-    drawn = rng.standard_exponential((options.draws, density.shape[1]), dtype=np.float32)
+    drawn = _drawn(rng, options.draws, density.shape[1])
     sums = (drawn @ density.T.astype(np.float32)).astype(np.float64)
     means = sums / drawn.sum(axis=1, keepdims=True)  # by shares of Dirichlet(1, ..., 1)
-    weights: np.ndarray = _softmax(density.shape[1] * means).mean(axis=0)
+    weights: np.ndarray = softmax(density.shape[1] * means).mean(axis=0)
     return weights
 
 
-def _softmax(x: np.ndarray) -> np.ndarray:
-    exponentials = np.exp(x - x.max(axis=-1, keepdims=True))
-    shares: np.ndarray = exponentials / exponentials.sum(axis=-1, keepdims=True)
-    return shares
+def _drawn(rng: np.random.Generator, draws: int, examples: int) -> np.ndarray:
+    """Standard exponential numbers `(draws, examples)` of a generator of `default_rng`."""
+    state = rng.bit_generator.state["state"]
+    return _exponentials(state["state"], state["inc"], draws, examples)
+
+
+@lru_cache(maxsize=2)
+def _exponentials(state: int, inc: int, draws: int, examples: int) -> np.ndarray:
+    """Those of a state of PCG64. All bags ask for the same, and to draw them takes longer than the
+    products that they are for.
+    """
+    bits = np.random.PCG64()
+    bits.state = {**bits.state, "state": {"state": state, "inc": inc}}
+    return np.random.Generator(bits).standard_exponential((draws, examples), dtype=np.float32)

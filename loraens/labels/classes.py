@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from loraens.labels.base import LabelKind, WeightLoss, working_type
-from loraens.metrics import ACCURACY, BRIER, CALIBRATION_ERROR, MACRO_F1, NLL, TINY, Metric, Outcome
+from loraens.metrics import (
+    ACCURACY,
+    BRIER,
+    CALIBRATION_ERROR,
+    MACRO_F1,
+    NLL,
+    TINY,
+    Metric,
+    Outcome,
+    softmax,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -142,9 +152,7 @@ class Classes(LabelKind):
         logits = np.asarray(logits, np.float64)
         if task.loss == "binary_cross_entropy":
             logits = np.concatenate([np.zeros_like(logits), logits], axis=1)
-        exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-        probabilities: np.ndarray = exponentials / exponentials.sum(axis=1, keepdims=True)
-        return probabilities
+        return softmax(logits)
 
     def predictions(self, task: Task, logits: np.ndarray) -> np.ndarray:
         """The most probable class; the lower class wins a tie."""
