@@ -12,6 +12,10 @@ EXPECTED = {
         "a fine film",
         {"prediction": "3", "probability_3": 0.474946, "probability_4": 0.460579},
     ),
+    "quora": (
+        ("How do I learn to swim?", "What is the best way to learn swimming?"),
+        {"prediction": "1", "probability_1": 0.883749},
+    ),
     "sts": (
         ("A man plays a guitar.", "A man is playing an instrument."),
         {"prediction": 3.466524, "spread": 0.138422},
