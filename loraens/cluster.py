@@ -81,6 +81,8 @@ def import_ray() -> Any:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     # a task that took too much memory is not tried again as it was
     os.environ.setdefault("RAY_task_oom_retries", "0")
+    # tasks have the priority of the command, as the engine of one process has
+    os.environ.setdefault("RAY_worker_niceness", "0")
     try:
         import ray
     except ModuleNotFoundError:

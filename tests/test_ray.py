@@ -2,6 +2,7 @@
 without a directory or texts that workers see.
 """
 
+import contextlib
 import os
 import re
 import signal
@@ -94,7 +95,12 @@ def epochs_done(packs):
 
 def training(process):
     """The processes that train packs."""
-    return [child for child in started(process) if child.name().startswith(TASK)]
+    found = []
+    for child in started(process):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended since it was listed
+            if child.name().startswith(TASK):
+                found.append(child)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -314,6 +320,7 @@ def test_killed_workers_and_coordinators_change_no_bit(arguments, run_command, t
     try:
         wait_until(lambda: len(epochs_done(packs)) == 2, process)
         victim = training(process)[0]
+        assert victim.nice() == psutil.Process().nice()
         victim.kill()
         before = epochs_done(packs)
         replaced = lambda: {p.pid for p in training(process)} - {victim.pid}  # noqa: E731
