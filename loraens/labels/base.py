@@ -32,6 +32,25 @@ def working_type(logits: np.ndarray) -> np.dtype:
     return logits.dtype if logits.nbytes >= LARGE else np.dtype(np.float64)
 
 
+def of_mean_logit(
+    logits: np.ndarray, count: int, loss: Callable[[np.ndarray], tuple[float, np.ndarray]]
+) -> WeightLoss:
+    """The loss of the weighted mean logit as a function of the weights.
+
+    Args:
+        logits: `(M, N, C)`.
+        count: The gradient is divided by it.
+        loss: Of the mean logit, `(N * C,)`, with `count` times its gradient.
+    """
+    flat = logits.reshape(len(logits), -1).astype(working_type(logits), copy=False)
+
+    def of_weights(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        value, gradient = loss(weights.astype(flat.dtype) @ flat)
+        return value, flat @ gradient.astype(flat.dtype) / count
+
+    return of_weights
+
+
 class SoftTargets(NamedTuple):
     """What a teacher predicts for the examples of a batch, to be learned beside their labels.
 

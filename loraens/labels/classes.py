@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from loraens.labels.base import LabelKind, WeightLoss, working_type
+from loraens.labels.base import LabelKind, WeightLoss, of_mean_logit
 from loraens.metrics import (
     ACCURACY,
     BRIER,
@@ -205,23 +205,19 @@ class Classes(LabelKind):
 
     def weight_loss(self, task: Task, logits: np.ndarray, labels: np.ndarray) -> WeightLoss:
         """NLL of the weighted mean logit."""
-        flat = logits.reshape(len(logits), -1).astype(working_type(logits), copy=False)
         classes = labels.astype(np.int64)
         shape = logits.shape[1:]
         examples = np.arange(len(labels))
 
-        def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
-            probabilities = self.probabilities(
-                task, (weights.astype(flat.dtype) @ flat).reshape(shape)
-            )
+        def loss(mean: np.ndarray) -> tuple[float, np.ndarray]:
+            probabilities = self.probabilities(task, mean.reshape(shape))
             label_probabilities = np.maximum(probabilities[examples, classes], TINY)
             residual = probabilities.copy()
             residual[examples, classes] -= 1
             residual = residual[:, 1:] if shape[1] == 1 else residual  # one logit for two classes
-            gradient = flat @ residual.ravel().astype(flat.dtype) / len(labels)
-            return float(-np.log(label_probabilities).mean()), gradient
+            return float(-np.log(label_probabilities).mean()), residual.ravel()
 
-        return loss
+        return of_mean_logit(logits, len(labels), loss)
 
     def uncertainty(
         self,

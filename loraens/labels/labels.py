@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from loraens.labels.base import LabelKind, WeightLoss, working_type
+from loraens.labels.base import LabelKind, WeightLoss, of_mean_logit
 from loraens.labels.classes import class_rows, parse_number
 from loraens.metrics import (
     AVERAGE_PRECISION,
@@ -224,16 +224,14 @@ class Labels(LabelKind):
 
     def weight_loss(self, task: Task, logits: np.ndarray, labels: np.ndarray) -> WeightLoss:
         """NLL of the weighted mean logit, mean of the labels."""
-        flat = logits.reshape(len(logits), -1).astype(working_type(logits), copy=False)
         signs = 1 - 2 * labels.ravel()
 
-        def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
-            margins = signs * (weights.astype(flat.dtype) @ flat)
+        def loss(mean: np.ndarray) -> tuple[float, np.ndarray]:
+            margins = signs * mean
             losses = np.logaddexp(0, margins)
-            residual = signs * np.exp(margins - losses)
-            return float(losses.mean()), flat @ residual.astype(flat.dtype) / len(signs)
+            return float(losses.mean()), signs * np.exp(margins - losses)
 
-        return loss
+        return of_mean_logit(logits, len(signs), loss)
 
     def uncertainty(
         self,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from loraens.labels.base import WeightLoss, working_type
+from loraens.labels.base import WeightLoss, of_mean_logit
 from loraens.labels.classes import Classes, parse_number
 from loraens.metrics import (
     ACCURACY,
@@ -115,16 +115,14 @@ class Levels(Classes):
 
     def weight_loss(self, task: Task, logits: np.ndarray, labels: np.ndarray) -> WeightLoss:
         """Negative log likelihood of the weighted mean logit: convex, as each step's is."""
-        flat = logits.reshape(len(logits), -1).astype(working_type(logits), copy=False)
         steps = np.arange(logits.shape[2])
         taken = (labels[:, None] >= steps).ravel()
         signs = np.where((labels[:, None] > steps).ravel(), -1.0, 1.0)
 
-        def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
-            margins = signs * (weights.astype(flat.dtype) @ flat)
+        def loss(mean: np.ndarray) -> tuple[float, np.ndarray]:
+            margins = signs * mean
             losses = np.logaddexp(0, margins)
             residual = taken * signs * np.exp(margins - losses)  # sigmoid
-            gradient = flat @ residual.astype(flat.dtype) / len(labels)
-            return float((taken * losses).sum() / len(labels)), gradient
+            return float((taken * losses).sum() / len(labels)), residual
 
-        return loss
+        return of_mean_logit(logits, len(labels), loss)
