@@ -9,10 +9,13 @@ Arms, on the same batches of 8 made-up sequences, whose lengths are spread as th
     padded      loraens' padded path, one member, and eight together
     packed      the packed path, likewise, of types that take it
 
+PEFT and the padded path also with batches grouped by length (transformers' order of that name, and
+`--data.group_by_length`); the packed path has no padding to save.
+
 First the equality gate: without dropout, both must end with the same adapters after three steps.
-Then the arms are timed in turn, a step each, many rounds; the table has medians and quartiles of
-the milliseconds of a member-step, of the process's CPU time in one thread, so that other processes
-on the machine change little.
+Then the arms are timed in turn, a step each, many rounds spread over an epoch; the table has
+medians and quartiles of the milliseconds of a member-step, of the process's CPU time in one thread,
+so that other processes on the machine change little, and the ratio of the means.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ from peft import LoraConfig, get_peft_model
 from torch.nn import functional as F
 from transformers import AutoModel, DebertaV2Config, ModernBertConfig, MPNetConfig, Qwen3Config
 
+from loraens.data.sampling import TrainSampler
 from loraens.members import Member
 from loraens.model.architectures import ARCHITECTURES
 from loraens.model.backbone import load_encoder
@@ -45,6 +49,8 @@ BATCH = 8
 RANK = 8
 LR = 1e-4
 TOKENS = 2000
+MEMBERS = 8
+GROUPED = "grouped by length"
 SMALL = {
     "vocab_size": TOKENS,
     "hidden_size": 256,
@@ -91,6 +97,12 @@ class Texts:
         self.tokens = rng.integers(5, TOKENS, lengths.sum())
         self.offsets = np.concatenate([[0], np.cumsum(lengths)])
         self.labels = rng.uniform(0, 5, size)
+
+    def epoch(self, grouped: bool) -> list[np.ndarray]:
+        """Rows `(M, B)` of each step of an epoch."""
+        lengths = [np.diff(self.offsets)] if grouped else None
+        sampler = TrainSampler([len(self.labels)], BATCH, range(MEMBERS), lengths=lengths)
+        return [rows for _, rows in sampler]
 
     def batch(self, rows: np.ndarray) -> PackedBatch:
         """The batch of examples `(M, B)`."""
@@ -205,24 +217,26 @@ def measure(
 ) -> dict[str, list[float]]:
     """Milliseconds of a member-step of each arm, one a round."""
     ours = {"padded, one member": Ours(directory, 1, True)}
-    ours["padded, eight"] = Ours(directory, 8, True)
+    ours["padded, eight"] = Ours(directory, MEMBERS, True)
     theirs = Theirs(directory, targets, True, ours["padded, one member"])
     if theirs.model.config.model_type in ARCHITECTURES:
         ours["packed, one member"] = Ours(directory, 1, True, packed=True)
-        ours["packed, eight"] = Ours(directory, 8, True, packed=True)
+        ours["packed, eight"] = Ours(directory, MEMBERS, True, packed=True)
     arms: dict[str, Callable[[np.ndarray], None]] = {
         "PEFT": lambda rows: theirs.step(texts, rows[0]),
         **{name: partial(step_of, texts, arm) for name, arm in ours.items()},
     }
+    arms |= {f"{name}, {GROUPED}": arms[name] for name in ("PEFT", "padded, eight")}
     found: dict[str, list[float]] = {name: [] for name in arms}
-    rng = np.random.default_rng(1)
-    for turn in range(rounds + 2):
-        rows = rng.integers(0, len(texts.labels), (8, BATCH))
+    orders = {grouped: texts.epoch(grouped) for grouped in (False, True)}
+    for turn in range(-2, rounds):
         for name, run in arms.items():
+            order = orders[GROUPED in name]
+            rows = order[turn * len(order) // rounds]
             started = time.process_time()
             run(rows)
-            if turn >= 2:
-                members = 8 if name.endswith("eight") else 1
+            if turn >= 0:
+                members = MEMBERS if "eight" in name else 1
                 found[name].append(1000 * (time.process_time() - started) / members)
     return found
 
@@ -245,11 +259,12 @@ def main() -> None:
             if gap > 0.05:
                 raise SystemExit(f"{name}: the adapters differ by {gap:.2g} of what was learned")
             found = measure(directory, targets, texts, 3 if given.quick else given.rounds)
-        usual = float(np.median(found["PEFT"]))
+        usual = np.mean(found["PEFT"])
         for arm, times in found.items():
             low, middle, high = np.quantile(times, [0.25, 0.5, 0.75])
             lines.append(
-                f"| {name} | {arm} | {middle:.1f} [{low:.1f}, {high:.1f}] | {usual / middle:.2f} |"
+                f"| {name} | {arm} | {middle:.1f} [{low:.1f}, {high:.1f}] |"
+                f" {usual / np.mean(times):.2f} |"
             )
             print(lines[-1], flush=True)
     parameters = "4 layers, 256 wide, random weights"
