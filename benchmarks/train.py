@@ -13,7 +13,8 @@ on), in bfloat16 on a GPU and float32 on a CPU:
 
 A and B also with batches grouped by length (`train_sampling_strategy="group_by_length"`), which
 changes the order of the examples that SGD sees, and then B under torch.compile, and on a CPU in two
-processes of half the threads each. E also with the pooling `mean`, which configs/minilm.yaml has.
+processes of half the threads each, as E is too (`--sweep.engine ray --sweep.workers 2`). E also
+with the pooling `mean`, which configs/minilm.yaml has.
 On a CPU B grouped by length and E in bfloat16 too, by autocast and `bf16-mixed`; the best of A and
 B is that of the arm's own precision.
 
@@ -36,6 +37,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,7 @@ ARMS = {
     "C": "stock forward, 8 members",
     "D": "one member",
     "E mean": "pack of 8, pooling mean",
+    "E twice": "packs of 8, two processes",
     "E half": "pack of 8, bfloat16",
 }
 GROUPED = {name for name, what in ARMS.items() if "grouped" in what}
@@ -118,7 +121,7 @@ def arms_of(bench: Bench, sizes: list[int], twice: Run) -> dict[str, tuple[int, 
     Args:
         bench: The backbone and the texts.
         sizes: Of packs.
-        twice: Arm B in two processes.
+        twice: An arm in two processes.
     """
     arms: dict[str, tuple[int, Run]] = {
         "A": (1, lambda rows: bench.hub_trainer(rows[:, 0])[1]),
@@ -134,6 +137,7 @@ def arms_of(bench: Bench, sizes: list[int], twice: Run) -> dict[str, tuple[int, 
         arms["A compiled"] = (1, lambda rows: bench.hub_trainer(rows[:, 0], compiled=True)[1])
     else:
         arms["B twice"] = (2, twice)
+        arms["E twice"] = (16, twice)
         arms["B half"] = (1, lambda rows: bench.bare_loop(rows[:, 0], half=True))
         arms["E half"] = (8, lambda rows: bench.loraens(rows, half=True))
     if CUDA or shutil.which("g++"):
@@ -142,7 +146,10 @@ def arms_of(bench: Bench, sizes: list[int], twice: Run) -> dict[str, tuple[int, 
 
 
 def in_two_processes(model: str, data: str | None) -> Run:
-    """Arm B in two processes of half the threads each, whose timed steps begin together."""
+    """Arm B, or E, in two processes of half the threads each, whose timed steps begin together.
+
+    Each has half of the members.
+    """
 
     def run(rows: np.ndarray) -> list[float]:
         command = [sys.executable, __file__, "--model", model, "--half"]
@@ -150,7 +157,7 @@ def in_two_processes(model: str, data: str | None) -> Run:
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         halves = [subprocess.Popen(command, **pipes) for _ in range(2)]
         for half in halves:
-            half.stdin.write(json.dumps(rows[:, 0].tolist()) + "\n")
+            half.stdin.write(json.dumps(rows[:, : rows.shape[1] // 2].tolist()) + "\n")
             half.stdin.flush()
         for half in halves:
             while half.stdout.readline().strip() != READY:
@@ -159,7 +166,6 @@ def in_two_processes(model: str, data: str | None) -> Run:
         started = now()
         outputs = [half.communicate("\n") for half in halves]
         seconds = now() - started
-        # a step of each is one of two members
         longest = max(json.loads(output.splitlines()[-1]) for output, _ in outputs)
         assert longest <= seconds
         return [0.0] * WARM_UP + [longest]
@@ -176,7 +182,11 @@ def half(bench: Bench) -> float:
         print(READY, flush=True)
         sys.stdin.readline()
 
-    return sum(bench.bare_loop(rows, warm=warm)[WARM_UP:])
+    if rows.shape[1] == 1:
+        return sum(bench.bare_loop(rows[:, 0], warm=warm)[WARM_UP:])
+    steps = count()
+    seconds = bench.loraens(rows, watch=lambda: next(steps) == WARM_UP and warm())
+    return sum(seconds[WARM_UP:])
 
 
 def timed(
@@ -191,7 +201,7 @@ def timed(
         rates.append(gemm_rate())
         for name, (members, run) in arms.items():
             if name in GROUPED:
-                rows = bench.grouped_rows(turn)
+                rows = np.repeat(bench.grouped_rows(turn), members, axis=1)
             else:
                 steps = max(2, member_steps // members)
                 rows = bench.rows(members, WARM_UP + 1 + steps, turn * (steps + WARM_UP + 1))
@@ -384,14 +394,20 @@ def main() -> None:
         if arguments.half:
             print(json.dumps(half(prepare(names[0], arguments.data, Path(scratch)))))
             return
-        results = [run(arguments, name, Path(scratch)) for name in names]
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "train.json").write_text(json.dumps(results, indent=2) + "\n")
-    text = "\n\n".join(map(as_table, results))
-    (arguments.out / "train.md").write_text(text + "\n")
-    print(text)
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        results: list[dict[str, Any]] = []
+        for name in names:
+            results.append(run(arguments, name, Path(scratch)))
+            (arguments.out / "train.json").write_text(json.dumps(results, indent=2) + "\n")
+            text = "\n\n".join(map(as_table, results))
+            (arguments.out / "train.md").write_text(text + "\n")
+            print(text, flush=True)
     best = max(
-        (row for row in results[0]["table"] if row["arm"][0] == "E" and row["arm"] not in ARMS),
+        (
+            row
+            for row in results[0]["table"]
+            if row["arm"][0] == "E" and row["arm"] not in ("E mean", "E half")
+        ),
         key=lambda row: row["times_a"],
     )
     print(
