@@ -204,7 +204,9 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in whole.splitlines()]
 
 
-def run(cells: Sequence[Cell], draws: int, out: Path, minutes: float) -> None:
+def run(
+    cells: Sequence[Cell], draws: int, out: Path, minutes: float, methods: Sequence[str]
+) -> None:
     """Append the draws that are missing, the cells in turn, and start none after the time."""
     end = time.monotonic() + 60 * minutes
     out.mkdir(parents=True, exist_ok=True)
@@ -218,7 +220,7 @@ def run(cells: Sequence[Cell], draws: int, out: Path, minutes: float) -> None:
             started = time.monotonic()
             if started >= end:
                 return
-            chosen = candidates(cell.task, rules=[cell.rule])
+            chosen = candidates(cell.task, methods, [cell.rule])
             line = json.dumps(measure(cell, number, chosen, truths[cell]))
             with paths[cell].open("a") as file:
                 file.write(line + "\n")
@@ -312,6 +314,9 @@ def main() -> None:
         "--minutes", type=float, default=math.inf, help="start no draw after this time"
     )
     parser.add_argument(
+        "--methods", default="all", help="some of them, such as omni, in a DIR of their own"
+    )
+    parser.add_argument(
         "--table", action="store_true", help="only write benchmarks/results/coverage.md"
     )
     arguments = parser.parse_args()
@@ -325,7 +330,7 @@ def main() -> None:
     if not set(numbers) <= set(known):
         parser.error(f"--cells {arguments.cells}: give numbers from 0 to {len(CELLS) - 1}")
     cells = [CELLS[int(number)] for number in dict.fromkeys(numbers)]
-    run(cells, arguments.draws, arguments.out, arguments.minutes)
+    run(cells, arguments.draws, arguments.out, arguments.minutes, arguments.methods.split(","))
 
 
 if __name__ == "__main__":

@@ -141,12 +141,18 @@ def _graph(given: Namespace, out: Path) -> None:
         return
     labels = None if split is None else split.labels
     check = export_onnx(predictor, task, out, texts, region, given.int8, labels)
-    quantity = "probability" if task.label_kind.categorical else "prediction"
-    print(
-        f"{check.agreement:.1%} of {check.texts} {kind} are predicted as by `predict`; the largest"
-        f" difference of a {quantity} is {check.largest:.2g}"
-    )
+    if task.label_kind.categorical:
+        print(
+            f"{check.agreement:.1%} of {check.texts} {kind} are predicted as by `predict`; the"
+            f" largest difference of a probability is {check.largest:.2g}"
+        )
+    else:
+        print(
+            f"predictions of {check.texts} {kind} differ by up to {check.largest:.2g} from those of"
+            " `predict`"
+        )
     if check.scores is not None:
         before, after = check.scores
         print(f"{task.metric}: {before:.4f} by `predict`, {after:.4f} by the exported graph")
-    print(f'try it: {Path(sys.executable).name} {out / "run.py"} "a text"')
+    text = " ".join('"a text"' for _ in task.text_columns)
+    print(f"try it: {Path(sys.executable).name} {out / 'run.py'} {text}")
