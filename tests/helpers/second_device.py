@@ -10,6 +10,7 @@ imported before torch, in a process of its own, as PyTorch looks for its device 
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
 import subprocess
 import sys
@@ -27,9 +28,11 @@ if "torch" in sys.modules:
 
 def _load_guard() -> None:
     """Load a device guard and hooks that do nothing, compiled once by g++ in some 10 s."""
-    library = Path(tempfile.gettempdir()) / f"loraens_second_device_{version('torch')}.so"
+    root = Path(find_spec("torch").origin).parent
+    # another environment's torch is elsewhere, and may be gone
+    key = hashlib.sha256(f"{root} {version('torch')}".encode()).hexdigest()[:16]
+    library = Path(tempfile.gettempdir()) / f"loraens_second_device_{key}.so"
     if not library.exists():
-        root = Path(find_spec("torch").origin).parent
         includes = [f"-I{root / 'include'}", f"-I{root / 'include/torch/csrc/api/include'}"]
         link = [f"-L{root / 'lib'}", "-ltorch_cpu", "-lc10", f"-Wl,-rpath,{root / 'lib'}"]
         source = str(Path(__file__).with_suffix(".cpp"))
