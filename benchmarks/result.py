@@ -9,11 +9,16 @@ nothing, as commands, imports included:
     whole       the whole grid
     halving     successive halving by the members' own scores
     ensemble    successive halving by what a member adds to the ensemble of all
+    bfloat16    the same in bfloat16
+    quarter     the same, and a quarter goes on at each rung
     patience    early stopping
 
 The score is Pearson's r on the pairs that were put aside, of the members that `greedy` joins. The
-loop of PEFT is not run: its steps (a bare loop with batches grouped by length, and transformers'
-Trainer) and its evaluation are measured, and multiplied by the steps and pairs of the whole grid.
+loops of PEFT are not run: their steps (a bare loop with batches grouped by length, in float32 and
+in bfloat16; transformers' Trainer with such batches, and without) and an evaluation of dev are
+measured before each arm, and their medians are multiplied by the steps and evaluations of the whole
+grid. Their start, logits of test, and ensembles are counted as nothing.
+An arm's output is beside its sweep; the time of training is that of Lightning's profiler.
 An arm that is in result.json is not run again; run it on an otherwise idle machine.
 """
 
@@ -24,6 +29,7 @@ import csv
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -45,10 +51,15 @@ from loraens.train.runs import quiet
 ROOT = Path(__file__).parent.parent
 ASIDE = 7  # every seventh training pair is put aside
 EVALUATED = 64  # pairs of a batch of PEFT's evaluation
+BY_GAIN = ("--sweep.halving_by", "ensemble", "--sweep.halving_factor")
+HALF_LOOP = "PEFT, bare loop, grouped by length, bfloat16"
+HALF = ("--trainer.precision", "bf16-mixed")
 ARMS: dict[str, tuple[str, ...]] = {
     "whole": (),
     "halving": ("--sweep.halving_factor", "2"),
-    "ensemble": ("--sweep.halving_factor", "2", "--sweep.halving_by", "ensemble"),
+    "ensemble": (*BY_GAIN, "2"),
+    "bfloat16": (*BY_GAIN, "2", *HALF),
+    "quarter": (*BY_GAIN, "4", *HALF),
     "patience": ("--sweep.patience", "1"),
 }
 GRID = {"rank": [4, 8, 16, 32], "scale": [1, 3], "lr": [3e-4, 1e-3]}
@@ -79,23 +90,33 @@ def run_arm(options: tuple[str, ...], data: Path, run: Path, quick: bool) -> dic
         *("sweep", "--config", "configs/sts.yaml", "--config", "configs/minilm.yaml"),
         *("--data.root", str(data), "--data.eval_batch_size", "512"),
         *("--trainer.max_epochs", "2" if quick else "3", "--trainer.logger", "false"),
+        *("--trainer.profiler", "simple"),
         *(item for name, values in grid.items() for item in (f"--grid.{name}", json.dumps(values))),
         *("--store.root", str(run.parent), "--store.run", run.name, *options),
     ]
     ensemble = ["ensemble", "--runs", str(run), "--method", "all", "--logger", "false"]
     started = time.monotonic()
     seconds = []
-    for arguments in (sweep, ensemble):
-        command = [sys.executable, "-m", "loraens", *arguments]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-        subprocess.run(command, check=True, cwd=ROOT, env=environment)
-        seconds.append(time.monotonic() - started)
+    log = run.with_suffix(".log")
+    with log.open("w", encoding="utf-8") as output:
+        for arguments in (sweep, ensemble):
+            command = [sys.executable, "-m", "loraens", *arguments]
+            environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+            subprocess.run(
+                command, check=True, cwd=ROOT, env=environment, stdout=output, stderr=output
+            )
+            seconds.append(time.monotonic() - started)
+    # Lightning's profiler: | action | mean | calls | total seconds | share |
+    totals = re.findall(
+        r"run_training_batch(?:\s*\|\s*\S+){2}\s*\|\s*(\S+)", log.read_text("utf-8")
+    )
     greedy = EnsembleRecord.read(run / "ensembles" / "sts-greedy-logits")
     best = EnsembleRecord.read(run / "ensembles" / "sts-best-logits")
     recommended = EnsembleRecord.read(resolved(run / "ensembles" / "recommended"))
     epochs = sum(MemberStore(path).read().trained_epochs or 0 for path in find_members(run))
     return {
         "sweep": seconds[0],
+        "training": sum(float(total) for total in totals),
         "seconds": seconds[1],
         "member_epochs": epochs,
         "best": best.test,
@@ -105,32 +126,29 @@ def run_arm(options: tuple[str, ...], data: Path, run: Path, quick: bool) -> dic
     }
 
 
-def of_peft(bench: Bench, configurations: int, epochs: int) -> dict[str, dict[str, float]]:
-    """Seconds that loops of PEFT over the grid would take, from measured steps and evaluations."""
-    rows = bench.grouped_rows(0)
-    steps = len(bench.split) // BATCH
+def of_peft(bench: Bench, turn: int, found: dict[str, dict[str, list[float]]]) -> None:
+    """Append the seconds of a step of each loop of PEFT, and of an evaluation."""
+    grouped = bench.grouped_rows(turn)[:, 0]
+    steps = len(grouped) - WARM_UP - 1
+    plain = bench.rows(1, len(grouped), turn * len(grouped))[:, 0]
     each = {
-        "PEFT, bare loop, grouped by length": sum(bench.bare_loop(rows[:, 0])[WARM_UP:]),
-        "PEFT + Trainer": sum(bench.hub_trainer(rows[:, 0])[1][WARM_UP:]),
+        "PEFT, bare loop, grouped by length": bench.bare_loop(grouped),
+        HALF_LOOP: bench.bare_loop(grouped, half=True),
+        "PEFT + Trainer, grouped by length": bench.hub_trainer(grouped)[1],
+        "PEFT + Trainer": bench.hub_trainer(plain)[1],
     }
     (dev,) = bench.texts.of("dev")
     order = np.argsort(dev.tokens.lengths)
     model = bench.peft_model(False, 0).eval()
-    started = time.monotonic()
-    with torch.inference_mode():
-        for start in range(0, len(order), EVALUATED):
-            chosen = order[start : start + EVALUATED]
-            model(**collate(Bench.records_of(dev, chosen)))
-    evaluation = time.monotonic() - started
-    times = configurations * epochs
-    return {
-        name: {
-            "step": seconds / (len(rows) - WARM_UP - 1),
-            "evaluation": evaluation,
-            "seconds": times * (steps * seconds / (len(rows) - WARM_UP - 1) + evaluation),
-        }
-        for name, seconds in each.items()
-    }
+    for name, seconds in each.items():
+        started = time.monotonic()
+        with torch.inference_mode(), torch.autocast("cpu", enabled=name == HALF_LOOP):
+            for start in range(0, len(order), EVALUATED):
+                chosen = order[start : start + EVALUATED]
+                model(**collate(Bench.records_of(dev, chosen)))
+        times = found.setdefault(name, {"step": [], "evaluation": []})
+        times["step"].append(sum(seconds[WARM_UP:]) / steps)
+        times["evaluation"].append(time.monotonic() - started)
 
 
 def as_markdown(result: dict[str, Any]) -> str:
@@ -140,10 +158,11 @@ def as_markdown(result: dict[str, Any]) -> str:
         f" {result['configurations']} configurations, {result['epochs']} epochs;"
         f" {result['aside']} pairs put aside",
         "",
-        "| arm | minutes in all | of them the sweep | times the whole grid | member-epochs |"
+        "| arm | minutes in all | of them the sweep | of the sweep, training |"
+        " times the whole grid | member-epochs |"
         " r of greedy | points below the whole grid | its members | r of the best member |"
         " r of what is recommended |",
-        f"|{' --- |' * 10}",
+        f"|{' --- |' * 11}",
     ]
     arms = result["arms"]
     whole = arms.get("whole")
@@ -151,16 +170,20 @@ def as_markdown(result: dict[str, Any]) -> str:
         faster = f"{whole['seconds'] / arm['seconds']:.2f}" if whole else ""
         below = f"{100 * (whole['greedy'] - arm['greedy']):+.2f}" if whole else ""
         lines.append(
-            f"| {name} | {arm['seconds'] / 60:.1f} | {arm['sweep'] / 60:.1f} | {faster} |"
+            f"| {name} | {arm['seconds'] / 60:.1f} | {arm['sweep'] / 60:.1f} |"
+            f" {arm['training'] / arm['sweep']:.0%} | {faster} |"
             f" {arm['member_epochs']} | {arm['greedy']:.4f} | {below} | {arm['members']} |"
             f" {arm['best']:.4f} | {arm['recommended']:.4f} |"
         )
+    epochs = result["configurations"] * result["epochs"]
     for name, loop in result["peft"].items():
-        faster = f"{whole['seconds'] / loop['seconds']:.2f}" if whole else ""
-        steps = f"{1e3 * loop['step']:.0f} ms a step, {loop['evaluation']:.1f} s an evaluation"
+        step, evaluation = (1e3 * np.array(loop[what]) for what in ("step", "evaluation"))
+        seconds = epochs * (result["steps"] * np.median(step) + np.median(evaluation)) / 1e3
+        faster = f"{whole['seconds'] / seconds:.2f}" if whole else ""
         lines.append(
-            f"| {name}, computed from {steps} | {loop['seconds'] / 60:.1f} | | {faster} |"
-            f" {result['configurations'] * result['epochs']} | | | | | |"
+            f"| {name}, computed from {np.median(step):.0f} ms a step ({step.min():.0f} to"
+            f" {step.max():.0f} in {len(step)} turns) and {np.median(evaluation) / 1e3:.1f} s an"
+            f" evaluation | {seconds / 60:.1f} | | | {faster} | {epochs} | | | | | |"
         )
     return "\n".join(lines) + "\n"
 
@@ -196,16 +219,16 @@ def main() -> None:
     }
     if file_of_all.exists():
         result = json.loads(file_of_all.read_text())
-    if not result["peft"]:
-        with tempfile.TemporaryDirectory() as scratch:
-            bench = prepare("minilm", str(data), Path(scratch))
-            result["peft"] = of_peft(bench, result["configurations"], result["epochs"])
-    for name in names:
-        if name not in result["arms"]:
-            run = arguments.work.resolve() / name
-            result["arms"][name] = run_arm(ARMS[name], data, run, arguments.quick)
-        file_of_all.write_text(json.dumps(result, indent=1) + "\n")
-        (arguments.out / "result.md").write_text(as_markdown(result))
+    with tempfile.TemporaryDirectory() as scratch:
+        bench = prepare("minilm", str(data), Path(scratch))
+        result["steps"] = len(bench.split) // BATCH
+        for turn, name in enumerate(names):
+            if name not in result["arms"]:
+                of_peft(bench, turn, result["peft"])
+                run = arguments.work.resolve() / name
+                result["arms"][name] = run_arm(ARMS[name], data, run, arguments.quick)
+            file_of_all.write_text(json.dumps(result, indent=1) + "\n")
+            (arguments.out / "result.md").write_text(as_markdown(result))
     print(as_markdown(result))
 
 

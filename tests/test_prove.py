@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from loraens.ensemble.calibration import fit_temperature, scaled
 from loraens.ensemble.combine import combine
@@ -95,6 +96,25 @@ def test_scores_out_of_bag_against_a_plain_loop(task, make_pool):
                 task.score(Outcome(row[outside]), pool.labels[outside]) for row in held.predictions
             ]
             assert_allclose(bagged.fixed[:, number], fixed, rtol=1e-13)
+
+
+def test_threads_of_folds_and_bags_have_a_thread_of_blas_each(make_pool):
+    """Threads that all call a BLAS of several wait for each other; afterwards it has them again."""
+    pool = make_pool(SST, 4, 60)
+    wanted = candidates(SST, ["best"])
+    seen = []
+
+    def threads():
+        return [lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"]
+
+    def look():
+        seen.extend(threads())
+
+    with threadpool_limits(2, user_api="blas"):
+        before = threads()
+        score_bags(pool, wanted, cross_validate(pool, wanted, look), look)
+        assert threads() == before == [2] * len(before)
+    assert seen == [1] * (FOLDS * REPEATS + BAGS) * len(before)
 
 
 def test_correlations_are_of_predictions_of_one_ensemble(make_pool):

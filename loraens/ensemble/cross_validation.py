@@ -16,9 +16,10 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from loraens.ensemble.calibration import fit_temperature, scaled
 from loraens.ensemble.combine import combine, combine_apart
@@ -33,6 +34,7 @@ from loraens.seeding import derive_seed
 FOLDS = 5
 FEWEST = 10  # examples of a fold that a metric which compares them is computed on
 Advance = Callable[[], Any]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -184,7 +186,10 @@ def cross_validate(
 ) -> list[HeldOut]:
     """Held-out outcomes of every candidate; `advance` is called after each fold."""
     results = [HeldOut.empty(pool, candidate) for candidate in candidates]
-    for number, (repeat, chosen_on, scored_on) in enumerate(folds(pool)):
+    parts = list(folds(pool))
+
+    def score(number: int) -> None:
+        repeat, chosen_on, scored_on = parts[number]
         inside, outside = pool.split(chosen_on, scored_on)
         choices = Choices(inside)
         for candidate, held_out in zip(candidates, results, strict=True):
@@ -202,6 +207,8 @@ def cross_validate(
             distances, spreads = distances_and_spreads(outside, weights, candidate.rule, outcome)
             held_out.distances[repeat, scored_on] = distances
             held_out.spreads[repeat, scored_on] = spreads
+
+    for _ in _of_each(pool, score, len(parts)):
         advance()
     return results
 
@@ -276,12 +283,11 @@ def score_bags(
         return scores
 
     rows: list[list[tuple[float, np.ndarray, np.ndarray]]] = [[] for _ in candidates]
-    with ThreadPoolExecutor(_workers(pool)) as executor:
-        for number, row in enumerate(executor.map(scores_of, range(len(drawn)))):
-            of_bag = [of for of, c in zip(rows, candidates, strict=True) if number < c.bags]
-            for of_candidate, entry in zip(of_bag, row, strict=True):
-                of_candidate.append(entry)
-            advance()
+    for number, row in enumerate(_of_each(pool, scores_of, len(drawn))):
+        of_bag = [of for of, c in zip(rows, candidates, strict=True) if number < c.bags]
+        for of_candidate, entry in zip(of_bag, row, strict=True):
+            of_candidate.append(entry)
+        advance()
     out = float(np.mean([len(outside) for _, outside in drawn])) / len(pool.labels)
     ratio = out / (1 - out)
     scores = []
@@ -323,10 +329,20 @@ def nll_of_bags(
             scores.append(NLL(calibrated, outside.labels))
         return scores
 
-    with ThreadPoolExecutor(_workers(pool)) as executor:
-        return np.array(list(executor.map(of_bag, range(len(drawn)))))
+    return np.array(list(_of_each(pool, of_bag, len(drawn))))
 
 
-def _workers(pool: Pool) -> int | None:
-    """Threads; a merged model is computed by the backbone, which has threads of its own."""
-    return 1 if pool.merged is not None else os.cpu_count()
+def _of_each(pool: Pool, compute: Callable[[int], T], count: int) -> Iterator[T]:
+    """What is computed of each fold or bag, in turn, by as many threads as there are cores, in each
+    of which BLAS has one: with more they would wait for each other.
+
+    A merged model is computed by the backbone, which has threads of its own.
+    """
+    if pool.merged is not None:
+        yield from map(compute, range(count))
+        return
+    with (
+        threadpool_limits(1, user_api="blas"),
+        ThreadPoolExecutor(os.cpu_count()) as executor,
+    ):
+        yield from executor.map(compute, range(count))

@@ -230,8 +230,8 @@ def _stacked(outcomes: Iterable[Outcome], logits: np.ndarray) -> Outcome:
 
 
 def _empty(count: int, like: np.ndarray, real: np.dtype) -> np.ndarray:
-    """For so many arrays, real numbers of a type."""
-    return np.empty((count, *like.shape), real if like.dtype.kind == "f" else like.dtype)
+    """For so many arrays, real numbers of a type, and class numbers."""
+    return np.empty((count, *like.shape), real if like.dtype.kind == "f" else np.int32)
 
 
 class _Part(Pool):

@@ -11,7 +11,7 @@ import numpy as np
 
 from loraens.ensemble.options import Options, equal_weights
 from loraens.ensemble.pool import Pool
-from loraens.labels.base import WeightLoss
+from loraens.labels.base import WeightLoss, working_type
 from loraens.metrics import softmax
 
 
@@ -78,10 +78,11 @@ def stacking(pool: Pool, options: Options, rng: np.random.Generator) -> np.ndarr
     linear = pool.kind.stacking_weights(pool.predictions, pool.labels)
     if linear is not None:
         return linear if linear.any() else equal_weights(pool, np.arange(len(pool)))
-    density = np.exp(pool.log_likelihood)
+    density = np.exp(pool.log_likelihood).astype(working_type(pool.logits), copy=False)
     weights = np.full(len(pool), 1 / len(pool))
     for _ in range(200):
-        following = weights * (density @ (1 / (weights @ density))) / density.shape[1]
+        mixture = weights.astype(density.dtype) @ density
+        following = weights * (density @ (1 / mixture)) / density.shape[1]
         if np.abs(following - weights).max() < 1e-6:
             break
         weights = following

@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from loraens.tasks import Task
 
 WeightLoss = Callable[[np.ndarray], tuple[float, np.ndarray]]
-LARGE = 2**30  # bytes of logits
+LARGE = 2**25  # bytes of logits
 
 
 def working_type(logits: np.ndarray) -> np.dtype:
     """Type of what is computed of all members' logits at once: float64, or where they are large
-    that of the logits, which halves the memory; over so many examples rounding averages out.
+    that of the logits, which halves memory and time; over so many examples rounding averages out.
     """
     return logits.dtype if logits.nbytes >= LARGE else np.dtype(np.float64)
 
