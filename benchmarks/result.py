@@ -7,10 +7,10 @@ training pairs is put aside as a labelled test. Each arm is a sweep and `ensembl
 nothing, as commands, imports included:
 
     whole       the whole grid
-    halving     successive halving by the members' own scores
     ensemble    successive halving by what a member adds to the ensemble of all
     bfloat16    the same in bfloat16
-    quarter     the same, and a quarter goes on at each rung
+    quarter     so, and a quarter goes on at each rung
+    score       in bfloat16, successive halving by the members' own scores
     patience    early stopping
 
 The score is Pearson's r on the pairs that were put aside, of the members that `greedy` joins. The
@@ -56,10 +56,10 @@ HALF_LOOP = "PEFT, bare loop, grouped by length, bfloat16"
 HALF = ("--trainer.precision", "bf16-mixed")
 ARMS: dict[str, tuple[str, ...]] = {
     "whole": (),
-    "halving": ("--sweep.halving_factor", "2"),
     "ensemble": (*BY_GAIN, "2"),
     "bfloat16": (*BY_GAIN, "2", *HALF),
     "quarter": (*BY_GAIN, "4", *HALF),
+    "score": ("--sweep.halving_factor", "2", *HALF),
     "patience": ("--sweep.patience", "1"),
 }
 GRID = {"rank": [4, 8, 16, 32], "scale": [1, 3], "lr": [3e-4, 1e-3]}
