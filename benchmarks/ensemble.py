@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import platform
 import resource
 import time
 from pathlib import Path
@@ -27,6 +28,11 @@ from loraens.ensemble.prove import prove
 from loraens.tasks import Task
 
 HEADER = (
+    f"{platform.machine()}, {os.cpu_count()} cores, numpy {np.__version__}; the largest memory is"
+    " that of the whole process.\n\n"
+    "    python benchmarks/ensemble.py --out FILE\n"
+    "    python benchmarks/ensemble.py --members 1000 --examples 100000 --classes 5 --once"
+    " --out FILE\n\n"
     "| members x examples x classes | what | wall, s | CPU, s | memory, GiB | logits, GiB |\n"
     "| --- | --- | --- | --- | --- | --- |\n"
 )
@@ -83,7 +89,7 @@ def main() -> None:
         f"| {case} | {what} | {wall:.0f} | {cpu:.0f} | {largest:.1f} |"
         f" {pool.logits.nbytes / 2**30:.1f} |"
     )
-    print(f"{os.cpu_count()} cores\n{HEADER}{line}")
+    print(f"{HEADER}{line}")
     if arguments.out is not None:
         new = not arguments.out.exists()
         with arguments.out.open("a") as file:

@@ -158,6 +158,8 @@ def as_markdown(result: dict[str, Any]) -> str:
         f" {result['configurations']} configurations, {result['epochs']} epochs;"
         f" {result['aside']} pairs put aside",
         "",
+        "    python benchmarks/result.py --data DIR --work DIR",
+        "",
         "| arm | minutes in all | of them the sweep | of the sweep, training |"
         " times the whole grid | member-epochs |"
         " r of greedy | points below the whole grid | its members | r of the best member |"
