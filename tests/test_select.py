@@ -214,6 +214,19 @@ def test_large_pools_are_computed_in_float32(monkeypatch, task, make_pool):
     np.testing.assert_array_equal(large.order, exact.order)
 
 
+def test_stacking_of_large_pools_where_all_members_are_certain_and_wrong(monkeypatch, make_pool):
+    """The reciprocal of such a density is infinite in float32."""
+    pool = make_pool(SST, 4)
+    logits = pool.logits.astype(np.float32)
+    logits[:, 0] = 0
+    logits[:, 0, int(pool.labels[0])] = [-89, -90, -91, -92]
+    exact = pool.changed(logits=logits.astype(np.float64))
+    monkeypatch.setattr("loraens.labels.base.LARGE", 1)
+    found = stacking(pool.changed(logits=logits), Options(), RNG)
+    monkeypatch.undo()
+    np.testing.assert_allclose(found, stacking(exact, Options(), RNG), atol=2e-4)
+
+
 def test_stacking(make_pool):
     pool = make_pool(SST, 4)
     grid = [np.array(w) / 20 for w in product(range(21), repeat=4) if sum(w) == 20]
