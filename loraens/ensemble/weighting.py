@@ -78,7 +78,7 @@ def stacking(pool: Pool, options: Options, rng: np.random.Generator) -> np.ndarr
     linear = pool.kind.stacking_weights(pool.predictions, pool.labels)
     if linear is not None:
         return linear if linear.any() else equal_weights(pool, np.arange(len(pool)))
-    # the weights do not depend on an example's scale, and a ratio does not underflow for all members
+    # weights do not depend on the scale of an example, and no ratio underflows for all members
     ratio = np.exp(pool.log_likelihood - pool.log_likelihood.max(axis=0))
     density = ratio.astype(working_type(pool.logits), copy=False)
     weights = np.full(len(pool), 1 / len(pool))
