@@ -345,4 +345,5 @@ def _of_each(pool: Pool, compute: Callable[[int], T], count: int) -> Iterator[T]
         threadpool_limits(1, user_api="blas"),
         ThreadPoolExecutor(os.cpu_count()) as executor,
     ):
-        yield from executor.map(compute, range(count))
+        yield compute(0)  # alone: it fills the arrays of the pool that all of them share
+        yield from executor.map(compute, range(1, count))
