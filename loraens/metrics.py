@@ -104,7 +104,8 @@ class Metric:
             of different ensembles, which may differ in offset and scale, are not pooled: the metric
             is the mean of the folds of a cross-validation (Forman and Scholz 2010, on the area
             under the curve).
-        share: Whether it is a share of the examples, each of which counts 0 or 1.
+        right: Where it is a share of the examples: whether each counts, `(..., N)`, of predictions
+            `(..., N)`, or `(..., N, K)` of several labels, and labels.
         of_members: The same score of each of M members, `(M,)`, from their predictions `(M, N)` and
             labels, at once; None where they are computed one by one.
     """
@@ -114,7 +115,7 @@ class Metric:
     compute: Callable[[Outcome, np.ndarray], float]
     higher_is_better: bool = True
     compares: bool = False
-    share: bool = False
+    right: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
     of_members: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
 
     def __call__(self, outcome: Outcome, labels: np.ndarray) -> float:
@@ -127,12 +128,17 @@ class Metric:
 
 
 def _accuracy(outcome: Outcome, labels: np.ndarray) -> float:
-    return float((outcome.predictions == labels).mean())
+    return float(_right(outcome.predictions, labels).mean())
 
 
 def _accuracies(predictions: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    accuracies: np.ndarray = np.count_nonzero(predictions == labels, axis=1) / len(labels)
+    accuracies: np.ndarray = np.count_nonzero(_right(predictions, labels), axis=1) / len(labels)
     return accuracies
+
+
+def _right(predictions: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    right: np.ndarray = predictions == labels
+    return right
 
 
 def _macro_f1(outcome: Outcome, labels: np.ndarray) -> float:
@@ -260,7 +266,12 @@ def _quadratic_kappa(outcome: Outcome, labels: np.ndarray) -> float:
 
 
 def _exact_match(outcome: Outcome, labels: np.ndarray) -> float:
-    return float((outcome.predictions == labels).all(axis=1).mean())
+    return float(_all_right(outcome.predictions, labels).mean())
+
+
+def _all_right(predictions: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    right: np.ndarray = (predictions == labels).all(axis=-1)
+    return right
 
 
 def _micro_f1(outcome: Outcome, labels: np.ndarray) -> float:
@@ -310,7 +321,7 @@ def _average_precision(outcome: Outcome, labels: np.ndarray) -> float:
     return _mean_of_defined(of_each.sum(axis=0) / has.sum(axis=0))
 
 
-ACCURACY = Metric("accuracy", "accuracy", _accuracy, share=True, of_members=_accuracies)
+ACCURACY = Metric("accuracy", "accuracy", _accuracy, right=_right, of_members=_accuracies)
 MACRO_F1 = Metric("macro_f1", "macro F1", _macro_f1)
 NLL = Metric("nll", "NLL", _nll, higher_is_better=False)
 BRIER = Metric("brier", "brier", _brier, higher_is_better=False)
@@ -327,7 +338,7 @@ QUADRATIC_KAPPA = Metric("quadratic_kappa", "quadratic weighted kappa", _quadrat
 AVERAGE_PRECISION = Metric("average_precision", "average precision", _average_precision)
 LABELS_MACRO_F1 = Metric("macro_f1", "macro F1", _macro_f1_of_labels)
 LABELS_MICRO_F1 = Metric("micro_f1", "micro F1", _micro_f1)
-EXACT_MATCH = Metric("exact_match", "exact match", _exact_match, share=True)
+EXACT_MATCH = Metric("exact_match", "exact match", _exact_match, right=_all_right)
 
 
 def overall(by_task: Mapping[str, float]) -> float | None:

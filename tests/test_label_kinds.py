@@ -558,3 +558,13 @@ def test_what_pages_say_of_several_labels():
     assert found["entropy"] == pytest.approx([entropy])
     own = [-(p * math.log(p) + (1 - p) * math.log(1 - p)) for p in (0.5, 0.9, 0.7)]
     assert found["mutual_information"] == pytest.approx([own[2] - (own[0] + own[1]) / 2])
+
+
+@pytest.mark.parametrize("metric", ["share", "other"])
+def test_scores_of_a_bag_are_those_of_a_pool_of_its_copies(pool, metric):
+    share = {"tags": "exact_match", "stars": "accuracy"}[pool.task.name]
+    whole = pool.changed(task=replace(pool.task, metric=share)) if metric == "share" else pool
+    bag = np.random.default_rng(1).integers(0, 150, 150)
+    copies = whole.changed(logits=whole.logits[:, bag], labels=whole.labels[bag])
+    np.testing.assert_allclose(whole.at(bag).scores, copies.scores, atol=1e-14)
+    np.testing.assert_allclose(whole.at(bag).log_likelihood, copies.log_likelihood, atol=1e-13)

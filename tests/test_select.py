@@ -53,6 +53,29 @@ def test_weights_are_legal_and_repeat(task, name, make_pool):
         assert len(set(weights[weights > 0].tolist())) == 1
 
 
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+@pytest.mark.parametrize("name", names(merges=False))
+def test_weights_of_a_bag_are_those_of_a_pool_of_its_copies(task, name, make_pool):
+    """What is taken from the whole pool, or counted in it, is what is computed of the copies."""
+    pool = make_pool(task, noise=2.0)
+    bag, _ = bags(pool, 1)[0]
+    groups = np.arange(len(pool.labels))
+    for whole in (pool, pool.changed(groups=groups)):
+        part = whole.at(bag)
+        copies = whole.changed(
+            logits=whole.logits[:, bag],
+            labels=whole.labels[bag],
+            groups=None if whole.groups is None else groups[bag],
+        )
+        weights = [
+            METHODS[name].select(some, Options(), np.random.default_rng(1))
+            for some in (part, copies)
+        ]
+        np.testing.assert_allclose(*weights, atol=1e-12)
+        np.testing.assert_allclose(part.scores, copies.scores, atol=1e-14)
+        np.testing.assert_allclose(part.log_likelihood, copies.log_likelihood, atol=1e-14)
+
+
 @pytest.mark.parametrize(
     ("most", "members", "tried"),
     [

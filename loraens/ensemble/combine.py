@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from loraens.ensemble.pool import Pool
+from loraens.labels.base import working_type
 from loraens.labels.classes import vote_shares
 from loraens.metrics import Outcome
 
@@ -31,15 +32,23 @@ def combine(pool: Pool, weights: np.ndarray, rule: str, standings: np.ndarray) -
     if rule == MERGED:
         assert pool.merged is not None
         return pool.task.outcome(pool.merged(weights))
-    chosen = np.flatnonzero(weights)
+    chosen: np.ndarray | slice = np.flatnonzero(weights)
     weights = weights[chosen]
+    if len(weights) == len(pool):
+        chosen = slice(None)  # nothing is copied
     if rule == "vote":
         votes = pool.predictions[chosen]
         return Outcome(majority_vote(votes, pool.ranks[chosen], weights, standings[chosen]))
     if rule == "probs":
-        mean = np.tensordot(weights / weights.sum(), pool.averaged[chosen], 1)
-        return pool.kind.outcome_of_mean(mean)
-    return pool.task.outcome(np.tensordot(weights, pool.logits[chosen].astype(np.float64), 1))
+        return pool.kind.outcome_of_mean(mean(weights / weights.sum(), pool.averaged[chosen]))
+    return pool.task.outcome(mean(weights, pool.logits[chosen]))
+
+
+def mean(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """The weighted sum `(N, C)` of values `(M, N, C)`, as float64, in their working type."""
+    working = working_type(values)
+    summed = np.tensordot(weights.astype(working), values.astype(working, copy=False), 1)
+    return summed.astype(np.float64, copy=False)
 
 
 def combine_apart(chosen_on: Pool, scored: Pool, weights: np.ndarray, rule: str) -> Outcome:
@@ -102,8 +111,11 @@ def majority_vote(
     classes = range(int(votes.max()) + 1)
     counts = np.stack([shares @ (votes == number) for number in classes], axis=1)
     tied = counts >= counts.max(axis=1, keepdims=True) - 1e-9 * shares.sum()
+    winners: np.ndarray = counts.argmax(axis=1).astype(votes.dtype)
+    contested = np.flatnonzero(np.count_nonzero(tied, axis=1) > 1)
     tie_breaker = np.arange(len(votes)) if standings is None else standings
-    by_rank = votes[np.lexsort((tie_breaker, -np.asarray(ranks)))]  # (M, N), highest rank first
-    votes_for_tied = np.take_along_axis(tied, by_rank.T, axis=1)  # (N, M)
-    winners: np.ndarray = by_rank[votes_for_tied.argmax(axis=1), np.arange(votes.shape[1])]
+    order = np.lexsort((tie_breaker, -np.asarray(ranks)))  # highest rank first
+    by_rank = votes[:, contested][order]  # (M, n)
+    votes_for_tied = np.take_along_axis(tied[contested], by_rank.T, axis=1)
+    winners[contested] = by_rank[votes_for_tied.argmax(axis=1), np.arange(len(contested))]
     return winners

@@ -22,8 +22,10 @@ def _correlations(x: np.ndarray) -> np.ndarray:
 
 def _cosines(x: np.ndarray) -> np.ndarray:
     """Cosine of each pair of rows `(M, N)`; rows of zeros get similarity 1 with every row."""
-    x = np.asarray(x, np.float64)
-    products = x @ x.T
+    # whole numbers of float32 are exact up to 2 ** 24
+    exact = x.dtype.kind == "i" and float(np.abs(x).max()) ** 2 * x.shape[1] < 2**24
+    x = np.asarray(x, np.float32 if exact else np.float64)
+    products = (x @ x.T).astype(np.float64)
     norms = np.sqrt(products.diagonal())
     positive = np.where(norms > 0, norms, 1)
     cosines: np.ndarray = np.clip(products / positive[:, None] / positive, -1, 1)

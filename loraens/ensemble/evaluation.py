@@ -152,7 +152,7 @@ def evaluate(
     scores = {}
     to_best = {}
     for index, metric in enumerate(kind.metrics):
-        if metric.share:
+        if metric.right is not None:
             scores[metric.name] = exact(round(values[0, index] * len(labels)), len(labels))
         else:
             scores[metric.name] = percentile(values[0, index], resampled[:, 0, index])

@@ -149,6 +149,12 @@ class Pool:
         pool.__dict__["_outcomes"] = _stacked(chosen, pool.logits)  # which are computed already
         return pool
 
+    def distinct(self) -> tuple[Pool, np.ndarray]:
+        """The pool with each example once, those with the most copies first, and the number of
+        copies of each, `(n,)`.
+        """
+        return self, np.ones(len(self.labels), np.int64)
+
     @property
     def kind(self) -> LabelKind:
         """The task's label kind."""
@@ -187,6 +193,15 @@ class Pool:
     def log_likelihood(self) -> np.ndarray:
         """Log density of each label under each member `(M, N)`."""
         return self.kind.log_likelihood(self.predictions, self.probabilities, self.labels)
+
+    @Lazy
+    def right(self) -> np.ndarray:
+        """Whether each member is right on each example, `(M, N)` ones and zeros, where the task's
+        metric is the share of those.
+        """
+        right = self.task.main_metric.right
+        assert right is not None
+        return right(self.predictions, self.labels).astype(np.float32)
 
     @Lazy
     def scores(self) -> np.ndarray:
@@ -239,11 +254,17 @@ class _Part(Pool):
     used.
 
     Args:
-        whole: The other one.
+        whole: The other one; of a part, that of which it is one.
         indices: `(n,)` of the examples in it.
     """
 
+    _whole: Pool
+    _indices: np.ndarray
+
     def __init__(self, whole: Pool, indices: np.ndarray) -> None:
+        if isinstance(whole, _Part):
+            indices = whole._indices[indices]
+            whole = whole._whole
         given = {f.name: getattr(whole, f.name) for f in fields(whole) if f.name != "logits"}
         merged = whole.merged
         self.__dict__.update(
@@ -258,14 +279,17 @@ class _Part(Pool):
         )
 
     def _take(self, name: str) -> np.ndarray:
-        """An array `(M, N, ...)` of the whole pool, `(M, n, ...)`; parts of parts are taken from
-        that pool too, without one in between.
-        """
-        whole, indices = self, np.arange(len(self.labels))
-        while isinstance(whole, _Part) and name not in whole.__dict__:
-            whole, indices = whole.__dict__["_whole"], whole.__dict__["_indices"][indices]
-        taken: np.ndarray = getattr(whole, name).take(indices, axis=1)
+        """An array `(M, N, ...)` of the whole pool, `(M, n, ...)`."""
+        taken: np.ndarray = getattr(self._whole, name).take(self._indices, axis=1)
         return taken
+
+    def distinct(self) -> tuple[Pool, np.ndarray]:
+        """As of a pool."""
+        counts = np.bincount(self._indices)
+        if counts.max() == 1:
+            return self, np.ones(len(self.labels), np.int64)
+        examples = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
+        return self._whole.at(examples), counts[examples]
 
     @Lazy
     def logits(self) -> np.ndarray:
@@ -281,3 +305,20 @@ class _Part(Pool):
     def predictions(self) -> np.ndarray:
         """As of a pool."""
         return self._take("predictions")
+
+    @Lazy
+    def log_likelihood(self) -> np.ndarray:
+        """As of a pool; that of numbers depends on all examples."""
+        if self.kind.categorical:
+            return self._take("log_likelihood")
+        return Pool.log_likelihood.compute(self)
+
+    @Lazy
+    def scores(self) -> np.ndarray:
+        """As of a pool; what is right is counted in the whole pool, without taking anything."""
+        metric = self.task.main_metric
+        if metric.right is None:
+            return Pool.scores.compute(self)
+        counts = np.bincount(self._indices, minlength=len(self._whole.labels))
+        right = (self._whole.right @ counts.astype(np.float32)).astype(np.float64)  # exact
+        return metric.utility(right / len(self.labels))

@@ -211,8 +211,7 @@ def _scorer(pool: Pool) -> BagScores:
     not defined.
     """
     if pool.kind.most_probable and pool.task.metric == "accuracy":
-        assert pool.probabilities is not None
-        return _accuracy_scorer(pool.probabilities, pool.labels)
+        return _accuracy_scorer(*pool.distinct())
     averaged = pool.averaged
     K = averaged.shape[2]
 
@@ -225,10 +224,18 @@ def _scorer(pool: Pool) -> BagScores:
     return scores
 
 
-def _accuracy_scorer(probabilities: np.ndarray, labels: np.ndarray) -> BagScores:
-    """By margins over every other class, for a whole bag at once; a tie counts as an error."""
+def _accuracy_scorer(pool: Pool, copies: np.ndarray) -> BagScores:
+    """By margins over every other class, for a whole bag at once; a tie counts as an error.
+
+    Args:
+        pool: The members on each example once.
+        copies: `(N,)` of each example, falling.
+    """
+    probabilities = pool.probabilities
+    assert probabilities is not None
     members, examples, K = probabilities.shape
-    label = labels.astype(np.int64)[:, None]
+    first = [np.count_nonzero(copies > number) for number in range(int(copies[0]))]
+    label = pool.labels.astype(np.int64)[:, None]
     example = np.arange(examples)[:, None]
     others = np.arange(K - 1) + (np.arange(K - 1) >= label)  # (N, K - 1)
     margins = np.empty((K - 1, members, examples), np.float32)  # in this order faster to reduce
@@ -246,11 +253,12 @@ def _accuracy_scorer(probabilities: np.ndarray, labels: np.ndarray) -> BagScores
             total = total + margins[:, member]
         summed = list(chosen), total
         least = -total[:, None]
-        correct = np.empty((len(bag), len(labels)), dtype=bool)
+        correct = np.empty((len(bag), examples), dtype=bool)
         for start in range(0, len(bag), together):
             part = slice(start, start + together)
-            np.all(margins[:, bag[part]] > least, axis=0, out=correct[part])
-        accuracies: np.ndarray = np.count_nonzero(correct, axis=1) / len(labels)
+            np.logical_and.reduce(margins[:, bag[part]] > least, axis=0, out=correct[part])
+        counts = sum(np.count_nonzero(correct[:, :size], axis=1) for size in first)
+        accuracies: np.ndarray = counts / copies.sum()
         return accuracies
 
     return scores

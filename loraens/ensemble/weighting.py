@@ -79,12 +79,14 @@ def stacking(pool: Pool, options: Options, rng: np.random.Generator) -> np.ndarr
     if linear is not None:
         return linear if linear.any() else equal_weights(pool, np.arange(len(pool)))
     # weights do not depend on the scale of an example, and no ratio underflows for all members
-    ratio = np.exp(pool.log_likelihood - pool.log_likelihood.max(axis=0))
+    distinct, copies = pool.distinct()
+    ratio = np.exp(distinct.log_likelihood - distinct.log_likelihood.max(axis=0))
     density = ratio.astype(working_type(pool.logits), copy=False)
+    counts = copies.astype(density.dtype)
     weights = np.full(len(pool), 1 / len(pool))
     for _ in range(200):
         mixture = weights.astype(density.dtype) @ density
-        following = weights * (density @ (1 / mixture)) / density.shape[1]
+        following = weights * (density @ (counts / mixture)) / len(pool.labels)
         if np.abs(following - weights).max() < 1e-6:
             break
         weights = following

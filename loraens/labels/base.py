@@ -241,7 +241,9 @@ class LabelKind(ABC):
     def log_likelihood(
         self, predictions: np.ndarray, probabilities: np.ndarray | None, labels: np.ndarray
     ) -> np.ndarray:
-        """Log density of each label `(M, N)` under each member."""
+        """Log density of each label `(M, N)` under each member; where the kind is categorical, each
+        must depend on its own example alone.
+        """
 
     @abstractmethod
     def weight_loss(self, task: Task, logits: np.ndarray, labels: np.ndarray) -> WeightLoss:

@@ -324,9 +324,8 @@ def label_value(text: str) -> float | None:
 
 def vote_shares(predictions: np.ndarray, weights: np.ndarray, classes: int) -> np.ndarray:
     """Share of the votes that each class has, `(N, K)`, of predictions `(M, N)`."""
-    votes = predictions[..., None] == np.arange(classes)
-    shares: np.ndarray = np.tensordot(weights / weights.sum(), votes, 1)
-    return shares
+    of_each = weights / weights.sum()
+    return np.stack([of_each @ (predictions == number) for number in range(classes)], axis=-1)
 
 
 def _entropy(probabilities: np.ndarray) -> np.ndarray:
