@@ -173,6 +173,7 @@ def test_what_takes_one_kind_or_low_ranks(run, fails, run_command, capsys, tmp_p
     assert "100.0% of 200 texts" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_dry_run_and_wrong_axes(command, run_command, fails, capsys, tmp_path):
     directory = tmp_path / "run"
     assert run_command(*command(directory, *GRID, "--dry-run")) == 0

@@ -54,6 +54,7 @@ def sweep(files, tiny_bert, tmp_path_factory):
     ).fit()
 
 
+@pytest.mark.slow
 def test_a_sweep_leaves_members_with_scores(sweep):
     frame = sweep.to_frame()
     assert len(frame) == len(sweep.members) == 4

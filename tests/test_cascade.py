@@ -88,6 +88,7 @@ def test_too_few_texts_prove_nothing():
     assert exact.sentence == "the classes are those of all members"
 
 
+@pytest.mark.slow
 def test_the_command(trained_sweep, corpus, run_command, fails, tmp_path, capsys):
     ensemble = trained_sweep("sst") / "ensembles" / "sst-omni-logits"
     predictor = Predictor.load(ensemble)

@@ -220,6 +220,7 @@ def read_rows(path):
         return list(csv.DictReader(file, delimiter=delimiter))
 
 
+@pytest.mark.slow
 def test_predict_writes_regions(run_command, trained, tmp_path, capsys):
     name, sweep = trained
     folder = next(

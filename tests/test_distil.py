@@ -185,6 +185,7 @@ def test_students_of_folds(folds, corpus, run_command):
     assert run_command(*both, "--logger", "false") == 0
 
 
+@pytest.mark.slow
 def test_what_cannot_be_a_teacher(trained_sweep, folds, texts, fails, run_command, tmp_path):
     sweep = trained_sweep("sst")
     ensemble = sweep / "ensembles" / "sst-omni-probs"

@@ -112,6 +112,7 @@ def test_predictions_alone(trained_sweep, run_command, corpus, tmp_path, capsys,
     assert [row["prediction"] for row in rows["one"]] == [row["prediction"] for row in rows["all"]]
 
 
+@pytest.mark.slow
 def test_columns_that_there_are(trained, run_command, capsys):
     name, sweep = trained
     ensemble = sorted((sweep / "ensembles").glob("*omni*"))[0]

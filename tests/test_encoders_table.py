@@ -144,6 +144,7 @@ def test_the_page_has_every_type():
     assert re.findall(r"^\| `([\w-]+)` \|", rows, re.MULTILINE) == [*CONFIGS]
 
 
+@pytest.mark.slow
 def test_the_page_has_every_kind_of_adapters(tmp_path):
     """What is in the other columns, `tests/test_adapter_kinds.py`, `tests/test_peft.py`,
     `tests/test_import.py` and `tests/test_export.py` show.

@@ -75,6 +75,7 @@ def regressor(small, pairs):
     return LoraEnsembleRegressor(**small).fit(*pairs)
 
 
+@pytest.mark.slow
 def test_a_classifier_learns(classifier, reviews):
     texts, labels = reviews
     assert classifier.classes_.tolist() == ["bad", "good"]

@@ -132,6 +132,7 @@ def test_exact_interval_and_undefined_scores():
     assert {row["value"] for row in constant.rows() if row["measure"] == "pearson"} == {None}
 
 
+@pytest.mark.slow
 def test_difference_to_the_best_member_is_paired():
     rng = np.random.default_rng(2)
     outcome, labels = of_classes(rng, SST, 300)
@@ -152,6 +153,7 @@ def test_difference_to_the_best_member_is_paired():
     assert all(m.interval.low < m.scores["accuracy"] < m.interval.high for m in other.members)
 
 
+@pytest.mark.slow
 def test_calibration_and_coverage():
     rng = np.random.default_rng(3)
     outcome, labels = of_classes(rng, SST, 2000)

@@ -257,6 +257,7 @@ def test_a_file_is_never_written_over_its_place(tmp_path, monkeypatch):
     assert list(path.parent.iterdir()) == [path]
 
 
+@pytest.mark.slow
 def test_fit_takes_the_lock_of_its_directory(fails, training, tmp_path):
     with locked(tmp_path / "run"):
         for command in ("fit", "sweep"):
@@ -519,6 +520,7 @@ def test_ordinary_settings_are_let_through(settings):
     assert untrusted_modules(settings) == []
 
 
+@pytest.mark.slow
 def test_a_report_reads_no_texts_by_a_strangers_class(evil, run_command, plant, tmp_path, capsys):
     run = plant(tmp_path / "run", QUORA, members=2)
     (run / "config.yaml").write_text("data: {class_path: evil.Texts, init_args: {}}")

@@ -301,6 +301,7 @@ def test_parquet_that_would_fill_the_memory(tmp_path, dictionary):
         read_split(path, "test", SST)
 
 
+@pytest.mark.slow
 def test_large_json_arrays_are_streamed(tmp_path):
     rows = [{"sentence": f"text {number}"} for number in range(200_000)]
     (tmp_path / "x.json").write_text(json.dumps(rows))

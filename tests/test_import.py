@@ -66,6 +66,7 @@ def imported(adapters, tiny_bert, corpus, tmp_path_factory, run_command):
     return run
 
 
+@pytest.mark.slow
 def test_logits_are_those_of_peft(imported, adapters, tiny_bert, corpus):
     for name, model in adapters[1].items():
         store = MemberStore(imported / f"peft-{name}")
@@ -191,6 +192,7 @@ def test_what_a_configuration_says_is_refused(
     assert not run.exists()
 
 
+@pytest.mark.slow
 def test_what_its_files_hold_is_refused(adapters, imported, tiny_bert, corpus, tmp_path, fails):
     def refused(*given, run=tmp_path / "run", more=()):
         return fails("import", *given, "--run", run, *more)
@@ -236,6 +238,7 @@ def test_what_its_files_hold_is_refused(adapters, imported, tiny_bert, corpus, t
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_another_model_is_compared_by_its_weights(
     adapters, tiny_bert, corpus, tmp_path, fails, run_command
 ):

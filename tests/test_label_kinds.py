@@ -285,6 +285,7 @@ def test_scores_of_labels_that_are_nowhere_are_not_defined():
     assert scores["exact_match"] == 1
 
 
+@pytest.mark.slow
 def test_a_threshold_has_the_best_f1_of_all():
     rng = np.random.default_rng(0)
     for count in (1, 2, 5, 30):

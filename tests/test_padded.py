@@ -33,6 +33,11 @@ from loraens.tasks import SST
 MEMBERS = [Member(2, 3.0, seed=5), Member(1, 1.0, seed=6), Member(4, 2.0, seed=7)]
 ROWS = np.array([[0, 2, 3, 1], [4, 2, 1, 0], [2, 3, 4, 4]])
 
+QUICK = ("bert", "deberta-v2", "modernbert", "qwen3")  # those that differ the most
+EACH_TYPE = [
+    pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in CONFIGS
+]
+
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
@@ -86,7 +91,7 @@ def stock_features(directory, model, index, row):
     return {"mean": hidden.mean(0), "last": hidden[-1], "cls": hidden[0]}[model.pooling]
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", EACH_TYPE)
 def test_features_are_those_of_the_stock_model(saved, name):
     model = build(saved(name), name).eval()
     adapted = {id(layer) for layer in model.adapters.values()}
@@ -98,7 +103,7 @@ def test_features_are_those_of_the_stock_model(saved, name):
             torch.testing.assert_close(got, expected, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", EACH_TYPE)
 def test_members_together_are_those_alone(saved, name):
     """Three steps with dropout: the same weights and logits to rounding."""
     data = batch_of(3)
@@ -124,7 +129,7 @@ def test_members_together_are_those_alone(saved, name):
         assert (layer.lora_B[0, :, 2:] == 0).all()
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", EACH_TYPE)
 def test_masks_do_not_depend_on_padding(saved, name):
     """The first example beside shorter ones and beside a longer one, in training."""
     model = build(saved(name), name, MEMBERS[:1]).train()
@@ -136,7 +141,7 @@ def test_masks_do_not_depend_on_padding(saved, name):
     torch.testing.assert_close(*(x[0, [0, 2]] for x in features), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", EACH_TYPE)
 def test_peft_loads_a_member_with_the_same_logits(saved, name, tmp_path):
     model = build(saved(name), name).eval()
     targets = TARGETS.get(name, ("query", "value"))
@@ -164,7 +169,7 @@ def test_peft_loads_a_member_with_the_same_logits(saved, name, tmp_path):
     torch.testing.assert_close(again(batch(ROWS[2:]))[0], expected, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", EACH_TYPE)
 def test_a_member_is_what_peft_trained(saved, name, tmp_path):
     members = [Member(1, 1.0), Member(3, 2.0)]
     model = build(saved(name), name, members).eval()

@@ -98,6 +98,7 @@ def test_scores_out_of_bag_against_a_plain_loop(task, make_pool):
             assert_allclose(bagged.fixed[:, number], fixed, rtol=1e-13)
 
 
+@pytest.mark.slow
 def test_threads_of_folds_and_bags_have_a_thread_of_blas_each(make_pool):
     """Threads that all call a BLAS of several wait for each other; afterwards it has them again."""
     pool = make_pool(SST, 4, 60)

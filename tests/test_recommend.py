@@ -76,6 +76,7 @@ def quora(make_pool):
     return pool, prove(pool, candidates(QUORA, methods, options=Options(size=3)))
 
 
+@pytest.mark.slow
 def test_the_goal_calibration_goes_by_nll(quora):
     pool, proofs = quora
     index, found = recommend(pool, proofs, goal="calibration")
@@ -148,6 +149,7 @@ def test_goals_and_bounds_that_do_not_apply_are_refused(quora, make_pool):
         recommend(pool, prove(pool, candidates(STS, ["omni"])), goal="calibration")
 
 
+@pytest.mark.slow
 def test_a_bounded_recommendation_by_calibration_end_to_end(tmp_path, run_command, capsys, fails):
     run = plant(tmp_path / "run", QUORA)
     given = ("--runs", run, "--logger", "false", "--goal", "calibration", "--max_members", 2)
@@ -189,6 +191,7 @@ def test_the_best_of_members_that_know_nothing_is_worth_nothing():
     assert max(excess) > 0.005
 
 
+@pytest.mark.slow
 def test_it_is_written_and_known_to_the_commands(tmp_path, monkeypatch, run_command, capsys):
     monkeypatch.chdir(tmp_path)
     plant(Path("run"), QUORA)

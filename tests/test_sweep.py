@@ -281,6 +281,7 @@ def test_a_grid_may_grow(sweep):
     assert all(after[name] == value for name, value in before.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("args", "options", "message"),
     [
