@@ -10,6 +10,7 @@ nothing, as commands, imports included:
     ensemble    successive halving by what a member adds to the ensemble of all
     bfloat16    the same in bfloat16
     quarter     so, and a quarter goes on at each rung
+    workers     so, by two workers of Ray
     score       in bfloat16, successive halving by the members' own scores
     patience    early stopping
 
@@ -59,6 +60,7 @@ ARMS: dict[str, tuple[str, ...]] = {
     "ensemble": (*BY_GAIN, "2"),
     "bfloat16": (*BY_GAIN, "2", *HALF),
     "quarter": (*BY_GAIN, "4", *HALF),
+    "workers": (*BY_GAIN, "4", *HALF, "--sweep.engine", "ray", "--sweep.workers", "2"),
     "score": ("--sweep.halving_factor", "2", *HALF),
     "patience": ("--sweep.patience", "1"),
 }
@@ -116,7 +118,8 @@ def run_arm(options: tuple[str, ...], data: Path, run: Path, quick: bool) -> dic
     epochs = sum(MemberStore(path).read().trained_epochs or 0 for path in find_members(run))
     return {
         "sweep": seconds[0],
-        "training": sum(float(total) for total in totals),
+        # several workers train at a time
+        "training": None if "ray" in options else sum(float(total) for total in totals),
         "seconds": seconds[1],
         "member_epochs": epochs,
         "best": best.test,
@@ -170,11 +173,12 @@ def as_markdown(result: dict[str, Any]) -> str:
     whole = arms.get("whole")
     for name, arm in arms.items():
         faster = f"{whole['seconds'] / arm['seconds']:.2f}" if whole else ""
+        share = f"{arm['training'] / arm['sweep']:.0%}" if arm["training"] else ""
         below = f"{100 * (whole['greedy'] - arm['greedy']):+.2f}" if whole else ""
         lines.append(
             f"| {name} | {arm['seconds'] / 60:.1f} | {arm['sweep'] / 60:.1f} |"
-            f" {arm['training'] / arm['sweep']:.0%} | {faster} |"
-            f" {arm['member_epochs']} | {arm['greedy']:.4f} | {below} | {arm['members']} |"
+            f" {share} | {faster} | {arm['member_epochs']} |"
+            f" {arm['greedy']:.4f} | {below} | {arm['members']} |"
             f" {arm['best']:.4f} | {arm['recommended']:.4f} |"
         )
     epochs = result["configurations"] * result["epochs"]

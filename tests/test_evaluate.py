@@ -260,6 +260,12 @@ def test_what_cannot_be_evaluated(trained, corpus, fails, tmp_path):
     message = fails(*command, labelled(corpus, task, "test-student"))
     assert "has no labels in column" in message
     assert fails(*command, "dev.csv", "--output", "out.txt").startswith("loraens: --output out.txt")
+    there = fails(*command, "dev.csv", "--output", tmp_path / "none" / "out.csv")
+    assert "its directory does not exist" in there
+    texts = tmp_path / "dev.csv"
+    texts.write_text("a file of labelled texts")
+    assert "is the input" in fails(*command, texts, "--output", texts)
+    assert texts.read_text() == "a file of labelled texts"
     assert "does not exist" in fails(*command, tmp_path / "none.csv")
     assert "--batch_size 0" in fails(*command, "dev.csv", "--batch_size", 0)
     assert MANIFEST in fails("evaluate", "--model", tmp_path, "--input", "dev.csv")

@@ -49,15 +49,18 @@ def evaluate(
     """
     from loraens.files import write_atomically
     from loraens.inference.evaluate import evaluate as evaluate_model
+    from loraens.inference.predict_file import check_place
     from loraens.inference.predictor import Predictor
     from loraens.report.evaluation import FORMATS, sentences, tables
     from loraens.report.terminal import show
 
-    if output is not None and Path(output).suffix not in FORMATS:
-        raise InputError(
-            f"output {output}: a file that ends in {' or '.join(FORMATS)} is expected",
-            option="output",
-        )
+    if output is not None:
+        if Path(output).suffix not in FORMATS:
+            raise InputError(
+                f"output {output}: a file that ends in {' or '.join(FORMATS)} is expected",
+                option="output",
+            )
+        check_place(input, output)
     if batch_size is not None and batch_size < 1:
         raise InputError(f"batch_size {batch_size}: at least 1 is expected", option="batch_size")
     reading = Reading(encoding, quoting, flag="")

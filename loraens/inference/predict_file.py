@@ -46,13 +46,22 @@ def check_output(input: str, output: str) -> Format | None:
             f"output {output}: a file name that ends in .csv, .tsv or .jsonl is expected",
             option="output",
         )
-    if not path.absolute().parent.is_dir():
+    check_place(input, output)
+    return format
+
+
+def check_place(input: str, output: str) -> None:
+    """Refuse an output that would be written over the input or into a directory that is not there.
+
+    Raises:
+        InputError: It would.
+    """
+    if not Path(output).absolute().parent.is_dir():
         raise InputError(
             f"output {output}: its directory does not exist, make it first", option="output"
         )
-    if Path(input).exists() and path.exists() and os.path.samefile(input, output):
+    if Path(input).exists() and Path(output).exists() and os.path.samefile(input, output):
         raise InputError(f"output {output} is the input: choose another file", option="output")
-    return format
 
 
 def predict_file(
