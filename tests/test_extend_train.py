@@ -100,6 +100,16 @@ def test_the_order_of_packs_changes_no_bit(coordinator):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("workers", "sizes"), [(1, [6, 3, 2]), (2, [6, 2, 1, 1, 1])])
+def test_after_a_halving_a_pack_is_left_for_every_worker(coordinator, monkeypatch, workers, sizes):
+    monkeypatch.setattr("loraens.train.coordinator.choose_size", lambda **options: 6)
+    backwards = Reversed()
+    of_ray = {"engine": "ray", "workers": workers, "cpus": 1}
+    coordinator("auto", backwards, size="auto", epochs=4, halving_factor=2, **of_ray).run()
+    assert [len(names) for names in backwards.log] == sizes
+
+
+@pytest.mark.slow
 def test_packs_that_were_taken_before_memory_ran_out_are_split_too(coordinator, monkeypatch):
     step = Population.training_step
 

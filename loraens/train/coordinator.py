@@ -361,7 +361,10 @@ class Coordinator:
         for name, reason in stopped.items():
             ended = f"epoch {self.config.rungs[rung]}: {reason}"
             self._end(name, status="stopped", ended=ended)
-        for name, checkpoint in regrouped(checkpoints, kept, self.pack_size()):
+        size = self.pack_size()
+        if self.config.options.pack_size == "auto":  # there shall be a pack for each worker
+            size = min(size, -(-len(kept) // self.workers.count))
+        for name, checkpoint in regrouped(checkpoints, kept, size):
             checkpoint.save(self.files.path(rung + 1, name))
         # only now does the next rung count: killed before, this one is halved once more
         self.state.rung += 1
