@@ -255,6 +255,7 @@ def test_predict_writes_regions(run_command, trained, tmp_path, capsys):
     assert list(row)[-len(STS.label_kind.regions) :] == ["low", "high"] or name == "sst"
 
 
+@pytest.mark.slow
 def test_a_member_has_regions_of_its_dev_scores(trained):
     name, sweep = trained
     task = {"sst": SST, "sts": STS}[name]

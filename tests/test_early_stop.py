@@ -83,6 +83,7 @@ def test_only_classes_that_are_voted_on_are_certain_early():
     assert not stops_early(SST, Combination("vote", np.ones(1), np.ones(1), np.ones(1), None))
 
 
+@pytest.mark.slow
 def test_each_member_in_turn_is_the_member_alone(trained_sweep):
     sweep = trained_sweep("sst")
     predictor = Predictor.load(sweep / "ensembles" / "sst-omni-probs")

@@ -88,6 +88,7 @@ def test_a_classifier_learns(classifier, reviews):
     assert "dicor-probs" in classifier.proofs_
 
 
+@pytest.mark.slow
 def test_sets_hold_the_label(classifier, reviews):
     texts, labels = reviews
     sets = classifier.predict_set(texts, coverage=0.8)

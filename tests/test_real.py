@@ -38,9 +38,11 @@ def test_every_record_is_read(task, stem, sizes, dropped):
 
 @pytest.fixture(scope="module")
 def all_threads():
+    """Those of this process: with pytest-xdist its share, as more would wait for each other."""
     import torch
 
-    torch.set_num_threads(os.cpu_count() or 1)
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
     yield
     torch.set_num_threads(1)
 

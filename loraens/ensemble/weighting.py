@@ -78,8 +78,8 @@ def stacking(pool: Pool, options: Options, rng: np.random.Generator) -> np.ndarr
     linear = pool.kind.stacking_weights(pool.predictions, pool.labels)
     if linear is not None:
         return linear if linear.any() else equal_weights(pool, np.arange(len(pool)))
-    # weights do not depend on the scale of an example, and no ratio underflows for all members
     distinct, copies = pool.distinct()
+    # weights do not depend on the scale of an example, and no ratio underflows for all members
     ratio = np.exp(distinct.log_likelihood - distinct.log_likelihood.max(axis=0))
     density = ratio.astype(working_type(pool.logits), copy=False)
     counts = copies.astype(density.dtype)
